@@ -1,0 +1,12 @@
+//! The tests of the public interface, in one binary: linking one is quicker than linking many.
+
+mod authority;
+mod bundles;
+mod conformance;
+mod handshake;
+mod ids;
+mod keys;
+mod patterns;
+mod requests;
+mod scenario;
+mod support;
