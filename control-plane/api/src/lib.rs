@@ -1,0 +1,50 @@
+//! What the proxy and the control plane share: the protobuf API `sidewind.v1` and the policy model.
+//!
+//! - [`v1`]: the generated messages, clients and servers
+//! - [`reason`]: the machine-readable reasons of refused calls
+//! - [`destination`]: how a proxy names what its workload connects to
+//! - [`service`]: names of services, and names of protocols
+//! - [`pattern`]: what an authorization rule may say about methods and paths
+//! - [`duration`]: durations as people write them in flags and resources
+//!
+//! Nothing here does input or output, and nothing here decides: rules are evaluated in the proxy and
+//! made from resources in the control plane.
+
+pub mod destination;
+pub mod duration;
+pub mod pattern;
+pub mod reason;
+pub mod service;
+
+pub use destination::{Destination, DestinationError};
+pub use reason::Reason;
+pub use service::{ServiceName, ServiceNameError};
+
+/// The protobuf API, generated from `proto/sidewind/v1/mesh.proto`.
+pub mod v1 {
+    #![allow(
+        missing_debug_implementations,
+        unreachable_pub,
+        clippy::all,
+        rustdoc::invalid_html_tags
+    )]
+    tonic::include_proto!("sidewind.v1");
+}
+
+/// The version of this software, which each side names to the other.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Most destinations that one proxy may be subscribed to at once.
+pub const MAX_SUBSCRIPTIONS: usize = 4096;
+
+/// Most ports that one workload may declare.
+pub const MAX_SERVED_PORTS: usize = 256;
+
+/// Most bytes of a certificate signing request.
+pub const MAX_CSR_BYTES: usize = 8 * 1024;
+
+/// Most bytes of one message from a proxy.
+pub const MAX_PROXY_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// Most bytes of a name that a proxy gives: a version, an instance, a workload.
+pub const MAX_NAME_BYTES: usize = 253;

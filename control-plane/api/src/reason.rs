@@ -1,0 +1,159 @@
+//! Machine-readable reasons of refused calls.
+//!
+//! A gRPC status has few codes, and its message is for people. The metadata entry [`METADATA_KEY`]
+//! carries one of these words, so that a proxy can tell "attest again" from "try again later" without
+//! reading prose.
+
+use std::fmt;
+
+/// The metadata key of a status that carries a [`Reason`].
+pub const METADATA_KEY: &str = "sidewind-reason";
+
+macro_rules! reasons {
+    ($($(#[$meta:meta])* $variant:ident = $word:literal,)+) => {
+        /// Why a call was refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum Reason {
+            $($(#[$meta])* $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of declaration.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)+];
+
+            /// The stable word of the reason, as it is sent, counted and audited.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Reason::$variant => $word,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The request holds no evidence, or of a kind that no attestor takes.
+    EvidenceMissing = "evidence-missing",
+    /// The join token was never made here.
+    JoinTokenUnknown = "join-token-unknown",
+    /// The join token has been used.
+    JoinTokenUsed = "join-token-used",
+    /// The join token has expired.
+    JoinTokenExpired = "join-token-expired",
+    /// The certificate signing request cannot be taken: form, signature, key type or size.
+    CsrRefused = "csr-refused",
+    /// The call needs a client certificate, and none was presented.
+    CertificateRequired = "certificate-required",
+    /// The client certificate has expired since the connection was made.
+    CertificateExpired = "certificate-expired",
+    /// The identity has no registration (any more): attest again.
+    NotRegistered = "not-registered",
+    /// The identity may not use this call.
+    NotAWorkload = "not-a-workload",
+    /// A message is not as the API demands.
+    InvalidMessage = "invalid-message",
+    /// The address of the registration is not the one that the connection comes from.
+    AddressRefused = "address-refused",
+    /// A limit of size or number was passed.
+    LimitExceeded = "limit-exceeded",
+    /// The signing authority cannot honour the lifetime.
+    LifetimeRefused = "lifetime-refused",
+    /// Another stream of the same instance took this one's place.
+    Replaced = "replaced",
+    /// The control plane is stopping.
+    ShuttingDown = "shutting-down",
+    /// The store cannot be written or read just now.
+    StoreUnavailable = "store-unavailable",
+    /// The control plane is at its limit of work just now.
+    Overloaded = "overloaded",
+    /// A fault inside the control plane.
+    Internal = "internal",
+}
+
+impl Reason {
+    /// The reason of a word, if it is one that this version knows.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|reason| reason.as_str() == word)
+    }
+
+    /// The reason that a status carries, if any.
+    #[must_use]
+    pub fn of(status: &tonic::Status) -> Option<Self> {
+        Self::parse(status.metadata().get(METADATA_KEY)?.to_str().ok()?)
+    }
+
+    /// Whether a proxy that is refused for this reason should attest again: its present certificate
+    /// will not get it further.
+    #[must_use]
+    pub const fn needs_attestation(self) -> bool {
+        matches!(
+            self,
+            Self::CertificateRequired | Self::CertificateExpired | Self::NotRegistered
+        )
+    }
+
+    /// The gRPC code that goes with the reason.
+    #[must_use]
+    pub const fn code(self) -> tonic::Code {
+        match self {
+            Self::EvidenceMissing | Self::CsrRefused | Self::InvalidMessage => {
+                tonic::Code::InvalidArgument
+            }
+            Self::JoinTokenUnknown
+            | Self::JoinTokenUsed
+            | Self::JoinTokenExpired
+            | Self::NotRegistered
+            | Self::NotAWorkload
+            | Self::AddressRefused => tonic::Code::PermissionDenied,
+            Self::CertificateRequired | Self::CertificateExpired => tonic::Code::Unauthenticated,
+            Self::LimitExceeded => tonic::Code::ResourceExhausted,
+            Self::LifetimeRefused => tonic::Code::FailedPrecondition,
+            Self::Replaced => tonic::Code::Aborted,
+            Self::ShuttingDown | Self::StoreUnavailable | Self::Overloaded => {
+                tonic::Code::Unavailable
+            }
+            Self::Internal => tonic::Code::Internal,
+        }
+    }
+
+    /// The status that refuses a call for this reason, with a sentence for people.
+    #[must_use]
+    pub fn status(self, message: impl Into<String>) -> tonic::Status {
+        let mut status = tonic::Status::new(self.code(), message);
+        status.metadata_mut().insert(
+            METADATA_KEY,
+            tonic::metadata::MetadataValue::from_static(self.as_str()),
+        );
+        status
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_carries_its_reason_to_the_other_side() {
+        for reason in Reason::ALL {
+            let status = reason.status("because");
+            assert_eq!(Reason::of(&status), Some(*reason));
+            assert_eq!(status.code(), reason.code());
+        }
+    }
+
+    #[test]
+    fn an_unknown_word_is_no_reason() {
+        assert_eq!(Reason::parse("made-up"), None);
+        assert_eq!(Reason::of(&tonic::Status::internal("no metadata")), None);
+    }
+}

@@ -1,0 +1,287 @@
+//! Every command and flag. Each flag is also a variable: `--state-dir` is `SIDEWIND_STATE_DIR`.
+
+use crate::telemetry::LogFormat;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sidewind_api::{ServiceName, duration};
+use sidewind_identity::{SpiffeId, TrustDomain};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The control plane of Sidewind, a service mesh for Apache Airflow.
+///
+/// Begin with `sidewind serve`; it needs no configuration. Then give each workload's proxy the trust bundle
+/// and a join token:
+///
+///   sidewind token create --spiffe-id spiffe://sidewind.local/ns/data/sa/orders --service orders.data
+#[derive(Debug, Parser)]
+#[command(
+    name = "sidewind",
+    version,
+    verbatim_doc_comment,
+    arg_required_else_help = true
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the control plane.
+    ///
+    /// With no flags at all it keeps its state in /var/lib/sidewind, makes a root certificate there, and
+    /// serves proxies on port 15010. The file trust-bundle.pem in the state directory is what proxies need
+    /// to know it by.
+    Serve(Box<ServeFlags>),
+    /// Make join tokens, with which proxies get their first certificate.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Look at the certificate authority.
+    #[command(subcommand)]
+    Ca(AuthorityCommand),
+    /// List the workloads of the mesh.
+    Workloads(WorkloadsFlags),
+    /// Look at resources: policies, service entries, routes.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeFlags {
+    /// Directory of the state: keys, registrations, audit. Made with mode 0700 where it is missing.
+    #[arg(long, env = "SIDEWIND_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+
+    /// Directory of resources (*.yaml), read again on change; none by default.
+    #[arg(long, env = "SIDEWIND_CONFIG", value_name = "DIR")]
+    pub config: Option<PathBuf>,
+
+    /// Trust domain whose identities are issued.
+    #[arg(
+        long, env = "SIDEWIND_TRUST_DOMAIN", value_name = "NAME", default_value = "sidewind.local",
+        value_parser = parse_trust_domain
+    )]
+    pub trust_domain: TrustDomain,
+
+    /// Address and port for proxies (gRPC over TLS 1.3).
+    #[arg(
+        long,
+        env = "SIDEWIND_LISTEN",
+        value_name = "IP:PORT",
+        default_value = "0.0.0.0:15010"
+    )]
+    pub listen: SocketAddr,
+
+    /// Address and port for probes and metrics (plain HTTP: /live, /ready, /metrics).
+    #[arg(
+        long,
+        env = "SIDEWIND_ADMIN_LISTEN",
+        value_name = "IP:PORT",
+        default_value = "0.0.0.0:15014"
+    )]
+    pub admin_listen: SocketAddr,
+
+    /// Lifetime of certificates, from 1m to 24h, for join tokens that say nothing else.
+    #[arg(
+        long, env = "SIDEWIND_SVID_TTL", value_name = "DURATION", default_value = "1h",
+        value_parser = parse_duration
+    )]
+    pub svid_ttl: Duration,
+
+    /// Whether workloads take plaintext connections from outside the mesh.
+    #[arg(
+        long,
+        env = "SIDEWIND_INBOUND_PLAINTEXT",
+        value_name = "MODE",
+        default_value = "permissive"
+    )]
+    pub inbound_plaintext: PlaintextFlag,
+
+    /// Root certificate in PEM, instead of a generated one; goes with --root-key.
+    #[arg(
+        long,
+        env = "SIDEWIND_ROOT_CERT",
+        value_name = "FILE",
+        requires = "root_key"
+    )]
+    pub root_cert: Option<PathBuf>,
+
+    /// Key of the root certificate in PEM (P-256); its mode must be 0600 or stricter.
+    #[arg(
+        long,
+        env = "SIDEWIND_ROOT_KEY",
+        value_name = "FILE",
+        requires = "root_cert"
+    )]
+    pub root_key: Option<PathBuf>,
+
+    /// What to log: a level, or a filter like info,sidewind_control_plane=debug.
+    #[arg(
+        long,
+        env = "SIDEWIND_LOG_LEVEL",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub log_level: String,
+
+    /// Form of the log lines, which go to standard error.
+    #[arg(
+        long,
+        env = "SIDEWIND_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "json"
+    )]
+    pub log_format: LogFormat,
+}
+
+/// Where state is kept by default.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/sidewind";
+
+/// Whether plaintext from outside the mesh is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlaintextFlag {
+    /// Taken, and subject to the policies like everything else.
+    Permissive,
+    /// Refused.
+    Strict,
+}
+
+/// Commands about join tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a join token and print it, and nothing else, on standard output.
+    ///
+    /// The token is good once and is kept nowhere but where you put it. Give it to one proxy, as
+    /// SIDEWIND_JOIN_TOKEN or in a file named by --join-token-file.
+    Create(TokenCreateFlags),
+}
+
+/// Flags of `token create`.
+#[derive(Debug, Args)]
+pub struct TokenCreateFlags {
+    /// Identity that the token gives, like spiffe://sidewind.local/ns/data/sa/orders.
+    #[arg(long, env = "SIDEWIND_SPIFFE_ID", value_name = "ID", value_parser = parse_spiffe_id)]
+    pub spiffe_id: SpiffeId,
+
+    /// Service that the workload may offer, as name.namespace; may be given several times.
+    #[arg(
+        long = "service",
+        env = "SIDEWIND_SERVICE",
+        value_name = "SERVICE",
+        value_delimiter = ','
+    )]
+    pub services: Vec<ServiceName>,
+
+    /// How long the token is good, at most 24h.
+    #[arg(
+        long, env = "SIDEWIND_EXPIRES", value_name = "DURATION", default_value = "10m",
+        value_parser = parse_duration
+    )]
+    pub expires: Duration,
+
+    /// Lifetime of the certificates that come of it, from 1m to 24h [default: the server's --svid-ttl].
+    #[arg(long, env = "SIDEWIND_SVID_TTL", value_name = "DURATION", value_parser = parse_duration)]
+    pub svid_ttl: Option<Duration>,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Which running control plane is asked.
+#[derive(Debug, Args)]
+pub struct SocketFlags {
+    /// State directory of the running control plane; its admin.sock is asked.
+    #[arg(long, env = "SIDEWIND_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+
+    /// Admin socket of the running control plane, when it is elsewhere.
+    #[arg(long, env = "SIDEWIND_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// Commands about the certificate authority.
+#[derive(Debug, Subcommand)]
+pub enum AuthorityCommand {
+    /// Show the root and signing certificates.
+    Show(AuthorityShowFlags),
+}
+
+/// Flags of `ca show`.
+#[derive(Debug, Args)]
+pub struct AuthorityShowFlags {
+    /// Print the roots in PEM: the trust bundle that proxies are given.
+    #[arg(long)]
+    pub pem: bool,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Flags of `workloads`.
+#[derive(Debug, Args)]
+pub struct WorkloadsFlags {
+    /// Form of the output.
+    #[arg(
+        short,
+        long,
+        env = "SIDEWIND_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub output: OutputFormat,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// The form of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// A table for people.
+    Table,
+    /// JSON for programs.
+    Json,
+}
+
+/// Commands about resources.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a directory of resources, without a running control plane.
+    ///
+    /// Prints everything that is wrong, each with file, line, column and field, and ends with 64 then.
+    Check {
+        /// The directory.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+fn parse_trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::parse(text).map_err(|error| error.to_string())
+}
+
+fn parse_spiffe_id(text: &str) -> Result<SpiffeId, String> {
+    SpiffeId::parse(text).map_err(|error| error.to_string())
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

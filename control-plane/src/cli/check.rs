@@ -1,0 +1,27 @@
+//! `config check`: reads a directory of resources as the server would.
+
+use super::Failure;
+use crate::config::Config;
+use std::path::Path;
+
+pub(super) fn run(directory: &Path) -> Result<(), Failure> {
+    match Config::load(directory) {
+        Ok(config) => {
+            let (policies, entries, routes) = config.counts();
+            println!(
+                "{}: {policies} policies, {entries} service entries, {routes} routes: all right",
+                directory.display()
+            );
+            Ok(())
+        }
+        Err(errors) => {
+            let number = errors.0.len();
+            let noun = if number == 1 {
+                "thing is"
+            } else {
+                "things are"
+            };
+            Err(Failure::Usage(format!("{number} {noun} wrong:\n{errors}")))
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! `serve`: flags into settings, signals into the shutdown.
+
+use super::Failure;
+use super::arguments::{PlaintextFlag, ServeFlags};
+use crate::issuance::authority::RootSource;
+use crate::server::{Server, Settings, StartError, shutdown};
+use crate::store::{StateDirError, check_private};
+use crate::telemetry::{chain, init_logs};
+use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
+use sidewind_api::v1::PlaintextMode;
+use std::path::Path;
+use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
+
+pub(super) fn run(flags: ServeFlags) -> Result<(), Failure> {
+    init_logs(&flags.log_level, flags.log_format).map_err(Failure::Usage)?;
+    harden();
+    let settings = settings(flags)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("the runtime cannot start: {error}")))?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), Failure> {
+    let failed = |error: StartError| {
+        let message = chain(&error);
+        if error.is_usage() {
+            Failure::Usage(message)
+        } else {
+            Failure::Other(message)
+        }
+    };
+    let no_signals = |error| Failure::Other(format!("signals cannot be watched: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let server = Server::start(settings).await.map_err(failed)?;
+    let (trigger, shutdown) = shutdown();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        trigger.trigger();
+    });
+    server.run(shutdown).await.map_err(failed)
+}
+
+fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
+    let root = match (&flags.root_cert, &flags.root_key) {
+        (Some(certificate), Some(key)) => given_root(certificate, key)?,
+        _ => RootSource::Generated,
+    };
+    if let Some(config) = flags.config.as_deref().filter(|config| !config.is_dir()) {
+        let message = format!("--config: {} is not a directory", config.display());
+        return Err(Failure::Usage(message));
+    }
+    Ok(Settings {
+        state_dir: flags.state_dir,
+        config: flags.config,
+        trust_domain: flags.trust_domain,
+        listen: flags.listen,
+        admin_listen: flags.admin_listen,
+        svid_ttl: flags.svid_ttl,
+        inbound_plaintext: match flags.inbound_plaintext {
+            PlaintextFlag::Permissive => PlaintextMode::Permissive,
+            PlaintextFlag::Strict => PlaintextMode::Strict,
+        },
+        root,
+    })
+}
+
+fn given_root(certificate: &Path, key: &Path) -> Result<RootSource, Failure> {
+    let read = |flag: &str, path: &Path| {
+        std::fs::read_to_string(path).map_err(|error| {
+            Failure::Usage(format!(
+                "{flag}: {} cannot be read: {error}",
+                path.display()
+            ))
+        })
+    };
+    check_private(key)
+        .map_err(|error: StateDirError| Failure::Usage(format!("--root-key: {}", chain(&error))))?;
+    Ok(RootSource::Given {
+        certificate_pem: read("--root-cert", certificate)?,
+        key_pem: Zeroizing::new(read("--root-key", key)?),
+    })
+}
+
+/// Keys must not end in a core dump, nor be read by a debugger of the same user; and each proxy takes a
+/// file descriptor. Where the system refuses, the control plane runs all the same.
+fn harden() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps stay allowed");
+    }
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}

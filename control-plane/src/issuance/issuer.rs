@@ -1,0 +1,341 @@
+//! Attest and renew: who is asking, what they may have, the certificate, the audit.
+
+use super::Refusal;
+use super::authority::{CertificateAuthority, Issued, is_reserved};
+use super::registrations::{Registrations, name};
+use crate::attest::{Attestors, Settlement};
+use crate::store::writer::{Write, Writer};
+use crate::store::{AuditRecord, GRANTED, Registration};
+use crate::telemetry::Metrics;
+use sidewind_api::{MAX_CSR_BYTES, Reason, v1};
+use sidewind_identity::PeerIdentity;
+use sidewind_identity::authority::SignError;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+
+/// Issues SVIDs.
+#[derive(Debug)]
+pub struct Issuer {
+    authority: Arc<CertificateAuthority>,
+    attestors: Attestors,
+    registrations: Arc<Registrations>,
+    writer: Writer,
+    metrics: Arc<Metrics>,
+    refusal_records: Mutex<Allowance>,
+}
+
+/// Records of refusals in one second, and how many may come at once.
+const RECORDS_PER_SECOND: f64 = 20.0;
+const RECORDS_AT_ONCE: f64 = 1000.0;
+
+impl Issuer {
+    /// An issuer.
+    #[must_use]
+    pub fn new(
+        authority: Arc<CertificateAuthority>,
+        attestors: Attestors,
+        registrations: Arc<Registrations>,
+        writer: Writer,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            authority,
+            attestors,
+            registrations,
+            writer,
+            metrics,
+            refusal_records: Mutex::new(Allowance::full()),
+        }
+    }
+
+    /// Exchanges evidence for a first certificate. Gives back what was registered, too.
+    ///
+    /// # Errors
+    /// Why not; the refusal is in the audit already.
+    pub async fn attest(
+        &self,
+        request: &v1::AttestRequest,
+        caller: IpAddr,
+    ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
+        let mut audit = audit_record("attest", &request.csr, caller);
+        let result = self.try_attest(request, &mut audit).await;
+        result.map_err(|refusal| self.refused(audit, refusal))
+    }
+
+    async fn try_attest(
+        &self,
+        request: &v1::AttestRequest,
+        audit: &mut AuditRecord,
+    ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
+        check_csr_size(&request.csr)?;
+        let (attestor, evidence) = self.attestors.of(request.evidence.as_ref())?;
+        let registration = attestor.attest(evidence, audit.at).await?;
+        audit.spiffe_id = Some(registration.spiffe_id.to_string());
+        // Signed before the evidence is used up: a bad request must not cost its sender the token.
+        let issued = self.sign(&request.csr, &registration, audit.at)?;
+        note(audit, &registration, &issued);
+        let settlement = Settlement {
+            registration: &registration,
+            issued: &issued,
+            audit,
+        };
+        attestor.settle(evidence, settlement).await?;
+        audit.log();
+        self.metrics.count_issued("attest");
+        let registration = Arc::new(registration);
+        let (serial, not_after) = (issued.serial.clone(), issued.not_after);
+        self.registrations
+            .add(Arc::clone(&registration), serial, not_after);
+        Ok((self.response(&issued), registration))
+    }
+
+    /// Signs a new key for the identity of a living certificate. Needs no store.
+    ///
+    /// # Errors
+    /// Why not; the refusal is in the audit already.
+    pub fn renew(
+        &self,
+        request: &v1::RenewRequest,
+        peer: Option<&PeerIdentity>,
+        caller: IpAddr,
+    ) -> Result<v1::SvidResponse, Refusal> {
+        let mut audit = audit_record("renew", &request.csr, caller);
+        let result = self.try_renew(request, peer, &mut audit);
+        result.map_err(|refusal| self.refused(audit, refusal))
+    }
+
+    fn try_renew(
+        &self,
+        request: &v1::RenewRequest,
+        peer: Option<&PeerIdentity>,
+        audit: &mut AuditRecord,
+    ) -> Result<v1::SvidResponse, Refusal> {
+        audit.spiffe_id = peer.map(|peer| peer.id.to_string());
+        let registration = self.registration_of(peer, audit.at)?;
+        check_csr_size(&request.csr)?;
+        let issued = self.sign(&request.csr, &registration, audit.at)?;
+        note(audit, &registration, &issued);
+        let (serial, not_after) = (issued.serial.clone(), issued.not_after);
+        self.writer.write(Write::Svid {
+            serial: serial.clone(),
+            registration: registration.id.clone(),
+            not_after,
+        });
+        self.writer.audit(audit.clone());
+        self.metrics.count_issued("renew");
+        self.registrations.add(registration, serial, not_after);
+        Ok(self.response(&issued))
+    }
+
+    /// The registration that a peer's calls go by.
+    ///
+    /// # Errors
+    /// When the peer showed no certificate, or one that has ended or has no registration.
+    pub fn registration_of(
+        &self,
+        peer: Option<&PeerIdentity>,
+        now: SystemTime,
+    ) -> Result<Arc<Registration>, Refusal> {
+        let peer = peer.ok_or_else(|| {
+            Refusal::new(
+                Reason::CertificateRequired,
+                "this call needs a client certificate; attest first",
+            )
+        })?;
+        // The connection may be older than the certificate's end.
+        if peer.not_after < now {
+            return Err(Refusal::new(
+                Reason::CertificateExpired,
+                format!("the certificate of {} has expired; attest again", peer.id),
+            ));
+        }
+        if is_reserved(&peer.id) || peer.id.trust_domain() != self.authority.trust_domain() {
+            return Err(Refusal::new(
+                Reason::NotAWorkload,
+                format!("{} is not a workload of this control plane", peer.id),
+            ));
+        }
+        self.registrations.of(peer).ok_or_else(|| {
+            Refusal::new(
+                Reason::NotRegistered,
+                format!(
+                    "{} is not registered here (any more); attest again",
+                    peer.id
+                ),
+            )
+        })
+    }
+
+    fn sign(
+        &self,
+        csr: &[u8],
+        registration: &Registration,
+        now: SystemTime,
+    ) -> Result<Issued, Refusal> {
+        if is_reserved(&registration.spiffe_id) {
+            let message = format!("{} is reserved", registration.spiffe_id);
+            return Err(Refusal::new(Reason::NotAWorkload, message));
+        }
+        let (id, ttl) = (&registration.spiffe_id, registration.svid_ttl);
+        self.authority.sign(csr, id, ttl, now).map_err(|error| {
+            let reason = sign_refusal(&error);
+            if reason == Reason::Internal {
+                tracing::error!(error = crate::telemetry::chain(&error), "signing failed");
+                return Refusal::new(reason, "the control plane could not sign; see its log");
+            }
+            Refusal::new(reason, error.to_string())
+        })
+    }
+
+    fn response(&self, issued: &Issued) -> v1::SvidResponse {
+        v1::SvidResponse {
+            certificate_chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
+            trust_bundles: self.authority.api_bundles().bundles,
+            version: sidewind_api::VERSION.to_owned(),
+        }
+    }
+
+    /// Counts and records a refusal. In a flood of refusals some are only counted: what anybody can cause
+    /// must not fill the disk.
+    fn refused(&self, mut audit: AuditRecord, refusal: Refusal) -> Refusal {
+        let outcome = refusal.reason.as_str();
+        self.metrics.count_refused(audit.event, outcome);
+        let mut allowance = self
+            .refusal_records
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if allowance.take() {
+            audit.outcome = outcome;
+            audit.detail = Some(refusal.message.clone());
+            (audit.serial, audit.not_after, audit.registration) = (None, None, None);
+            self.writer.audit(audit);
+        } else {
+            self.metrics.audit_suppressed.inc();
+        }
+        refusal
+    }
+}
+
+fn check_csr_size(csr: &[u8]) -> Result<(), Refusal> {
+    if csr.len() <= MAX_CSR_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "the certificate signing request has {} bytes; at most {MAX_CSR_BYTES} are taken",
+        csr.len()
+    );
+    Err(Refusal::new(Reason::CsrRefused, message))
+}
+
+fn audit_record(event: &'static str, csr: &[u8], caller: IpAddr) -> AuditRecord {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, csr);
+    AuditRecord {
+        at: SystemTime::now(),
+        event,
+        outcome: GRANTED,
+        detail: None,
+        spiffe_id: None,
+        registration: None,
+        serial: None,
+        not_after: None,
+        caller: caller.to_string(),
+        csr_sha256: Some(hex(digest.as_ref())),
+    }
+}
+
+fn note(audit: &mut AuditRecord, registration: &Registration, issued: &Issued) {
+    audit.registration = Some(name(registration));
+    audit.serial = Some(issued.serial.clone());
+    audit.not_after = Some(issued.not_after);
+}
+
+/// Lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Whose fault it is that nothing was signed.
+fn sign_refusal(error: &SignError) -> Reason {
+    match error {
+        SignError::CsrTooLarge(_)
+        | SignError::CsrMalformed
+        | SignError::CsrTrailingBytes(_)
+        | SignError::CsrKeyType(_)
+        | SignError::CsrSignature
+        | SignError::CsrNamesOtherId { .. } => Reason::CsrRefused,
+        SignError::Ttl { .. } | SignError::OutlivesIssuer { .. } => Reason::LifetimeRefused,
+        SignError::OtherTrustDomain { .. } | SignError::NotAWorkload(_) => Reason::NotAWorkload,
+        _ => Reason::Internal,
+    }
+}
+
+/// A token bucket of records.
+#[derive(Debug)]
+struct Allowance {
+    left: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    fn full() -> Self {
+        Self {
+            left: RECORDS_AT_ONCE,
+            at: Instant::now(),
+        }
+    }
+
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        let earned = now.duration_since(self.at).as_secs_f64() * RECORDS_PER_SECOND;
+        self.at = now;
+        self.left = (self.left + earned).min(RECORDS_AT_ONCE);
+        let allowed = self.left >= 1.0;
+        if allowed {
+            self.left -= 1.0;
+        }
+        allowed
+    }
+}
+
+/// Checks the lifetime of certificates that a token or flag asks for.
+///
+/// # Errors
+/// When it is out of range, or the authority cannot promise it.
+pub fn check_lifetime(authority: &CertificateAuthority, asked: Duration) -> Result<(), Refusal> {
+    use sidewind_identity::authority::{MAX_SVID_TTL, MIN_SVID_TTL};
+    if !(MIN_SVID_TTL..=MAX_SVID_TTL).contains(&asked) {
+        return Err(Refusal::new(
+            Reason::LifetimeRefused,
+            format!(
+                "an SVID lives from 1 minute to 24 hours, not {}",
+                sidewind_api::duration::format(asked)
+            ),
+        ));
+    }
+    authority
+        .check_lifetime(asked)
+        .map_err(|error| Refusal::new(Reason::LifetimeRefused, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_refusals_is_recorded_in_part() {
+        let mut allowance = Allowance::full();
+        let taken = (0..2000).filter(|_| allowance.take()).count();
+        assert_eq!(taken, 1000);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let taken = (0..2000).filter(|_| allowance.take()).count();
+        assert_eq!(taken, 40);
+    }
+}

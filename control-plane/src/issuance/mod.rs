@@ -1,0 +1,46 @@
+//! The one place that certificates leave from.
+//!
+//! - [`authority`]: the root, the signing intermediate made from it, the trust bundle
+//! - [`registrations`]: what each living certificate may be renewed to
+//! - [`issuer`]: attest and renew: who is asking, what they may have, the certificate, the audit
+//! - [`own`]: the control plane's own identity
+
+pub mod authority;
+pub mod issuer;
+pub mod own;
+pub mod registrations;
+
+use sidewind_api::Reason;
+
+/// Why a call is refused: the word for programs and the sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The word.
+    pub reason: Reason,
+    /// The sentence, fit to be sent to the caller.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal for a reason, with a sentence.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { reason, message }
+    }
+
+    /// The refusal of what needs the store while it is away. The cause is logged, not sent.
+    pub fn store(error: &crate::store::StoreError) -> Self {
+        tracing::error!(error = crate::telemetry::chain(error), "the store failed");
+        Self::new(
+            Reason::StoreUnavailable,
+            "the control plane cannot reach its store just now; try again",
+        )
+    }
+}
+
+impl From<Refusal> for tonic::Status {
+    fn from(refusal: Refusal) -> Self {
+        refusal.reason.status(refusal.message)
+    }
+}

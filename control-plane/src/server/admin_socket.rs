@@ -1,0 +1,255 @@
+//! `AdminService`: what the command line asks, over a Unix socket that its user alone can open.
+
+use super::Shutdown;
+use crate::attest::join_token::mint;
+use crate::issuance::Refusal;
+use crate::issuance::authority::{CertificateAuthority, is_reserved};
+use crate::issuance::issuer::{check_lifetime, hex};
+use crate::registry::Registry;
+use crate::store::{AuditRecord, GRANTED, JoinTokenRecord, Store, unix_seconds};
+use rustls_pki_types::CertificateDer;
+use sidewind_api::v1::admin_service_server::{AdminService, AdminServiceServer};
+use sidewind_api::{Reason, ServiceNameError, duration, v1};
+use sidewind_identity::{SpiffeId, TrustBundle};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
+
+/// How long a join token is good when nothing else is asked for, and at most.
+const TOKEN_TIME: Duration = Duration::from_secs(600);
+const MAX_TOKEN_TIME: Duration = Duration::from_secs(86_400);
+/// Most services of one join token.
+const MAX_SERVICES: usize = 256;
+
+#[derive(Debug)]
+pub(super) struct AdminApi {
+    pub(super) authority: Arc<CertificateAuthority>,
+    pub(super) store: Store,
+    pub(super) registry: Arc<Registry>,
+    pub(super) svid_ttl: Duration,
+}
+
+/// Opens the socket for its owner alone.
+pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
+    // The state directory's lock is held, so what is there is left over from an earlier process.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket until the shutdown begins.
+pub(super) async fn serve(
+    listener: UnixListener,
+    api: AdminApi,
+    shutdown: Shutdown,
+) -> Result<(), tonic::transport::Error> {
+    let (sender, receiver) = mpsc::channel(8);
+    let accepting = tokio::spawn(accept(listener, sender));
+    let served = tonic::transport::Server::builder()
+        .timeout(Duration::from_secs(30))
+        .add_service(AdminServiceServer::new(api))
+        .serve_with_incoming_shutdown(ReceiverStream::new(receiver), shutdown.wait())
+        .await;
+    accepting.abort();
+    served
+}
+
+/// Hands on the connections of this process's own user and of root.
+async fn accept(listener: UnixListener, accepted: mpsc::Sender<io::Result<UnixStream>>) {
+    let own = rustix::process::geteuid().as_raw();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the admin socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == own || peer.uid() == 0 => {
+                if accepted.send(Ok(stream)).await.is_err() {
+                    return;
+                }
+            }
+            Ok(peer) => tracing::warn!(uid = peer.uid(), "a user may not use the admin socket"),
+            Err(error) => tracing::warn!(%error, "cannot tell who uses the admin socket"),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for AdminApi {
+    async fn create_join_token(
+        &self,
+        request: Request<v1::CreateJoinTokenRequest>,
+    ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
+        let uid = request
+            .extensions()
+            .get::<UdsConnectInfo>()
+            .and_then(|info| info.peer_cred)
+            .map_or_else(
+                || "uid unknown".to_owned(),
+                |peer| format!("uid {}", peer.uid()),
+            );
+        let now = SystemTime::now();
+        let (token, expires_in) = self.check_token(request.get_ref())?;
+        let (secret, sha256) = mint()?;
+        let expires_at = now + expires_in;
+        let audit = AuditRecord {
+            at: now,
+            event: "token-create",
+            outcome: GRANTED,
+            detail: None,
+            spiffe_id: Some(token.spiffe_id.to_string()),
+            registration: None,
+            serial: None,
+            not_after: Some(expires_at),
+            caller: uid,
+            csr_sha256: None,
+        };
+        self.store
+            .insert_join_token(sha256, &token, expires_at, &audit)
+            .await
+            .map_err(|error| Refusal::store(&error))?;
+        audit.log();
+        Ok(Response::new(v1::CreateJoinTokenResponse {
+            token: secret.to_string(),
+            expires_at_unix: unix_seconds(expires_at),
+        }))
+    }
+
+    async fn get_authority(
+        &self,
+        _request: Request<v1::GetAuthorityRequest>,
+    ) -> Result<Response<v1::GetAuthorityResponse>, Status> {
+        let bundle = self.authority.bundle();
+        let mut authorities: Vec<_> = bundle
+            .authorities()
+            .iter()
+            .map(|root| authority("root", root))
+            .collect();
+        let signing = self.authority.signing();
+        let chain = signing.chain().iter().map(|der| der.to_vec()).collect();
+        let chain = TrustBundle::from_der(bundle.trust_domain().clone(), 0, chain)
+            .map_err(|error| Reason::Internal.status(error.to_string()))?;
+        authorities.extend(
+            chain
+                .authorities()
+                .iter()
+                .map(|ca| authority("signing", ca)),
+        );
+        Ok(Response::new(v1::GetAuthorityResponse {
+            trust_domain: bundle.trust_domain().to_string(),
+            bundle_sequence: bundle.sequence(),
+            authorities,
+        }))
+    }
+
+    async fn list_workloads(
+        &self,
+        _request: Request<v1::ListWorkloadsRequest>,
+    ) -> Result<Response<v1::ListWorkloadsResponse>, Status> {
+        Ok(Response::new(v1::ListWorkloadsResponse {
+            workloads: self.registry.workloads(),
+        }))
+    }
+}
+
+impl AdminApi {
+    fn check_token(
+        &self,
+        request: &v1::CreateJoinTokenRequest,
+    ) -> Result<(JoinTokenRecord, Duration), Refusal> {
+        let spiffe_id = self.check_id(&request.spiffe_id)?;
+        let svid_ttl = match request.svid_ttl_seconds {
+            0 => self.svid_ttl,
+            seconds => Duration::from_secs(seconds),
+        };
+        check_lifetime(&self.authority, svid_ttl)?;
+        let expires_in = match request.expires_in_seconds {
+            0 => TOKEN_TIME,
+            seconds => Duration::from_secs(seconds),
+        };
+        if expires_in > MAX_TOKEN_TIME {
+            let asked = duration::format(expires_in);
+            let message = format!("a join token is good for at most 24 hours, not {asked}");
+            return Err(Refusal::new(Reason::LimitExceeded, message));
+        }
+        if request.services.len() > MAX_SERVICES {
+            let message = format!("a join token may list at most {MAX_SERVICES} services");
+            return Err(Refusal::new(Reason::LimitExceeded, message));
+        }
+        let parse = |name: &String| {
+            let invalid =
+                |error: ServiceNameError| Refusal::new(Reason::InvalidMessage, error.to_string());
+            name.parse().map_err(invalid)
+        };
+        let token = JoinTokenRecord {
+            spiffe_id,
+            svid_ttl,
+            services: request
+                .services
+                .iter()
+                .map(parse)
+                .collect::<Result<_, _>>()?,
+        };
+        Ok((token, expires_in))
+    }
+
+    fn check_id(&self, text: &str) -> Result<SpiffeId, Refusal> {
+        let id = SpiffeId::parse(text).map_err(|error| {
+            let text: String = text.chars().take(128).collect();
+            let message = format!("{text:?} is not a SPIFFE ID: {error}");
+            Refusal::new(Reason::InvalidMessage, message)
+        })?;
+        let own = self.authority.trust_domain();
+        if id.trust_domain() != own || !id.is_workload() {
+            let message = format!(
+                "{id} is not a workload's ID in trust domain {own}; write spiffe://{own}/ns/<namespace>/sa/<service-account>"
+            );
+            return Err(Refusal::new(Reason::NotAWorkload, message));
+        }
+        if is_reserved(&id) {
+            let message = format!("{id} is reserved: /sidewind is for the control plane itself");
+            return Err(Refusal::new(Reason::NotAWorkload, message));
+        }
+        Ok(id)
+    }
+}
+
+fn authority(role: &str, authority: &sidewind_identity::Authority) -> v1::Authority {
+    let der: &CertificateDer<'_> = authority.certificate();
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
+    v1::Authority {
+        role: role.to_owned(),
+        subject: authority.subject().to_owned(),
+        serial: serial(der),
+        sha256: hex(digest.as_ref()),
+        not_before_unix: unix_seconds(authority.not_before()),
+        not_after_unix: unix_seconds(authority.not_after()),
+        certificate: der.to_vec(),
+    }
+}
+
+/// The serial number in hexadecimal, as SVIDs show theirs: without the zero byte that DER puts before a
+/// high bit.
+fn serial(der: &CertificateDer<'_>) -> String {
+    x509_parser::parse_x509_certificate(der)
+        .map(|(_, certificate)| match certificate.raw_serial() {
+            [0, rest @ ..] => hex(rest),
+            serial => hex(serial),
+        })
+        .unwrap_or_default()
+}

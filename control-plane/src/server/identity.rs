@@ -1,0 +1,68 @@
+//! `IdentityService`: from gRPC to the issuer and back.
+
+use super::listener::Caller;
+use crate::issuance::issuer::Issuer;
+use crate::registry::Registry;
+use sidewind_api::Reason;
+use sidewind_api::v1;
+use sidewind_api::v1::identity_service_server::IdentityService;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+
+/// Attestations under way at once; more wait, and are turned away when they would wait long.
+const ATTESTATIONS: usize = 64;
+const ATTESTATION_WAIT: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(super) struct IdentityApi {
+    issuer: Arc<Issuer>,
+    registry: Arc<Registry>,
+    attestations: Semaphore,
+}
+
+impl IdentityApi {
+    pub(super) fn new(issuer: Arc<Issuer>, registry: Arc<Registry>) -> Self {
+        Self {
+            issuer,
+            registry,
+            attestations: Semaphore::new(ATTESTATIONS),
+        }
+    }
+}
+
+/// Who is calling. Every connection has one; a request without is a fault of this program.
+pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| Reason::Internal.status("the connection has no caller"))
+}
+
+#[tonic::async_trait]
+impl IdentityService for IdentityApi {
+    async fn attest(
+        &self,
+        request: Request<v1::AttestRequest>,
+    ) -> Result<Response<v1::SvidResponse>, Status> {
+        let caller = caller(&request)?;
+        let waited = tokio::time::timeout(ATTESTATION_WAIT, self.attestations.acquire()).await;
+        let Ok(Ok(_turn)) = waited else {
+            return Err(Reason::Overloaded.status("too many attestations at once; try again"));
+        };
+        let request = request.into_inner();
+        let address = caller.address.ip();
+        let (response, registration) = self.issuer.attest(&request, address).await?;
+        self.registry.learn_services(&registration);
+        Ok(Response::new(response))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::SvidResponse>, Status> {
+        let caller = caller(&request)?;
+        let (peer, address) = (caller.peer.as_deref(), caller.address.ip());
+        let response = self.issuer.renew(request.get_ref(), peer, address)?;
+        Ok(Response::new(response))
+    }
+}

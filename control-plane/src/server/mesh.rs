@@ -1,0 +1,94 @@
+//! `MeshService`: begins a session for each stream.
+
+use super::Shutdown;
+use super::identity::caller;
+use super::session::Session;
+use crate::issuance::issuer::Issuer;
+use crate::registry::{Outbox, Registry, WorkloadRecord};
+use crate::telemetry::Metrics;
+use sidewind_api::v1::mesh_service_server::MeshService;
+use sidewind_api::v1::proxy_message::Message;
+use sidewind_api::{Reason, v1};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// How long a stream may take to say who it is for.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages on their way to the transport; what waits longer waits in the outbox, where it stays new.
+const MESSAGES_UNDER_WAY: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct MeshApi {
+    pub(super) issuer: Arc<Issuer>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) shutdown: Shutdown,
+}
+
+#[tonic::async_trait]
+impl MeshService for MeshApi {
+    type StreamStream = ReceiverStream<Result<v1::ControlMessage, Status>>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<v1::ProxyMessage>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let caller = caller(&request)?;
+        let registration = self
+            .issuer
+            .registration_of(caller.peer.as_deref(), SystemTime::now())?;
+        if self.shutdown.has_begun() {
+            return Err(Reason::ShuttingDown.status("the control plane is stopping"));
+        }
+        let Some(identity) = caller.peer else {
+            return Err(Reason::CertificateRequired.status("a stream needs a certificate"));
+        };
+        let mut inbound = request.into_inner();
+        let hello = hello(&mut inbound).await?;
+        let (address, now) = (caller.address.ip(), SystemTime::now());
+        let (record, refused) =
+            WorkloadRecord::check(&hello, &identity, &registration, address, now).map_err(
+                |error| {
+                    let spiffe_id = &identity.id;
+                    tracing::warn!(%spiffe_id, peer = %address, %error, "a hello is refused");
+                    error.reason().status(error.to_string())
+                },
+            )?;
+        for sentence in &refused {
+            tracing::warn!(spiffe_id = %identity.id, peer = %address, "{sentence}");
+        }
+        tracing::info!(
+            spiffe_id = %identity.id,
+            instance_id = hello.instance_id,
+            workload = hello.workload_name,
+            address = %record.address,
+            version = hello.version,
+            "a proxy connected"
+        );
+        let (sender, receiver) = mpsc::channel(MESSAGES_UNDER_WAY);
+        let outbox = Arc::new(Outbox::default());
+        let session = Session {
+            connected: self.registry.connect(record, Arc::clone(&outbox)),
+            outbox,
+            inbound,
+            sender,
+            identity,
+            metrics: Arc::clone(&self.metrics),
+        };
+        tokio::spawn(session.run(refused));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+async fn hello(inbound: &mut Streaming<v1::ProxyMessage>) -> Result<v1::ProxyHello, Status> {
+    let message = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
+        .await
+        .map_err(|_| Reason::InvalidMessage.status("no hello came within 10 seconds"))??;
+    match message.and_then(|message| message.message) {
+        Some(Message::Hello(hello)) => Ok(hello),
+        _ => Err(Reason::InvalidMessage.status("the first message of a stream must be a hello")),
+    }
+}

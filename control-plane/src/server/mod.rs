@@ -1,0 +1,59 @@
+//! The running control plane.
+//!
+//! - [`settings`]: what the command line decided, checked
+//! - `start`: puts the rooms together, in the order in which they need one another
+//! - `listener`: the gRPC port: TLS, bounds, who is calling
+//! - `identity`, `mesh`, `session`: the two services for proxies
+//! - `admin_socket`, `admin_http`: the command line's socket; probes and metrics
+//! - `measure`: how long calls take
+
+mod admin_http;
+mod admin_socket;
+mod identity;
+mod listener;
+mod measure;
+mod mesh;
+mod session;
+pub mod settings;
+mod start;
+
+pub use settings::Settings;
+pub use start::{Server, StartError};
+
+use tokio::sync::watch;
+
+/// Tells every part that the process is to end.
+#[derive(Debug, Clone)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+/// Ends the process gracefully when dropped or told to.
+#[derive(Debug)]
+pub struct ShutdownTrigger(watch::Sender<bool>);
+
+/// A shutdown that has not happened, and what sets it off.
+#[must_use]
+pub fn shutdown() -> (ShutdownTrigger, Shutdown) {
+    let (sender, receiver) = watch::channel(false);
+    (ShutdownTrigger(sender), Shutdown(receiver))
+}
+
+impl ShutdownTrigger {
+    /// Sets the shutdown off.
+    pub fn trigger(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Shutdown {
+    /// Waits for the shutdown.
+    pub async fn wait(mut self) {
+        // An error means that the trigger is gone, which is a shutdown too.
+        let _triggered = self.0.wait_for(|triggered| *triggered).await;
+    }
+
+    /// Whether the shutdown has begun.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+}

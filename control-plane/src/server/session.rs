@@ -1,0 +1,215 @@
+//! One stream: what the proxy asks for, what it is sent, and when it ends.
+
+use crate::registry::outbox::EndReason;
+use crate::registry::{Connected, Outbox, Outgoing, Query};
+use crate::telemetry::Metrics;
+use sidewind_api::v1::control_message::Message as ToProxy;
+use sidewind_api::v1::proxy_message::Message as FromProxy;
+use sidewind_api::{Destination, MAX_SUBSCRIPTIONS, Reason, v1};
+use sidewind_identity::PeerIdentity;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+/// The wall clock is read again at least this often: a timer does not see it jump.
+const CLOCK_CHECK: Duration = Duration::from_secs(15);
+
+/// How long the reason of an end waits for room.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A stream being served. Ending it takes the workload out of discovery.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) connected: Connected,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) inbound: Streaming<v1::ProxyMessage>,
+    pub(super) sender: mpsc::Sender<Result<v1::ControlMessage, Status>>,
+    pub(super) identity: Arc<PeerIdentity>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// How a destination is spelled, by what it means: each spelling is answered as it was asked for.
+#[derive(Debug, Default)]
+struct Spellings {
+    by_query: BTreeMap<Query, BTreeSet<String>>,
+    number: usize,
+}
+
+impl Session {
+    /// Serves the stream to its end.
+    pub(super) async fn run(mut self, refused: Vec<String>) {
+        let end = self.serve(refused).await;
+        let spiffe_id = &self.identity.id;
+        match end {
+            Ok(()) => tracing::info!(%spiffe_id, "a proxy went away"),
+            Err(status) => {
+                let reason = Reason::of(&status).map_or("connection-lost", Reason::as_str);
+                tracing::info!(%spiffe_id, reason, detail = status.message(), "a stream ended");
+                // The transport may be gone or clogged, and then nobody is told.
+                drop(self.connected);
+                let told = self.sender.send(Err(status));
+                let _ = tokio::time::timeout(FAREWELL, told).await;
+            }
+        }
+    }
+
+    async fn serve(&mut self, refused: Vec<String>) -> Result<(), Status> {
+        let hello = v1::ControlHello {
+            version: sidewind_api::VERSION.to_owned(),
+            refused,
+        };
+        // The channel is empty.
+        let _ = self.sender.try_send(Ok(control(ToProxy::Hello(hello))));
+        let mut spellings = Spellings::default();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.sender.closed() => return Ok(()),
+                () = expiry(self.identity.not_after) => {
+                    let message = format!("the certificate of {} has expired", self.identity.id);
+                    return Err(Reason::CertificateExpired.status(message));
+                }
+                message = self.inbound.message() => match message? {
+                    Some(message) => self.receive(message, &mut spellings)?,
+                    None => return Ok(()),
+                },
+                outgoing = next(&self.sender, &self.outbox) => match outgoing {
+                    Some((permit, outgoing)) => {
+                        self.send(permit, outgoing, &spellings).await?;
+                    }
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    fn receive(&self, message: v1::ProxyMessage, spellings: &mut Spellings) -> Result<(), Status> {
+        match message.message {
+            Some(FromProxy::Subscribe(v1::Subscribe { destination })) => {
+                let query = self.query(&destination)?;
+                if spellings.number >= MAX_SUBSCRIPTIONS {
+                    let message = format!("at most {MAX_SUBSCRIPTIONS} subscriptions at once");
+                    return Err(Reason::LimitExceeded.status(message));
+                }
+                spellings.add(&query, destination);
+                self.connected.subscribe(&query);
+                Ok(())
+            }
+            Some(FromProxy::Unsubscribe(v1::Unsubscribe { destination })) => {
+                let query = self.query(&destination)?;
+                if spellings.remove(&query, &destination) {
+                    self.connected.unsubscribe(&query);
+                }
+                Ok(())
+            }
+            Some(FromProxy::Hello(_)) => {
+                Err(Reason::InvalidMessage.status("a stream has one hello, its first message"))
+            }
+            // A newer proxy may say what this version does not know.
+            None => Ok(()),
+        }
+    }
+
+    fn query(&self, destination: &str) -> Result<Query, Status> {
+        let destination: Destination = destination
+            .parse()
+            .map_err(|error| Reason::InvalidMessage.status(format!("{error}")))?;
+        Ok(Query::new(destination, &self.identity.id))
+    }
+
+    async fn send(
+        &self,
+        permit: mpsc::OwnedPermit<Result<v1::ControlMessage, Status>>,
+        outgoing: Outgoing,
+        spellings: &Spellings,
+    ) -> Result<(), Status> {
+        let (kind, message) = match outgoing {
+            Outgoing::End(EndReason::Replaced) => {
+                return Err(Reason::Replaced.status("another stream of this process took over"));
+            }
+            Outgoing::End(EndReason::ShuttingDown) => {
+                return Err(Reason::ShuttingDown.status("the control plane is stopping"));
+            }
+            Outgoing::Bundles(bundles) => (
+                "trust-bundles",
+                ToProxy::TrustBundles(bundles.as_ref().clone()),
+            ),
+            Outgoing::Policy(policy) => (
+                "inbound-policy",
+                ToProxy::InboundPolicy(policy.as_ref().clone()),
+            ),
+            Outgoing::Destination(query, service) => {
+                let mut permit = Some(permit);
+                for destination in spellings.by_query.get(&query).into_iter().flatten() {
+                    let update = v1::DestinationUpdate {
+                        destination: destination.clone(),
+                        service: service.as_deref().cloned(),
+                    };
+                    let message = Ok(control(ToProxy::Destination(update)));
+                    self.metrics.count_message("destination");
+                    match permit.take() {
+                        Some(permit) => drop(permit.send(message)),
+                        // Two spellings of one destination are rare; a closed channel is seen in the loop.
+                        None => drop(self.sender.send(message).await),
+                    }
+                }
+                return Ok(());
+            }
+        };
+        self.metrics.count_message(kind);
+        drop(permit.send(Ok(control(message))));
+        Ok(())
+    }
+}
+
+/// The next thing to send, once the transport has room for it.
+async fn next(
+    sender: &mpsc::Sender<Result<v1::ControlMessage, Status>>,
+    outbox: &Outbox,
+) -> Option<(
+    mpsc::OwnedPermit<Result<v1::ControlMessage, Status>>,
+    Outgoing,
+)> {
+    let permit = sender.clone().reserve_owned().await.ok()?;
+    Some((permit, outbox.next().await))
+}
+
+/// Waits for the end of a certificate, by the wall clock.
+async fn expiry(not_after: SystemTime) {
+    while let Ok(left) = not_after.duration_since(SystemTime::now()) {
+        // A certificate is valid to the end of its last second.
+        tokio::time::sleep((left + Duration::from_secs(1)).min(CLOCK_CHECK)).await;
+    }
+}
+
+fn control(message: ToProxy) -> v1::ControlMessage {
+    v1::ControlMessage {
+        message: Some(message),
+    }
+}
+
+impl Spellings {
+    fn add(&mut self, query: &Query, spelling: String) {
+        let added = self
+            .by_query
+            .entry(query.clone())
+            .or_default()
+            .insert(spelling);
+        self.number += usize::from(added);
+    }
+
+    /// Takes a spelling out; `true` when it was the last of its destination.
+    fn remove(&mut self, query: &Query, spelling: &str) -> bool {
+        let Some(spellings) = self.by_query.get_mut(query) else {
+            return false;
+        };
+        self.number -= usize::from(spellings.remove(spelling));
+        let last = spellings.is_empty();
+        if last {
+            self.by_query.remove(query);
+        }
+        last
+    }
+}

@@ -1,0 +1,29 @@
+//! What the command line decided.
+
+use crate::issuance::authority::RootSource;
+use sidewind_api::v1::PlaintextMode;
+use sidewind_identity::TrustDomain;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that `sidewind serve` needs to know.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where state is kept.
+    pub state_dir: PathBuf,
+    /// Where resources are, if there are any.
+    pub config: Option<PathBuf>,
+    /// Whose identities are issued.
+    pub trust_domain: TrustDomain,
+    /// The gRPC port.
+    pub listen: SocketAddr,
+    /// The port of probes and metrics.
+    pub admin_listen: SocketAddr,
+    /// Lifetime of certificates whose token says nothing else.
+    pub svid_ttl: Duration,
+    /// Whether workloads take plaintext from outside the mesh.
+    pub inbound_plaintext: PlaintextMode,
+    /// Where the root comes from.
+    pub root: RootSource,
+}

@@ -1,0 +1,445 @@
+//! Puts the rooms together, in the order in which they need one another, and runs them.
+
+use super::admin_http::{self, AdminHttp};
+use super::admin_socket::{self, AdminApi};
+use super::identity::IdentityApi;
+use super::listener;
+use super::measure::MeasureLayer;
+use super::mesh::MeshApi;
+use super::{Settings, Shutdown};
+use crate::attest::Attestors;
+use crate::attest::join_token::JoinTokenAttestor;
+use crate::config::ConfigErrors;
+use crate::config::watch::Watcher;
+use crate::issuance::Refusal;
+use crate::issuance::authority::{AuthorityStartError, CertificateAuthority};
+use crate::issuance::issuer::{Issuer, check_lifetime};
+use crate::issuance::own::{OwnIdentity, OwnIdentityError};
+use crate::issuance::registrations::Registrations;
+use crate::registry::{Registry, WorkloadRecord};
+use crate::store::writer::{Writer, writer};
+use crate::store::{StateDir, StateDirError, Store, StoreError};
+use crate::telemetry::{Metrics, chain};
+use sidewind_api::MAX_PROXY_MESSAGE_BYTES;
+use sidewind_api::v1::identity_service_server::IdentityServiceServer;
+use sidewind_api::v1::mesh_service_server::MeshServiceServer;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Why the control plane did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no authority to sign with.
+    #[error(transparent)]
+    Authority(#[from] AuthorityStartError),
+    /// A lifetime cannot be promised.
+    #[error("--svid-ttl: {0}")]
+    Lifetime(Refusal),
+    /// The resources are wrong.
+    #[error("--config:\n{0}")]
+    Config(#[from] ConfigErrors),
+    /// There is no certificate for the server itself.
+    #[error("the control plane has no identity of its own")]
+    OwnIdentity(#[from] OwnIdentityError),
+    /// A port or socket cannot be opened.
+    #[error("cannot listen on {what}")]
+    Listen {
+        /// Which.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Serving failed.
+    #[error("serving failed")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+impl StartError {
+    /// Whether a flag, variable or file that was given is at fault.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Lifetime(_) | Self::Config(_) => true,
+            Self::StateDir(error) => !matches!(error, StateDirError::InUse { .. }),
+            Self::Store(error) => matches!(error, StoreError::OtherTrustDomain { .. }),
+            Self::Authority(error) => matches!(
+                error,
+                AuthorityStartError::Load { .. }
+                    | AuthorityStartError::RootKeyElsewhere
+                    | AuthorityStartError::RootEnded
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// How long connections may take to end once the process is to end.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// How often certificates are looked at.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often what has ended is deleted.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+/// Connections with a finished handshake that nobody has taken up yet.
+const ACCEPTED: usize = 64;
+
+/// A control plane with its ports open, to be run.
+#[derive(Debug)]
+pub struct Server {
+    rooms: Rooms,
+    watcher: Option<Watcher>,
+    grpc: TcpListener,
+    admin: TcpListener,
+    socket: UnixListener,
+    socket_path: PathBuf,
+    background: JoinSet<()>,
+}
+
+/// What everything else is made of.
+#[derive(Debug)]
+struct Rooms {
+    state: StateDir,
+    store: Store,
+    metrics: Arc<Metrics>,
+    authority: Arc<CertificateAuthority>,
+    own: Arc<OwnIdentity>,
+    registrations: Arc<Registrations>,
+    registry: Arc<Registry>,
+    writer: Writer,
+    svid_ttl: Duration,
+}
+
+impl Server {
+    /// Takes the state up and opens the ports. Everything that was given is checked before the first.
+    ///
+    /// # Errors
+    /// What cannot be used.
+    pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let (listen_grpc, listen_admin) = (settings.listen, settings.admin_listen);
+        let mut background = JoinSet::new();
+        let (rooms, watcher) = Rooms::open(settings, &mut background).await?;
+        let grpc = listen(listen_grpc).await?;
+        let admin = listen(listen_admin).await?;
+        let socket_path = StateDir::admin_socket(rooms.state.path());
+        let socket = admin_socket::bind(&socket_path).map_err(|source| StartError::Listen {
+            what: socket_path.display().to_string(),
+            source,
+        })?;
+        Ok(Self {
+            rooms,
+            watcher,
+            grpc,
+            admin,
+            socket,
+            socket_path,
+            background,
+        })
+    }
+
+    /// The address of the gRPC port, as it was given by the system.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn grpc_address(&self) -> io::Result<SocketAddr> {
+        self.grpc.local_addr()
+    }
+
+    /// The address of the admin port.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// Serves until the shutdown, and then ends gracefully.
+    ///
+    /// # Errors
+    /// When serving fails.
+    pub async fn run(mut self, shutdown: Shutdown) -> Result<(), StartError> {
+        if let (Ok(grpc), Ok(admin)) = (self.grpc_address(), self.admin_address()) {
+            tracing::info!(
+                version = sidewind_api::VERSION,
+                trust_domain = %self.rooms.authority.trust_domain(),
+                state_dir = %self.rooms.state.path().display(),
+                %grpc,
+                %admin,
+                "the control plane is serving"
+            );
+        }
+        let Self {
+            rooms,
+            watcher,
+            grpc,
+            admin,
+            socket,
+            socket_path,
+            ..
+        } = self;
+        let rooms = Arc::new(rooms);
+        let mut tasks = JoinSet::new();
+        let registry = Arc::clone(&rooms.registry);
+        tasks.spawn(async move { registry.run().await });
+        if let Some(watcher) = watcher {
+            let (registry, metrics) = (Arc::clone(&rooms.registry), Arc::clone(&rooms.metrics));
+            let take = move |config| registry.set_config(Arc::new(config));
+            tasks.spawn(watcher.run(metrics, take));
+        }
+        tasks.spawn(Arc::clone(&rooms).maintain());
+        let probes = Arc::new(rooms.probes(shutdown.clone()));
+        tasks.spawn(admin_http::serve(admin, probes));
+        let admin_api = rooms.admin_api();
+        let socket_shutdown = shutdown.clone();
+        tasks.spawn(async move {
+            if let Err(error) = admin_socket::serve(socket, admin_api, socket_shutdown).await {
+                tracing::error!(error = chain(&error), "the admin socket failed");
+            }
+        });
+        let served = rooms.serve_grpc(grpc, shutdown).await;
+        tracing::info!("stopping");
+        rooms.writer.flush().await;
+        tasks.shutdown().await;
+        self.background.shutdown().await;
+        rooms.store.close().await;
+        // What is left of it would only mislead.
+        let _ = std::fs::remove_file(socket_path);
+        served
+    }
+}
+
+impl Rooms {
+    async fn open(
+        settings: Settings,
+        background: &mut JoinSet<()>,
+    ) -> Result<(Self, Option<Watcher>), StartError> {
+        let now = SystemTime::now();
+        let metrics = Arc::new(Metrics::new());
+        let watched = settings.config.as_deref().map(Watcher::open).transpose()?;
+        let state = StateDir::open(&settings.state_dir)?;
+        let store = Store::open(&state).await?;
+        let domain = settings.trust_domain;
+        store.claim_trust_domain(domain.as_str()).await?;
+        let authority =
+            CertificateAuthority::open(store.clone(), domain, settings.root, now).await?;
+        check_lifetime(&authority, settings.svid_ttl).map_err(StartError::Lifetime)?;
+        let authority = Arc::new(authority);
+        state.write_trust_bundle(&authority.bundle().to_pem())?;
+        let own = OwnIdentity::new(Arc::clone(&authority), Arc::clone(&metrics), now)?;
+
+        let registrations = restore_registrations(&store, now).await?;
+        let known = restore_workloads(&store, now).await?;
+        let (writer, writing) = writer(store.clone(), Arc::clone(&metrics));
+        background.spawn(writing.run());
+        let registry = Arc::new(Registry::new(
+            settings.inbound_plaintext,
+            authority.api_bundles(),
+            known,
+            writer.clone(),
+            Arc::clone(&metrics),
+        ));
+        for registration in registrations.all() {
+            registry.learn_services(&registration);
+        }
+        metrics.config_current.set(1);
+        let watcher = watched.map(|(watcher, config)| {
+            registry.set_config(Arc::new(config));
+            watcher
+        });
+        let rooms = Self {
+            state,
+            store,
+            metrics,
+            authority,
+            own: Arc::new(own),
+            registrations: Arc::new(registrations),
+            registry,
+            writer,
+            svid_ttl: settings.svid_ttl,
+        };
+        rooms.measure();
+        Ok((rooms, watcher))
+    }
+
+    async fn serve_grpc(
+        &self,
+        listener: TcpListener,
+        shutdown: Shutdown,
+    ) -> Result<(), StartError> {
+        let (sender, accepted) = mpsc::channel(ACCEPTED);
+        let metrics = Arc::clone(&self.metrics);
+        let own = Arc::clone(&self.own);
+        let accepting = listener::accept(listener, own, sender, metrics, shutdown.clone());
+        let accepting = tokio::spawn(accepting);
+        let attestors = Attestors {
+            join_token: JoinTokenAttestor::new(self.store.clone()),
+        };
+        let issuer = Arc::new(Issuer::new(
+            Arc::clone(&self.authority),
+            attestors,
+            Arc::clone(&self.registrations),
+            self.writer.clone(),
+            Arc::clone(&self.metrics),
+        ));
+        let identity = IdentityApi::new(Arc::clone(&issuer), Arc::clone(&self.registry));
+        let mesh = MeshApi {
+            issuer,
+            registry: Arc::clone(&self.registry),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: shutdown.clone(),
+        };
+        let limit = MAX_PROXY_MESSAGE_BYTES;
+        let registry = Arc::clone(&self.registry);
+        let serving = grpc_server()
+            .layer(MeasureLayer(Arc::clone(&self.metrics)))
+            .add_service(IdentityServiceServer::new(identity).max_decoding_message_size(limit))
+            .add_service(MeshServiceServer::new(mesh).max_decoding_message_size(limit))
+            .serve_with_incoming_shutdown(ReceiverStream::new(accepted), shutdown.clone().wait());
+        // A connection ends when its streams do, so these are ended first.
+        let drained = async move {
+            shutdown.wait().await;
+            registry.close();
+            tokio::time::sleep(DRAIN_TIME).await;
+        };
+        let served = tokio::select! {
+            served = serving => served.map_err(StartError::from),
+            () = drained => Ok(()),
+        };
+        accepting.abort();
+        served
+    }
+
+    fn admin_api(&self) -> AdminApi {
+        AdminApi {
+            authority: Arc::clone(&self.authority),
+            store: self.store.clone(),
+            registry: Arc::clone(&self.registry),
+            svid_ttl: self.svid_ttl,
+        }
+    }
+
+    fn probes(&self, shutdown: Shutdown) -> AdminHttp {
+        AdminHttp {
+            authority: Arc::clone(&self.authority),
+            store: self.store.clone(),
+            metrics: Arc::clone(&self.metrics),
+            shutdown,
+            last: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Looks after certificates and deletes what has ended. Runs until dropped.
+    async fn maintain(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next_prune = tokio::time::Instant::now();
+        loop {
+            interval.tick().await;
+            let now = SystemTime::now();
+            match self.authority.maintain(now).await {
+                Ok(true) => {
+                    self.registry.set_bundles(self.authority.api_bundles());
+                    let pem = self.authority.bundle().to_pem();
+                    if let Err(error) = self.state.write_trust_bundle(&pem) {
+                        tracing::error!(error = chain(&error), "the trust bundle's file is old");
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => tracing::error!(
+                    error = chain(&error),
+                    "the signing certificate cannot be replaced; the present one stays in use"
+                ),
+            }
+            if let Err(error) = self.own.maintain(now) {
+                let error = chain(&error);
+                tracing::error!(error, "the control plane's own certificate is not renewed");
+            }
+            if tokio::time::Instant::now() >= next_prune {
+                next_prune = tokio::time::Instant::now() + PRUNE_INTERVAL;
+                self.registrations.prune(now);
+                if let Err(error) = self.store.prune(now).await {
+                    tracing::warn!(error = chain(&error), "what has ended is not deleted");
+                }
+            }
+            self.measure();
+        }
+    }
+
+    fn measure(&self) {
+        let (root, signing) = self.authority.ends();
+        self.metrics.set_certificate_expiry("root", root);
+        self.metrics.set_certificate_expiry("signing", signing);
+        let registrations = self.registrations.all().len();
+        self.metrics
+            .registrations
+            .set(i64::try_from(registrations).unwrap_or(i64::MAX));
+    }
+}
+
+fn grpc_server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .timeout(Duration::from_secs(30))
+        // A proxy has one stream and a renewal now and then.
+        .max_concurrent_streams(64)
+        .concurrency_limit_per_connection(64)
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(256 * 1024)
+        .max_frame_size(16 * 1024)
+        .http2_max_header_list_size(16 * 1024)
+        .http2_max_pending_accept_reset_streams(Some(20))
+        // A proxy that died without a word leaves discovery within eight seconds.
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(3)))
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Listen {
+            what: address.to_string(),
+            source,
+        })
+}
+
+async fn restore_registrations(
+    store: &Store,
+    now: SystemTime,
+) -> Result<Registrations, StoreError> {
+    let registrations = Registrations::default();
+    for (registration, serial, not_after) in store.living_registrations(now).await? {
+        registrations.restore(registration, serial, not_after);
+    }
+    Ok(registrations)
+}
+
+/// Workloads whose certificates have ended meanwhile cannot be back with them.
+async fn restore_workloads(
+    store: &Store,
+    now: SystemTime,
+) -> Result<Vec<WorkloadRecord>, StoreError> {
+    let workloads = store.workloads().await?;
+    let records = workloads.iter().filter_map(|workload| {
+        let record = WorkloadRecord::from_api(workload);
+        if record.is_none() {
+            tracing::warn!(
+                spiffe_id = workload.spiffe_id,
+                "a stored workload cannot be read"
+            );
+        }
+        record
+    });
+    Ok(records
+        .filter(|record| record.svid_not_after >= now)
+        .collect())
+}

@@ -1,0 +1,170 @@
+//! What attestations allowed, and which certificates came of them.
+
+use super::{Store, StoreError, from_unix_seconds, unix_seconds};
+use sidewind_api::ServiceName;
+use sidewind_identity::SpiffeId;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Names one registration, randomly.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RegistrationId(Arc<str>);
+
+impl RegistrationId {
+    /// A new name.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(uuid::Uuid::new_v4().to_string().into())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RegistrationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What one attested workload may have: its identity, how long its certificates last, and which services
+/// it may offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Its name.
+    pub id: RegistrationId,
+    /// The identity of its certificates.
+    pub spiffe_id: SpiffeId,
+    /// The attestor that vouched for it.
+    pub attestor: &'static str,
+    /// Lifetime of its certificates.
+    pub svid_ttl: Duration,
+    /// Services that it may offer.
+    pub services: Vec<ServiceName>,
+}
+
+/// The attestors whose registrations the store may hold.
+const ATTESTORS: &[&str] = &["join-token"];
+
+impl Store {
+    /// Every registration with a certificate that has not ended, with the serial numbers and ends of
+    /// those certificates.
+    ///
+    /// # Errors
+    /// When the store fails, or holds what cannot be read.
+    pub async fn living_registrations(
+        &self,
+        now: SystemTime,
+    ) -> Result<Vec<(Registration, String, SystemTime)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id, spiffe_id, attestor, svid_ttl_seconds, services, serial, not_after
+             FROM registrations JOIN svids ON registration = id
+             WHERE not_after >= ? ORDER BY created_at, id, not_after",
+        )
+        .bind(unix_seconds(now))
+        .fetch_all(&self.pool)
+        .await?;
+        let read = |row: &SqliteRow| {
+            let not_after = from_unix_seconds(row.try_get("not_after")?);
+            Ok((registration(row)?, row.try_get("serial")?, not_after))
+        };
+        rows.iter().map(read).collect()
+    }
+}
+
+/// Adds a registration.
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    registration: &Registration,
+    now: SystemTime,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO registrations (id, spiffe_id, attestor, svid_ttl_seconds, services, created_at)
+         VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(registration.id.as_str())
+    .bind(registration.spiffe_id.as_str())
+    .bind(registration.attestor)
+    .bind(seconds(registration.svid_ttl))
+    .bind(services_to_json(&registration.services))
+    .bind(unix_seconds(now))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that a certificate came of a registration. One that has been deleted meanwhile is passed over, so
+/// that a batch of writes never fails for it.
+pub(super) async fn insert_svid(
+    connection: &mut SqliteConnection,
+    serial: &str,
+    registration: &RegistrationId,
+    not_after: SystemTime,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO svids (serial, registration, not_after) SELECT ?1, ?2, ?3
+         WHERE EXISTS (SELECT 1 FROM registrations WHERE id = ?2)",
+    )
+    .bind(serial)
+    .bind(registration.as_str())
+    .bind(unix_seconds(not_after))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn registration(row: &SqliteRow) -> Result<Registration, StoreError> {
+    let attestor: &str = row.try_get("attestor")?;
+    let corrupt = |why: String| StoreError::Corrupt {
+        what: "registration",
+        why,
+    };
+    let known = ATTESTORS.iter().find(|known| **known == attestor);
+    let id: String = row.try_get("id")?;
+    Ok(Registration {
+        id: RegistrationId(id.into()),
+        spiffe_id: spiffe_id(row, "registration")?,
+        attestor: known.ok_or_else(|| corrupt(format!("attestor {attestor:?} is not known")))?,
+        svid_ttl: svid_ttl(row)?,
+        services: services(row, "registration")?,
+    })
+}
+
+pub(super) fn spiffe_id(row: &SqliteRow, what: &'static str) -> Result<SpiffeId, StoreError> {
+    let text: &str = row.try_get("spiffe_id")?;
+    SpiffeId::parse(text).map_err(|error| StoreError::Corrupt {
+        what,
+        why: error.to_string(),
+    })
+}
+
+pub(super) fn svid_ttl(row: &SqliteRow) -> Result<Duration, StoreError> {
+    let seconds: i64 = row.try_get("svid_ttl_seconds")?;
+    Ok(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+pub(super) fn services(
+    row: &SqliteRow,
+    what: &'static str,
+) -> Result<Vec<ServiceName>, StoreError> {
+    let corrupt = |why: String| StoreError::Corrupt { what, why };
+    let names: Vec<String> = serde_json::from_str(row.try_get("services")?)
+        .map_err(|error| corrupt(error.to_string()))?;
+    let parse = |name: &String| name.parse().map_err(|error| corrupt(format!("{error}")));
+    names.iter().map(parse).collect()
+}
+
+pub(super) fn services_to_json(services: &[ServiceName]) -> String {
+    let names: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
+    serde_json::Value::from(names).to_string()
+}
+
+pub(super) fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,244 @@
+//! The state directory: who may read it, and that one process alone uses it.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Why a state directory or a file of secrets cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    /// The directory or a file in it cannot be created, opened or read.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file that holds secrets may be read or written by others than its owner.
+    #[error(
+        "{} holds a private key but has mode {mode:04o}, so others than its owner may use it; run: chmod 600 {}",
+        path.display(), path.display()
+    )]
+    TooOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Another process uses the directory.
+    #[error(
+        "another sidewind process{} is using {}; one process alone may use a state directory, so stop that one or give another --state-dir",
+        pid.as_ref().map(|pid| format!(" (pid {pid})")).unwrap_or_default(), path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The other process, as it wrote itself down.
+        pid: Option<String>,
+    },
+}
+
+/// The state directory, locked for this process until dropped.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Takes a state directory, created with mode 0700 where it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made, another process has it, or the database in it is open to others.
+    pub fn open(path: &Path) -> Result<Self, StateDirError> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StateDirError::Io {
+                action,
+                path,
+                source,
+            }
+        };
+        if !path.is_dir() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(failed("create the state directory", path))?;
+        }
+        let state = Self {
+            _lock: lock(path)?,
+            path: path.to_owned(),
+        };
+        let database = state.database();
+        // Made here and not by SQLite, which would go by the umask; its side files take the same mode.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .custom_flags(nofollow())
+            .open(&database)
+            .map_err(failed("open the database", &database))?;
+        check_private(&database)?;
+        Ok(state)
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The SQLite file.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.path.join("sidewind.db")
+    }
+
+    /// The trust bundle in PEM, for proxies to be given.
+    #[must_use]
+    pub fn trust_bundle(&self) -> PathBuf {
+        self.path.join("trust-bundle.pem")
+    }
+
+    /// The Unix socket of the command line in a state directory.
+    #[must_use]
+    pub fn admin_socket(path: &Path) -> PathBuf {
+        path.join("admin.sock")
+    }
+
+    /// Writes the trust bundle for all to read, whole or not at all.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn write_trust_bundle(&self, pem: &str) -> Result<(), StateDirError> {
+        let target = self.trust_bundle();
+        let draft = self.path.join(".trust-bundle.pem.new");
+        let write = || {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .custom_flags(nofollow())
+                .open(&draft)?;
+            file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            file.write_all(pem.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&draft, &target)
+        };
+        write().map_err(|source| StateDirError::Io {
+            action: "write the trust bundle",
+            path: target.clone(),
+            source,
+        })
+    }
+}
+
+fn nofollow() -> i32 {
+    i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default()
+}
+
+fn lock(directory: &Path) -> Result<File, StateDirError> {
+    let path = directory.join("sidewind.lock");
+    let failed = |source| StateDirError::Io {
+        action: "lock the state directory with",
+        path: path.clone(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(nofollow())
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // Who it is only makes the message better.
+            let _unread = file.take(16).read_to_string(&mut pid);
+            let digits = pid.trim();
+            let known = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            return Err(StateDirError::InUse {
+                path: directory.to_owned(),
+                pid: known.then(|| digits.to_owned()),
+            });
+        }
+    }
+    let write_pid = |file: &mut File| {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())
+    };
+    write_pid(&mut file).map_err(failed)?;
+    Ok(file)
+}
+
+/// Checks that a file with secrets in it is open to its owner alone.
+///
+/// # Errors
+/// When it cannot be read, or any permission bit of group or others is set.
+pub fn check_private(path: &Path) -> Result<(), StateDirError> {
+    let metadata = path.metadata().map_err(|source| StateDirError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let path = path.to_owned();
+    Err(StateDirError::TooOpen { path, mode })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_is_told_who_has_the_state_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = StateDir::open(directory.path()).unwrap();
+        let error = StateDir::open(directory.path()).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("(pid {})", std::process::id())),
+            "{error}"
+        );
+        assert!(error.contains("--state-dir"), "{error}");
+        drop(first);
+        StateDir::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_database_that_others_may_read_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(StateDir::open(directory.path()).unwrap());
+        let database = directory.path().join("sidewind.db");
+        std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let error = StateDir::open(directory.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("0644") && error.contains("chmod 600"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_trust_bundle_is_for_all_to_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        state.write_trust_bundle("one").unwrap();
+        state.write_trust_bundle("two").unwrap();
+        let path = state.trust_bundle();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
+    }
+}

@@ -1,0 +1,238 @@
+//! Join tokens: kept as hashes, used once.
+
+use super::registrations::{
+    insert as insert_registration, insert_svid, seconds, services, services_to_json, spiffe_id,
+    svid_ttl,
+};
+use super::{AuditRecord, Registration, Store, StoreError, audit, unix_seconds};
+use sidewind_api::ServiceName;
+use sidewind_identity::SpiffeId;
+use sqlx::Row as _;
+use std::time::{Duration, SystemTime};
+
+/// A join token as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinTokenRecord {
+    /// The identity that it gives.
+    pub spiffe_id: SpiffeId,
+    /// Lifetime of the certificates that come of it.
+    pub svid_ttl: Duration,
+    /// Services that its workload may offer.
+    pub services: Vec<ServiceName>,
+}
+
+/// Why a join token gives nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedToken {
+    /// It was never made.
+    Unknown,
+    /// It was used before.
+    Used,
+    /// Its time is over.
+    Expired,
+}
+
+/// What is written when a join token is used.
+#[derive(Debug)]
+pub struct Redemption<'a> {
+    /// SHA-256 of the token.
+    pub sha256: [u8; 32],
+    /// What it allows from now on.
+    pub registration: &'a Registration,
+    /// Serial number of the first certificate.
+    pub serial: &'a str,
+    /// End of the first certificate.
+    pub not_after: SystemTime,
+    /// The record of the issuance.
+    pub audit: &'a AuditRecord,
+}
+
+impl Store {
+    /// Keeps a new join token, with the record of its making.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn insert_join_token(
+        &self,
+        sha256: [u8; 32],
+        token: &JoinTokenRecord,
+        expires_at: SystemTime,
+        audit: &AuditRecord,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(
+            "INSERT INTO join_tokens (sha256, spiffe_id, svid_ttl_seconds, services, created_at,
+                                      expires_at)
+             VALUES (?, ?, ?, ?, ?, ?)",
+        )
+        .bind(sha256.as_slice())
+        .bind(token.spiffe_id.as_str())
+        .bind(seconds(token.svid_ttl))
+        .bind(services_to_json(&token.services))
+        .bind(unix_seconds(audit.at))
+        .bind(unix_seconds(expires_at))
+        .execute(&mut *transaction)
+        .await?;
+        audit::insert(&mut transaction, audit).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// What a join token would give now. Nothing is used up.
+    ///
+    /// # Errors
+    /// When the store fails, or holds what cannot be read.
+    pub async fn join_token(
+        &self,
+        sha256: [u8; 32],
+        now: SystemTime,
+    ) -> Result<Result<JoinTokenRecord, RefusedToken>, StoreError> {
+        let row = sqlx::query(
+            "SELECT spiffe_id, svid_ttl_seconds, services, expires_at, used_at FROM join_tokens
+             WHERE sha256 = ?",
+        )
+        .bind(sha256.as_slice())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else {
+            return Ok(Err(RefusedToken::Unknown));
+        };
+        if row.try_get::<Option<i64>, _>("used_at")?.is_some() {
+            return Ok(Err(RefusedToken::Used));
+        }
+        if row.try_get::<i64, _>("expires_at")? <= unix_seconds(now) {
+            return Ok(Err(RefusedToken::Expired));
+        }
+        Ok(Ok(JoinTokenRecord {
+            spiffe_id: spiffe_id(&row, "join token")?,
+            svid_ttl: svid_ttl(&row)?,
+            services: services(&row, "join token")?,
+        }))
+    }
+
+    /// Uses a join token up and writes what comes of it, all or nothing. Of any number of callers at
+    /// once, one gets `true`.
+    ///
+    /// # Errors
+    /// When the store fails; then the token is not used.
+    pub async fn redeem_join_token(&self, redemption: &Redemption<'_>) -> Result<bool, StoreError> {
+        let now = redemption.audit.at;
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let used = sqlx::query(
+            "UPDATE join_tokens SET used_at = ?1
+             WHERE sha256 = ?2 AND used_at IS NULL AND expires_at > ?1",
+        )
+        .bind(unix_seconds(now))
+        .bind(redemption.sha256.as_slice())
+        .execute(&mut *transaction)
+        .await?;
+        if used.rows_affected() != 1 {
+            transaction.rollback().await?;
+            return Ok(false);
+        }
+        let registration = redemption.registration;
+        insert_registration(&mut transaction, registration, now).await?;
+        let (serial, not_after) = (redemption.serial, redemption.not_after);
+        insert_svid(&mut transaction, serial, &registration.id, not_after).await?;
+        audit::insert(&mut transaction, redemption.audit).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::empty_store;
+    use super::super::{RegistrationId, audit::GRANTED};
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn audit_record(event: &'static str, at: SystemTime) -> AuditRecord {
+        AuditRecord {
+            at,
+            event,
+            outcome: GRANTED,
+            detail: None,
+            spiffe_id: None,
+            registration: None,
+            serial: None,
+            not_after: None,
+            caller: "127.0.0.1".to_owned(),
+            csr_sha256: None,
+        }
+    }
+
+    async fn store_with_token(expires_at: SystemTime) -> (tempfile::TempDir, Store) {
+        let (directory, store) = empty_store().await;
+        let token = JoinTokenRecord {
+            spiffe_id: SpiffeId::parse("spiffe://example.org/ns/data/sa/orders").unwrap(),
+            svid_ttl: MINUTE,
+            services: vec!["orders.data".parse().unwrap()],
+        };
+        let audit = audit_record("token-create", SystemTime::now());
+        store
+            .insert_join_token([7; 32], &token, expires_at, &audit)
+            .await
+            .unwrap();
+        (directory, store)
+    }
+
+    async fn redeem(store: &Store, at: SystemTime) -> bool {
+        let token = JoinTokenRecord {
+            spiffe_id: SpiffeId::parse("spiffe://example.org/ns/data/sa/orders").unwrap(),
+            svid_ttl: MINUTE,
+            services: vec![],
+        };
+        let registration = Registration {
+            id: RegistrationId::random(),
+            spiffe_id: token.spiffe_id,
+            attestor: "join-token",
+            svid_ttl: MINUTE,
+            services: vec!["orders.data".parse().unwrap()],
+        };
+        let redemption = Redemption {
+            sha256: [7; 32],
+            registration: &registration,
+            serial: registration.id.as_str(),
+            not_after: at + MINUTE,
+            audit: &audit_record("attest", at),
+        };
+        store.redeem_join_token(&redemption).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_join_token_is_used_once() {
+        let now = SystemTime::now();
+        let (_directory, store) = store_with_token(now + MINUTE).await;
+        assert!(store.join_token([7; 32], now).await.unwrap().is_ok());
+        assert!(redeem(&store, now).await);
+        assert!(!redeem(&store, now).await);
+        let refused = store.join_token([7; 32], now).await.unwrap();
+        assert_eq!(refused, Err(RefusedToken::Used));
+        let living = store.living_registrations(now).await.unwrap();
+        assert_eq!(living.len(), 1);
+        assert_eq!(living[0].0.services[0].as_str(), "orders.data");
+    }
+
+    #[tokio::test]
+    async fn an_expired_or_made_up_join_token_gives_nothing() {
+        let now = SystemTime::now();
+        let (_directory, store) = store_with_token(now + MINUTE).await;
+        let late = now + MINUTE + Duration::from_secs(1);
+        let refused = store.join_token([7; 32], late).await.unwrap();
+        assert_eq!(refused, Err(RefusedToken::Expired));
+        assert!(!redeem(&store, late).await);
+        let refused = store.join_token([8; 32], now).await.unwrap();
+        assert_eq!(refused, Err(RefusedToken::Unknown));
+    }
+
+    #[tokio::test]
+    async fn the_audit_cannot_be_changed() {
+        let (_directory, store) = store_with_token(SystemTime::now() + MINUTE).await;
+        let changed = sqlx::query("UPDATE audit SET caller = 'nobody'")
+            .execute(&store.pool)
+            .await;
+        assert!(changed.unwrap_err().to_string().contains("append-only"));
+    }
+}
