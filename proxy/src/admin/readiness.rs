@@ -1,0 +1,150 @@
+//! Whether the proxy may be sent traffic, and why not.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+/// A part of the proxy that readiness depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Component {
+    /// It holds a certificate that has not expired.
+    Identity,
+    /// It has received the policy of its workload.
+    Policy,
+    /// Its listeners are bound.
+    Listeners,
+    /// The control plane answers. Told in the detail alone: a proxy that has identity and policy
+    /// goes on without it.
+    ControlPlane,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct Part {
+    ready: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    detail: String,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Parts {
+    identity: Part,
+    policy: Part,
+    listeners: Part,
+    control_plane: Part,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    parts: Parts,
+    draining: bool,
+}
+
+/// What `/ready` says. Clones are the same; at first nothing is ready.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Readiness(Arc<Mutex<State>>);
+
+/// The document of `/ready`.
+#[derive(Serialize)]
+struct Document<'a> {
+    ready: bool,
+    draining: bool,
+    components: &'a Parts,
+}
+
+impl Readiness {
+    /// Sets a component's state and what there is to say about it, such as the reason why it is
+    /// not ready. The detail is public.
+    pub(crate) fn set(&self, component: Component, ready: bool, detail: impl Into<String>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = match component {
+            Component::Identity => &mut state.parts.identity,
+            Component::Policy => &mut state.parts.policy,
+            Component::Listeners => &mut state.parts.listeners,
+            Component::ControlPlane => &mut state.parts.control_plane,
+        };
+        *part = Part {
+            ready,
+            detail: detail.into(),
+        };
+    }
+
+    /// From now on the proxy is not ready, whatever its parts say.
+    pub(crate) fn set_draining(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .draining = true;
+    }
+
+    /// Whether the proxy may be sent traffic.
+    #[cfg(test)]
+    pub(crate) fn is_ready(&self) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_ready()
+    }
+
+    /// Whether it is ready, and the JSON document that says why.
+    pub(super) fn document(&self) -> (bool, String) {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = state.is_ready();
+        let document = Document {
+            ready,
+            draining: state.draining,
+            components: &state.parts,
+        };
+        (ready, serde_json::to_string(&document).unwrap_or_default())
+    }
+}
+
+impl State {
+    fn is_ready(&self) -> bool {
+        let Parts {
+            identity,
+            policy,
+            listeners,
+            control_plane: _,
+        } = &self.parts;
+        !self.draining && identity.ready && policy.ready && listeners.ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxy_is_ready_when_identity_policy_and_listeners_are() {
+        let readiness = Readiness::default();
+        for component in [Component::Identity, Component::Policy, Component::Listeners] {
+            assert!(!readiness.is_ready());
+            readiness.set(component, true, "");
+        }
+        assert!(readiness.is_ready(), "the control plane is not needed");
+        readiness.set(Component::Identity, false, "expired");
+        assert!(!readiness.is_ready());
+    }
+
+    #[test]
+    fn a_draining_proxy_is_not_ready_and_says_so() {
+        let readiness = Readiness::default();
+        for component in [Component::Identity, Component::Policy, Component::Listeners] {
+            readiness.set(component, true, "");
+        }
+        readiness.set(Component::ControlPlane, false, "connection refused");
+        readiness.set_draining();
+        let (ready, document) = readiness.document();
+        assert!(!ready);
+        let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+        let expected = serde_json::json!({
+            "ready": false, "draining": true,
+            "components": {
+                "identity": {"ready": true}, "policy": {"ready": true},
+                "listeners": {"ready": true},
+                "control_plane": {"ready": false, "detail": "connection refused"},
+            },
+        });
+        assert_eq!(document, expected);
+    }
+}

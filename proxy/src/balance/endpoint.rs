@@ -1,0 +1,254 @@
+//! One endpoint and what a worker knows of it.
+
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sidewind_api::v1;
+use sidewind_identity::{SpiffeId, SpiffeIdError};
+use tokio::time::Instant;
+
+/// How fast the average follows: after this long an old observation counts 37 %.
+const DECAY: Duration = Duration::from_secs(10);
+/// How long an average counts in full. Were it to fade at once, of two endpoints that are equally fast the one that
+/// was used less would look faster, and weights would not hold.
+const FRESH: Duration = Duration::from_secs(1);
+/// What a first endpoint is taken to need until it has answered once.
+const INITIAL_LATENCY: Duration = Duration::from_millis(10);
+/// Below this no endpoint is faster than another: such differences are the noise of schedulers, and to follow them
+/// would send all traffic to one of two that are equal.
+const FAST: Duration = Duration::from_millis(5);
+/// How long an endpoint is passed over after a failed connection, the first time and at most.
+const FIRST_PENALTY: Duration = Duration::from_millis(500);
+const MAX_PENALTY: Duration = Duration::from_secs(10);
+
+/// One copy of a service, as discovery names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct EndpointDesc {
+    /// Where the workload listens.
+    pub(crate) address: SocketAddr,
+    /// How it is reached by the mesh, where a sidecar stands beside it.
+    pub(crate) mesh: Option<MeshTarget>,
+    /// The workload's name for people; may be empty.
+    pub(crate) workload_name: Arc<str>,
+    /// Its share of the traffic, relative to the others'.
+    pub(crate) weight: NonZeroU32,
+}
+
+/// The sidecar beside an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MeshTarget {
+    /// Where the sidecar listens.
+    pub(crate) address: SocketAddr,
+    /// Who must answer there.
+    pub(crate) id: SpiffeId,
+}
+
+/// An endpoint from discovery that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InvalidEndpoint {
+    /// Not an IP address.
+    #[error("endpoint address {0:?} is not an IP address")]
+    Address(String),
+    /// Not a port.
+    #[error("endpoint port {0} is not between 1 and 65535")]
+    Port(u32),
+    /// A sidecar without an identity, or with one that is none.
+    #[error("endpoint identity is not a SPIFFE ID")]
+    Identity(#[from] SpiffeIdError),
+}
+
+impl TryFrom<&v1::Endpoint> for EndpointDesc {
+    type Error = InvalidEndpoint;
+
+    fn try_from(endpoint: &v1::Endpoint) -> Result<EndpointDesc, InvalidEndpoint> {
+        let ip: IpAddr = endpoint
+            .address
+            .parse()
+            .map_err(|_| InvalidEndpoint::Address(endpoint.address.clone()))?;
+        let mesh = if endpoint.mesh_port == 0 && endpoint.spiffe_id.is_empty() {
+            None
+        } else {
+            // Half of it is an error and never a reason to go without: that would be plaintext by accident.
+            Some(MeshTarget {
+                address: SocketAddr::new(ip, port(endpoint.mesh_port)?),
+                id: SpiffeId::parse(&endpoint.spiffe_id)?,
+            })
+        };
+        Ok(EndpointDesc {
+            address: SocketAddr::new(ip, port(endpoint.port)?),
+            mesh,
+            workload_name: endpoint.workload_name.as_str().into(),
+            weight: NonZeroU32::new(endpoint.weight).unwrap_or(NonZeroU32::MIN),
+        })
+    }
+}
+
+fn port(port: u32) -> Result<u16, InvalidEndpoint> {
+    u16::try_from(port)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or(InvalidEndpoint::Port(port))
+}
+
+/// How a use of an endpoint went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It answered.
+    Success,
+    /// It answered that it cannot (502, 503, 504, UNAVAILABLE), or broke off. Such an answer may come fast, and
+    /// must not make the endpoint look good.
+    Failure,
+    /// It could not be connected to, or someone else answered there.
+    ConnectFailed,
+}
+
+/// An endpoint with its figures.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) desc: EndpointDesc,
+    in_flight: Cell<u32>,
+    /// Seconds.
+    latency: Cell<f64>,
+    /// When `latency` was last brought up to date; `None` before the first answer.
+    observed: Cell<Option<Instant>>,
+    penalised_until: Cell<Option<Instant>>,
+    failed_connects: Cell<u32>,
+}
+
+impl Endpoint {
+    /// `latency` in seconds is what the endpoint is taken to need before its first answer.
+    pub(super) fn new(desc: EndpointDesc, latency: Option<f64>) -> Endpoint {
+        Endpoint {
+            desc,
+            in_flight: Cell::new(0),
+            latency: Cell::new(latency.unwrap_or(INITIAL_LATENCY.as_secs_f64())),
+            observed: Cell::new(None),
+            penalised_until: Cell::new(None),
+            failed_connects: Cell::new(0),
+        }
+    }
+
+    /// Latency in seconds once anything is known of it.
+    pub(super) fn known_latency(&self) -> Option<f64> {
+        self.observed.get().map(|_| self.latency.get())
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    pub(super) fn penalised_until(&self) -> Option<Instant> {
+        self.penalised_until.get()
+    }
+
+    pub(super) fn is_preferred(&self, avoid: Option<SocketAddr>, now: Instant) -> bool {
+        avoid != Some(self.desc.address)
+            && self.penalised_until.get().is_none_or(|until| until <= now)
+    }
+
+    /// Seconds of work ahead of a new request. An average that nothing has added to fades, so that an endpoint that
+    /// was slow once is tried again.
+    pub(super) fn load(&self, now: Instant) -> f64 {
+        let latency = match self.observed.get() {
+            Some(observed) => {
+                let unused = now.duration_since(observed).saturating_sub(FRESH);
+                self.latency.get() * fading(unused)
+            }
+            // One that has never answered is tried at once, by one request at a time: only so is it measured at all
+            // while others look good.
+            None if self.in_flight.get() == 0 => 0.0,
+            None => self.latency.get(),
+        };
+        latency.max(FAST.as_secs_f64()) * f64::from(self.in_flight.get() + 1)
+    }
+
+    fn observe(&self, latency: f64, now: Instant) {
+        let old = self.latency.get();
+        let new = match self.observed.get() {
+            Some(observed) if latency < old => {
+                let share = fading(now.duration_since(observed));
+                old * share + latency * (1.0 - share)
+            }
+            // The first answer, or a peak.
+            _ => latency,
+        };
+        self.latency.set(new);
+        self.observed.set(Some(now));
+    }
+
+    fn finish(&self, outcome: Outcome, latency: Duration, now: Instant) {
+        let latency = latency.as_secs_f64();
+        match outcome {
+            Outcome::Success => {
+                self.failed_connects.set(0);
+                self.penalised_until.set(None);
+                self.observe(latency, now);
+            }
+            Outcome::Failure => {
+                self.failed_connects.set(0);
+                self.observe(latency.max(self.latency.get()), now);
+            }
+            Outcome::ConnectFailed => self.penalise(now),
+        }
+    }
+
+    fn penalise(&self, now: Instant) {
+        let failures = self.failed_connects.get();
+        self.failed_connects.set(failures.saturating_add(1));
+        let penalty = FIRST_PENALTY
+            .saturating_mul(1 << failures.min(10))
+            .min(MAX_PENALTY);
+        self.penalised_until.set(Some(now + penalty));
+    }
+}
+
+/// What is left of an observation after `age`: 1 at once, 0.37 after [`DECAY`].
+fn fading(age: Duration) -> f64 {
+    (-age.as_secs_f64() / DECAY.as_secs_f64()).exp()
+}
+
+/// The use of an endpoint: counts as in flight until it is dropped. Dropped without [`Pick::finish`], because the
+/// client went away, it says nothing about the endpoint.
+#[derive(Debug)]
+pub(crate) struct Pick {
+    endpoint: Rc<Endpoint>,
+    began: Instant,
+}
+
+impl Pick {
+    pub(super) fn new(endpoint: Rc<Endpoint>, now: Instant) -> Pick {
+        endpoint.in_flight.set(endpoint.in_flight.get() + 1);
+        Pick {
+            endpoint,
+            began: now,
+        }
+    }
+
+    /// The endpoint.
+    pub(crate) fn desc(&self) -> &EndpointDesc {
+        &self.endpoint.desc
+    }
+
+    /// Tells how it went, now. The endpoint stays in flight until the pick is dropped, so that a response's body may
+    /// hold it to its end.
+    pub(crate) fn finish(&self, outcome: Outcome) {
+        self.finish_after(outcome, self.began.elapsed());
+    }
+
+    /// The same for a latency that the caller has measured.
+    pub(crate) fn finish_after(&self, outcome: Outcome, latency: Duration) {
+        self.endpoint.finish(outcome, latency, Instant::now());
+    }
+}
+
+impl Drop for Pick {
+    fn drop(&mut self) {
+        let in_flight = self.endpoint.in_flight.get();
+        self.endpoint.in_flight.set(in_flight.saturating_sub(1));
+    }
+}

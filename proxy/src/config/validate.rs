@@ -1,0 +1,391 @@
+//! What one value alone cannot tell: settings that are missing, that exclude each other, or that name a file.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use sidewind_identity::{TrustBundle, TrustDomain};
+
+use super::environment::variable_name;
+use super::error::{ConfigError, Place};
+use super::settings::{
+    CaptureMode, IdentitySettings, LimitSettings, ListenerSettings, RedirectSettings, RunSettings,
+    TelemetrySettings, TrafficSettings, WorkloadSettings,
+};
+use super::{
+    Config, ControlConfig, JoinToken, JoinTokenSource, LimitConfig, ListenAddress, ListenerConfig,
+    RedirectConfig, TelemetryConfig, TrafficConfig, WorkloadConfig,
+};
+
+/// Which settings were given, and where.
+pub(super) struct Given<'a> {
+    matches: ArgMatches,
+    place_of: &'a dyn Fn(&str) -> Place,
+}
+
+impl<'a> Given<'a> {
+    pub(super) fn new(matches: ArgMatches, place_of: &'a dyn Fn(&str) -> Place) -> Self {
+        Self { matches, place_of }
+    }
+
+    fn is_given(&self, flag: &str) -> bool {
+        self.matches.value_source(&flag.replace('-', "_")) == Some(ValueSource::CommandLine)
+    }
+
+    fn error(&self, flag: &str, problem: impl std::fmt::Display) -> ConfigError {
+        ConfigError::new((self.place_of)(flag), problem)
+    }
+
+    fn missing(&self, flag: &str, problem: impl std::fmt::Display) -> ConfigError {
+        let place = Place::Missing {
+            flag: flag.to_owned(),
+            variable: variable_name(flag),
+        };
+        ConfigError::new(place, problem)
+    }
+
+    /// Refuses a setting that has no meaning under the chosen capture mode.
+    fn only_with(
+        &self,
+        flag: &str,
+        needed: CaptureMode,
+        capture: CaptureMode,
+    ) -> Result<(), ConfigError> {
+        if self.is_given(flag) && needed != capture {
+            let needed = match needed {
+                CaptureMode::Transparent => "transparent",
+                CaptureMode::Explicit => "explicit",
+            };
+            return Err(self.error(flag, format!("works with --capture {needed} alone")));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn run(settings: RunSettings, given: &Given<'_>) -> Result<Config, ConfigError> {
+    let control = control(settings.identity, given)?;
+    let listeners = listeners(settings.listeners, given)?;
+    let workload = workload(settings.workload, &listeners, given)?;
+    Ok(Config {
+        control,
+        workload,
+        listeners,
+        traffic: traffic(settings.traffic, given)?,
+        limits: limits(&settings.limits),
+        telemetry: telemetry(settings.telemetry),
+        warnings: Vec::new(),
+    })
+}
+
+fn control(settings: IdentitySettings, given: &Given<'_>) -> Result<ControlConfig, ConfigError> {
+    if settings.control_plane.is_empty() {
+        return Err(given.missing(
+            "control-plane",
+            "is needed: where the control plane answers, https://HOST:15010",
+        ));
+    }
+    let trust_bundle = settings.trust_bundle.ok_or_else(|| {
+        given.missing(
+            "trust-bundle",
+            "is needed: a PEM file of the trust domain's roots, such as trust-bundle.pem of the control plane's \
+             state directory",
+        )
+    })?;
+    check_trust_bundle(&trust_bundle, &settings.trust_domain)
+        .map_err(|problem| given.error("trust-bundle", problem))?;
+    let join_token = match (settings.join_token, settings.join_token_file) {
+        (Some(_), Some(_)) => {
+            return Err(given.error(
+                "join-token-file",
+                "and SIDEWIND_JOIN_TOKEN are both given; give one",
+            ));
+        }
+        (Some(token), None) => {
+            if (given.place_of)("join-token") == Place::Flag("join-token".to_owned()) {
+                return Err(given.error(
+                    "join-token",
+                    "would show the token to every process of the machine; use --join-token-file or \
+                     SIDEWIND_JOIN_TOKEN",
+                ));
+            }
+            let token =
+                JoinToken::parse(&token).map_err(|problem| given.error("join-token", problem))?;
+            JoinTokenSource::Variable(token)
+        }
+        (None, Some(path)) => {
+            let source = JoinTokenSource::File(path);
+            source
+                .read()
+                .map_err(|problem| given.error("join-token-file", problem))?;
+            source
+        }
+        (None, None) => {
+            return Err(given.missing(
+                "join-token-file",
+                "is needed: a file with a token from `sidewind token create`, or the token in SIDEWIND_JOIN_TOKEN",
+            ));
+        }
+    };
+    Ok(ControlConfig {
+        control_planes: settings.control_plane,
+        trust_domain: settings.trust_domain,
+        trust_bundle,
+        join_token,
+    })
+}
+
+/// A file that is not there yet is waited for; one that is there must be right.
+fn check_trust_bundle(path: &Path, trust_domain: &TrustDomain) -> Result<(), String> {
+    let pem = match std::fs::read_to_string(path) {
+        Ok(pem) => pem,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
+    };
+    TrustBundle::from_pem(trust_domain.clone(), &pem)
+        .map(|_| ())
+        .map_err(|error| format!("{} is no trust bundle: {error}", path.display()))
+}
+
+fn listeners(settings: ListenerSettings, given: &Given<'_>) -> Result<ListenerConfig, ConfigError> {
+    let capture = settings.capture;
+    given.only_with("inbound-listen", CaptureMode::Transparent, capture)?;
+    given.only_with("plaintext-listen", CaptureMode::Explicit, capture)?;
+    given.only_with("forward-address", CaptureMode::Explicit, capture)?;
+    let addresses = |flag: &str, addresses: Vec<SocketAddr>| -> Vec<ListenAddress> {
+        let chosen = given.is_given(flag);
+        addresses
+            .into_iter()
+            .map(|address| ListenAddress {
+                address,
+                required: chosen || address.is_ipv4(),
+            })
+            .collect()
+    };
+    let explicit = capture == CaptureMode::Explicit;
+    let config = ListenerConfig {
+        capture,
+        outbound: addresses("outbound-listen", settings.outbound_listen),
+        inbound: if explicit {
+            Vec::new()
+        } else {
+            addresses("inbound-listen", settings.inbound_listen)
+        },
+        mesh: addresses("mesh-listen", settings.mesh_listen),
+        admin: addresses("admin-listen", settings.admin_listen),
+        mapped: settings.listen,
+        plaintext: settings.plaintext_listen,
+        forward_address: explicit.then_some(settings.forward_address),
+    };
+    check_loopback(&config, given)?;
+    check_overlap(&config, given)?;
+    check_mesh_port(&config, given)?;
+    Ok(config)
+}
+
+/// Whoever reaches these listeners acts with the workload's identity.
+fn check_loopback(config: &ListenerConfig, given: &Given<'_>) -> Result<(), ConfigError> {
+    let outbound = config.outbound.iter().map(|listen| listen.address);
+    let mapped = config.mapped.iter().map(|mapped| mapped.listen);
+    let all = outbound
+        .map(|address| ("outbound-listen", address))
+        .chain(mapped.map(|address| ("listen", address)));
+    for (flag, address) in all {
+        if !address.ip().is_loopback() {
+            return Err(given.error(
+                flag,
+                format!(
+                    "{address} is not a loopback address: whoever connected there would act as the workload; \
+                     use 127.0.0.1 or [::1]"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_overlap(config: &ListenerConfig, given: &Given<'_>) -> Result<(), ConfigError> {
+    let of = |flag: &'static str, listen: &[ListenAddress]| -> Vec<(&'static str, SocketAddr)> {
+        listen.iter().map(|listen| (flag, listen.address)).collect()
+    };
+    let mut all = of("outbound-listen", &config.outbound);
+    all.extend(of("inbound-listen", &config.inbound));
+    all.extend(of("mesh-listen", &config.mesh));
+    all.extend(of("admin-listen", &config.admin));
+    all.extend(config.mapped.iter().map(|mapped| ("listen", mapped.listen)));
+    all.extend(
+        config
+            .plaintext
+            .iter()
+            .map(|plaintext| ("plaintext-listen", plaintext.listen)),
+    );
+    for (index, (flag, address)) in all.iter().enumerate() {
+        let earlier = all
+            .iter()
+            .take(index)
+            .find(|(_, other)| overlap(*address, *other));
+        if let Some((other_flag, other)) = earlier {
+            return Err(given.error(
+                flag,
+                format!(
+                    "{address} is taken by --{other_flag} {other}; give each listener its own port"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two sockets cannot both listen. Port 0 stands for any free port.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() != 0
+        && one.port() == other.port()
+        && one.is_ipv4() == other.is_ipv4()
+        && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+}
+
+/// The control plane tells peers one mesh port for each workload.
+fn check_mesh_port(config: &ListenerConfig, given: &Given<'_>) -> Result<(), ConfigError> {
+    if config
+        .mesh
+        .iter()
+        .any(|listen| listen.address.port() != config.mesh_port())
+    {
+        return Err(given.error(
+            "mesh-listen",
+            "names several ports; its addresses must share one",
+        ));
+    }
+    Ok(())
+}
+
+fn workload(
+    settings: WorkloadSettings,
+    listeners: &ListenerConfig,
+    given: &Given<'_>,
+) -> Result<WorkloadConfig, ConfigError> {
+    let own = [
+        &listeners.outbound,
+        &listeners.inbound,
+        &listeners.mesh,
+        &listeners.admin,
+    ];
+    for (index, served) in settings.serve.iter().enumerate() {
+        // With explicit capture the workload may share a port number with the proxy, on another address.
+        if listeners.capture == CaptureMode::Transparent
+            && own.iter().any(|list| {
+                list.iter()
+                    .any(|listen| listen.address.port() == served.target_port)
+            })
+        {
+            let problem = format!("{} is a port of the proxy itself", served.target_port);
+            return Err(given.error("serve", problem));
+        }
+        let same = |other: &&super::ServedPort| {
+            other.service == served.service && other.service_port == served.service_port
+        };
+        if settings.serve.iter().take(index).any(|other| same(&other)) {
+            let of = served.service.as_deref().unwrap_or("the workload");
+            let problem = format!("port {} of {of} is given twice", served.service_port);
+            return Err(given.error("serve", problem));
+        }
+    }
+    let name = settings.workload_name.unwrap_or_else(host_name);
+    if name.is_empty() || name.len() > 253 || name.chars().any(char::is_control) {
+        return Err(given.error("workload-name", "must be 1 to 253 printable characters"));
+    }
+    Ok(WorkloadConfig {
+        address: settings.address,
+        name,
+        serve: settings.serve,
+    })
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn traffic(settings: TrafficSettings, given: &Given<'_>) -> Result<TrafficConfig, ConfigError> {
+    if let (Some(try_bound), Some(bound)) = (settings.per_try_timeout.0, settings.request_timeout.0)
+        && try_bound > bound
+    {
+        return Err(given.error("per-try-timeout", "is longer than --request-timeout"));
+    }
+    Ok(TrafficConfig {
+        inbound_plaintext: settings.inbound_plaintext,
+        outside: settings.outside,
+        detect_timeout: settings.detect_timeout,
+        connect_timeout: settings.connect_timeout,
+        handshake_timeout: settings.handshake_timeout,
+        request_timeout: settings.request_timeout.0,
+        per_try_timeout: settings.per_try_timeout.0,
+        retry_attempts: settings.retry_attempts,
+        retry_codes: settings.retry_codes,
+        retry_backoff: settings.retry_backoff,
+        pool_idle_timeout: settings.pool_idle_timeout,
+        mesh_idle_timeout: settings.mesh_idle_timeout,
+        drain_timeout: settings.drain_timeout,
+        drain_quiet: settings.drain_quiet,
+    })
+}
+
+fn limits(settings: &LimitSettings) -> LimitConfig {
+    LimitConfig {
+        workers: NonZeroUsize::new(settings.workers.into()).unwrap_or(NonZeroUsize::MIN),
+        max_connections: usize::try_from(settings.max_connections).unwrap_or(usize::MAX),
+        max_mesh_streams: settings.max_mesh_streams,
+        max_header_bytes: settings.max_header_bytes,
+        header_timeout: settings.header_timeout,
+        client_idle_timeout: settings.client_idle_timeout,
+    }
+}
+
+fn telemetry(settings: TelemetrySettings) -> TelemetryConfig {
+    TelemetryConfig {
+        access_log: settings.access_log,
+        trace_endpoint: settings.trace_endpoint,
+        trace_ratio: settings.trace_ratio,
+        log_filter: settings.log_level,
+        log_format: settings.log_format,
+    }
+}
+
+pub(super) fn redirect(
+    settings: RedirectSettings,
+    given: &Given<'_>,
+) -> Result<RedirectConfig, ConfigError> {
+    if settings.uid == 0 {
+        return Err(given.error(
+            "uid",
+            "0 would exempt every connection of root; run the proxy as a user of its own",
+        ));
+    }
+    if settings.outbound_port == settings.inbound_port {
+        return Err(given.error("inbound-port", "is --outbound-port too; they must differ"));
+    }
+    let mut inbound = settings.exclude_inbound_ports;
+    // A mesh connection that were redirected would be taken for plaintext, and a probe would not be answered.
+    inbound.extend([15008, 15020]);
+    let mut outbound = settings.exclude_outbound_ports;
+    for ports in [&mut inbound, &mut outbound] {
+        ports.sort_unstable();
+        ports.dedup();
+    }
+    Ok(RedirectConfig {
+        uid: settings.uid,
+        gid: settings.gid,
+        outbound_port: settings.outbound_port,
+        inbound_port: settings.inbound_port,
+        exclude_inbound_ports: inbound,
+        exclude_outbound_ports: outbound,
+        exclude_outbound_cidrs: settings.exclude_outbound_cidrs,
+        remove: settings.remove,
+        dry_run: settings.dry_run,
+        backend: settings.backend,
+    })
+}

@@ -1,0 +1,57 @@
+//! What goes wrong between the proxy and its control plane.
+
+use std::io;
+
+use sidewind_identity::{SpiffeId, VerifyError};
+
+/// One failed exchange with the control plane. Its `Display` says what failed and, where it helps, what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    #[error("{host} cannot be resolved: {source}")]
+    Resolve { host: String, source: io::Error },
+    #[error("cannot connect to {address}: {source}")]
+    Connect { address: String, source: io::Error },
+    #[error("TLS handshake with {address} failed: {}", tls_cause(.source))]
+    Tls { address: String, source: io::Error },
+    #[error("{address} is {found}, not {expected}; nothing was sent to it")]
+    WrongPeer {
+        address: String,
+        found: String,
+        expected: SpiffeId,
+    },
+    #[error("{address} took longer than {seconds} s")]
+    TimedOut { address: String, seconds: u64 },
+    #[error("HTTP/2 with {address} failed: {source}")]
+    Transport {
+        address: String,
+        source: tonic::transport::Error,
+    },
+    #[error("the control plane at {address} answered {}: {}", .status.code(), .status.message())]
+    Refused {
+        address: String,
+        status: tonic::Status,
+    },
+    /// What the control plane sent cannot be used.
+    #[error("the control plane at {address} sent {problem}")]
+    BadAnswer { address: String, problem: String },
+    /// No evidence that could be tried.
+    #[error("{0}")]
+    NoEvidence(String),
+    /// The trust bundle file is not there, or not usable.
+    #[error("{0}")]
+    NoTrustBundle(String),
+    /// The cryptographic library failed.
+    #[error("cannot {what}: {problem}")]
+    Local { what: &'static str, problem: String },
+}
+
+/// The rule that a peer's certificate broke, when rustls wraps one.
+fn tls_cause(error: &io::Error) -> String {
+    let tls = error
+        .get_ref()
+        .and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match tls.and_then(VerifyError::from_tls) {
+        Some(cause) => cause.to_string(),
+        None => error.to_string(),
+    }
+}

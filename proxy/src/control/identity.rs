@@ -1,0 +1,321 @@
+//! Keeps this workload's SVID fresh: attests once, renews early, and never gives up.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sidewind_identity::{Svid, TrustBundle};
+
+use super::Shared;
+use super::backoff::Backoff;
+use super::dial::Dialler;
+use super::error::ControlError;
+use super::issuing::{self, Issued};
+use super::occasionally::Occasionally;
+use super::status::IdentityStatus;
+use crate::config::{ControlConfig, JoinToken, JoinTokenSource};
+
+const BUNDLE_POLL: Duration = Duration::from_secs(1);
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// No wait is shorter, whatever a certificate says.
+const SHORTEST_WAIT: Duration = Duration::from_millis(500);
+/// In the last tenth of an SVID's life, at most this long between tries.
+const LONGEST_BACKOFF_NEAR_EXPIRY: Duration = Duration::from_secs(10);
+
+/// The task that owns the SVID.
+#[derive(Debug)]
+pub(super) struct IdentityTask {
+    config: ControlConfig,
+    dialler: Dialler,
+    shared: Arc<Shared>,
+    /// Which of the control planes is asked next.
+    next: usize,
+    backoff: Backoff,
+    /// The token that brought the SVID: it cannot bring another.
+    used_token: Option<JoinToken>,
+    /// The trust bundle file as it was last taken.
+    bundle_pem: String,
+    /// When the present SVID was received.
+    received: SystemTime,
+    warning: Occasionally,
+}
+
+impl IdentityTask {
+    pub(super) fn new(config: ControlConfig, dialler: Dialler, shared: Arc<Shared>) -> Self {
+        Self {
+            config,
+            dialler,
+            next: 0,
+            backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
+            used_token: None,
+            bundle_pem: String::new(),
+            received: shared.clock.now(),
+            shared,
+            warning: Occasionally::default(),
+        }
+    }
+
+    /// Runs for as long as the process does.
+    pub(super) async fn run(mut self) {
+        self.wait_for_trust_bundle().await;
+        loop {
+            let wait = match self.issue().await {
+                Ok(issued) => self.take(issued),
+                Err(error) => self.fail(&error),
+            };
+            self.shared.clock.sleep(wait).await;
+        }
+    }
+
+    async fn wait_for_trust_bundle(&mut self) {
+        let mut waiting = Occasionally::default();
+        while let Err(error) = self.read_trust_bundle() {
+            if waiting.count().is_some() {
+                tracing::warn!(error = %error, "waiting for the trust bundle");
+            }
+            let text = error.to_string();
+            self.shared
+                .status
+                .send_modify(|status| status.identity_error = Some(text));
+            self.shared.clock.sleep(BUNDLE_POLL).await;
+        }
+    }
+
+    /// Takes the trust bundle file when it has changed since it was last taken.
+    fn read_trust_bundle(&mut self) -> Result<(), ControlError> {
+        let path = self.config.trust_bundle.display();
+        let pem = std::fs::read_to_string(&self.config.trust_bundle).map_err(|error| {
+            ControlError::NoTrustBundle(format!("the trust bundle {path} cannot be read: {error}"))
+        })?;
+        if pem == self.bundle_pem {
+            return Ok(());
+        }
+        let bundle =
+            TrustBundle::from_pem(self.config.trust_domain.clone(), &pem).map_err(|error| {
+                ControlError::NoTrustBundle(format!(
+                    "the trust bundle {path} is not usable: {error}"
+                ))
+            })?;
+        tracing::info!(
+            file = %path,
+            authorities = bundle.authorities().len(),
+            "trust bundle read"
+        );
+        self.shared.publisher.replace_own_bundle(bundle)?;
+        self.bundle_pem = pem;
+        Ok(())
+    }
+
+    /// One try at the next control plane: renewal while the SVID is valid, else attestation.
+    async fn issue(&mut self) -> Result<Issued, ControlError> {
+        let addresses = &self.config.control_planes;
+        let Some(address) = addresses.get(self.next % addresses.len().max(1)).cloned() else {
+            return Err(ControlError::NoEvidence(
+                "no control plane is configured".to_owned(),
+            ));
+        };
+        if let Some(svid) = self.valid_svid() {
+            let bundles = self.shared.publisher.bundles();
+            return issuing::renew(&self.dialler, &address, &bundles, &svid).await;
+        }
+        // Operators mend a lost trust domain by a new file, which only counts while there is nothing better.
+        self.read_trust_bundle()?;
+        let bundles = self.shared.publisher.bundles();
+        let token = match (self.evidence(), self.shared.publisher.svid()) {
+            (Ok(token), _) => token,
+            (Err(error), None) => return Err(error),
+            // Whether it has expired is for the control plane's clock to say: this one may be wrong.
+            (Err(error), Some(expired)) => {
+                return issuing::renew(&self.dialler, &address, &bundles, &expired)
+                    .await
+                    .map_err(|refused| ControlError::NoEvidence(format!("{error} ({refused})")));
+            }
+        };
+        let issued = issuing::attest(&self.dialler, &address, &bundles, &token).await?;
+        self.used_token = Some(token);
+        if issued.svid.id().trust_domain() != &self.config.trust_domain {
+            return Err(ControlError::BadAnswer {
+                address: address.to_string(),
+                problem: format!(
+                    "an SVID for {}, which is not of trust domain {}",
+                    issued.svid.id(),
+                    self.config.trust_domain
+                ),
+            });
+        }
+        Ok(issued)
+    }
+
+    fn valid_svid(&self) -> Option<Svid> {
+        self.shared
+            .publisher
+            .svid()
+            .filter(|svid| svid.not_after() >= self.shared.clock.now())
+    }
+
+    /// A token that has not been used yet.
+    fn evidence(&self) -> Result<JoinToken, ControlError> {
+        let token = self
+            .config
+            .join_token
+            .read()
+            .map_err(ControlError::NoEvidence)?;
+        if self.used_token.as_ref() != Some(&token) {
+            return Ok(token);
+        }
+        let id = self
+            .shared
+            .publisher
+            .svid()
+            .map(|svid| svid.id().to_string());
+        let id = id.as_deref().unwrap_or("ID");
+        let remedy = match &self.config.join_token {
+            JoinTokenSource::File(path) => format!("write its token to {}", path.display()),
+            JoinTokenSource::Variable(_) => {
+                "restart this proxy with its token in SIDEWIND_JOIN_TOKEN".to_owned()
+            }
+        };
+        Err(ControlError::NoEvidence(format!(
+            "the SVID has expired and the join token is used up: run `sidewind token create --spiffe-id {id}` and \
+             {remedy}"
+        )))
+    }
+
+    /// Publishes the SVID, and says how long to wait before its renewal.
+    fn take(&mut self, issued: Issued) -> Duration {
+        let now = self.shared.clock.now();
+        let svid = issued.svid.clone();
+        let life = svid.not_after().duration_since(now).unwrap_or_default();
+        if life.is_zero() {
+            return self.fail(&ControlError::Local {
+                what: "use the SVID",
+                problem: "it has expired already by this machine's clock; check the clock"
+                    .to_owned(),
+            });
+        }
+        match self.shared.publisher.install(issued.svid, issued.bundles) {
+            Ok(update) => {
+                for problem in update.problems {
+                    tracing::warn!(problem, "part of the trust bundles was not taken");
+                }
+            }
+            Err(error) => return self.fail(&error),
+        }
+        self.received = now;
+        self.backoff.reset();
+        self.warning.reset();
+        self.shared.status.send_modify(|status| {
+            status.identity = Some(IdentityStatus {
+                id: svid.id().clone(),
+                serial_hex: svid.serial_hex().to_owned(),
+                not_after: svid.not_after(),
+            });
+            status.identity_error = None;
+            status.local_address = Some(issued.local);
+            status.svids_issued += 1;
+        });
+        let wait = renewal_delay(life);
+        tracing::info!(
+            spiffe_id = %svid.id(),
+            serial = svid.serial_hex(),
+            valid_seconds = life.as_secs(),
+            renewal_in_seconds = wait.as_secs(),
+            control_plane_version = issued.control_plane_version,
+            "SVID issued"
+        );
+        wait
+    }
+
+    /// Says what failed, and how long to wait before the next try.
+    fn fail(&mut self, error: &ControlError) -> Duration {
+        self.next = self.next.wrapping_add(1);
+        let left = self.valid_svid().map(|svid| {
+            svid.not_after()
+                .duration_since(self.shared.clock.now())
+                .unwrap_or_default()
+        });
+        let life = self
+            .shared
+            .publisher
+            .svid()
+            .and_then(|svid| svid.not_after().duration_since(self.received).ok());
+        let wait = bounded_wait(self.backoff.next(), left, life.unwrap_or_default());
+        let text = error.to_string();
+        if let Some(times) = self.warning.count() {
+            tracing::warn!(
+                error = text,
+                times,
+                svid_seconds_left = left.map(|left| left.as_secs()),
+                retry_in_seconds = wait.as_secs_f64(),
+                "no new SVID"
+            );
+        }
+        self.shared.status.send_modify(|status| {
+            status.identity_error = Some(text);
+            status.svid_failures += 1;
+        });
+        wait
+    }
+}
+
+/// A point drawn between a quarter and a third of the life that is left when the SVID arrives.
+fn renewal_delay(life: Duration) -> Duration {
+    life.mul_f64(rand::random_range(0.25..=1.0 / 3.0))
+        .max(SHORTEST_WAIT)
+}
+
+/// The backoff, shortened while an SVID is about to expire, so that several tries always fit into what is left.
+fn bounded_wait(backoff: Duration, left: Option<Duration>, life: Duration) -> Duration {
+    let Some(left) = left else {
+        return backoff;
+    };
+    let mut bound = left / 10;
+    if left < life / 10 {
+        bound = bound.min(LONGEST_BACKOFF_NEAR_EXPIRY);
+    }
+    backoff.min(bound.max(SHORTEST_WAIT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_comes_between_a_quarter_and_a_third_of_the_life() {
+        let hour = Duration::from_secs(3600);
+        let draws: Vec<_> = (0..1000).map(|_| renewal_delay(hour)).collect();
+        assert!(
+            draws
+                .iter()
+                .all(|draw| (900..=1200).contains(&draw.as_secs()))
+        );
+        let spread = draws
+            .iter()
+            .max()
+            .unwrap()
+            .abs_diff(*draws.iter().min().unwrap());
+        assert!(spread.as_secs() > 200, "drawn anew for each certificate");
+        assert_eq!(renewal_delay(Duration::from_millis(1)), SHORTEST_WAIT);
+    }
+
+    #[test]
+    fn tries_come_closer_together_as_the_end_does() {
+        let seconds = Duration::from_secs;
+        let hour = seconds(3600);
+        for (backoff, left, life, expected) in [
+            (seconds(60), None, Duration::ZERO, seconds(60)),
+            (seconds(60), Some(seconds(2400)), hour, seconds(60)),
+            (seconds(60), Some(seconds(359)), hour, seconds(10)),
+            (seconds(60), Some(seconds(30)), hour, seconds(3)),
+            (seconds(60), Some(seconds(40)), seconds(60), seconds(4)),
+            (seconds(60), Some(seconds(1)), hour, SHORTEST_WAIT),
+            (seconds(1), Some(seconds(2400)), hour, seconds(1)),
+        ] {
+            assert_eq!(
+                bounded_wait(backoff, left, life),
+                expected,
+                "{left:?} of {life:?}"
+            );
+        }
+    }
+}

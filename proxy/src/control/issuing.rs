@@ -1,0 +1,120 @@
+//! Getting SVIDs: a first one for evidence, later ones for the SVID before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls_pki_types::CertificateDer;
+use sidewind_api::v1;
+use sidewind_api::v1::identity_service_client::IdentityServiceClient;
+use sidewind_identity::{PrivateKey, Svid, TrustBundles, tls};
+
+use super::VERSION;
+use super::dial::{ALPN, Dialled, Dialler, timed_out};
+use super::error::ControlError;
+use crate::config::{ControlPlaneAddress, JoinToken};
+
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// An SVID with a key made for it alone, and what came with it.
+#[derive(Debug)]
+pub(super) struct Issued {
+    pub(super) svid: Svid,
+    pub(super) bundles: Vec<v1::TrustBundle>,
+    pub(super) control_plane_version: String,
+    pub(super) local: std::net::IpAddr,
+}
+
+/// Exchanges a join token for a first SVID. The token leaves this process only after the server has proved that it
+/// is the control plane.
+pub(super) async fn attest(
+    dialler: &Dialler,
+    address: &ControlPlaneAddress,
+    bundles: &Arc<TrustBundles>,
+    token: &JoinToken,
+) -> Result<Issued, ControlError> {
+    let tls = tls::anonymous_client_config(bundles, ALPN).map_err(local("set up TLS"))?;
+    let key = PrivateKey::generate().map_err(local("generate a key"))?;
+    let request = v1::AttestRequest {
+        csr: key.csr_der().map_err(local("sign a request"))?,
+        evidence: Some(v1::attest_request::Evidence::JoinToken(v1::JoinToken {
+            token: token.expose().to_owned(),
+        })),
+        version: VERSION.to_owned(),
+    };
+    let dialled = dialler.dial(address, &tls).await?;
+    let mut client = IdentityServiceClient::new(dialled.channel.clone());
+    let call = client.attest(request);
+    finish(
+        address,
+        tokio::time::timeout(CALL_TIMEOUT, call).await,
+        key,
+        &dialled,
+    )
+}
+
+/// Exchanges the present SVID, over mutual TLS, for its successor.
+pub(super) async fn renew(
+    dialler: &Dialler,
+    address: &ControlPlaneAddress,
+    bundles: &Arc<TrustBundles>,
+    svid: &Svid,
+) -> Result<Issued, ControlError> {
+    let tls = tls::client_config(svid, bundles, ALPN).map_err(local("set up TLS"))?;
+    let key = PrivateKey::generate().map_err(local("generate a key"))?;
+    let request = v1::RenewRequest {
+        csr: key.csr_der().map_err(local("sign a request"))?,
+        version: VERSION.to_owned(),
+    };
+    let dialled = dialler.dial(address, &tls).await?;
+    let mut client = IdentityServiceClient::new(dialled.channel.clone());
+    let call = client.renew(request);
+    let answer = tokio::time::timeout(CALL_TIMEOUT, call).await;
+    let issued = finish(address, answer, key, &dialled)?;
+    if issued.svid.id() != svid.id() {
+        return Err(ControlError::BadAnswer {
+            address: address.to_string(),
+            problem: format!("an SVID for {} in place of {}", issued.svid.id(), svid.id()),
+        });
+    }
+    Ok(issued)
+}
+
+type Answer =
+    Result<Result<tonic::Response<v1::SvidResponse>, tonic::Status>, tokio::time::error::Elapsed>;
+
+fn finish(
+    address: &ControlPlaneAddress,
+    answer: Answer,
+    key: PrivateKey,
+    dialled: &Dialled,
+) -> Result<Issued, ControlError> {
+    let answer = answer
+        .map_err(|_| timed_out(address, CALL_TIMEOUT))?
+        .map_err(|status| ControlError::Refused {
+            address: address.to_string(),
+            status,
+        })?
+        .into_inner();
+    let chain = answer
+        .certificate_chain
+        .into_iter()
+        .map(CertificateDer::from)
+        .collect();
+    let svid = Svid::new(chain, key).map_err(|error| ControlError::BadAnswer {
+        address: address.to_string(),
+        problem: format!("a certificate that cannot be used: {error}"),
+    })?;
+    Ok(Issued {
+        svid,
+        bundles: answer.trust_bundles,
+        control_plane_version: answer.version,
+        local: dialled.local,
+    })
+}
+
+fn local<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> ControlError {
+    move |error| ControlError::Local {
+        what,
+        problem: error.to_string(),
+    }
+}

@@ -1,0 +1,217 @@
+//! The present SVID and trust bundles, and the TLS configurations made of both once for all connections.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use rustls::{ClientConfig, ServerConfig};
+use sidewind_api::v1;
+use sidewind_identity::{ClientAuth, SpiffeId, Svid, TrustBundle, TrustBundles, TrustDomain, tls};
+use tokio::sync::watch;
+
+use super::error::ControlError;
+
+/// ALPN of the mesh port: ours first, then HBONE's.
+const MESH_ALPN: &[&[u8]] = &[b"sidewind/1", b"h2"];
+
+/// Most trust domains that are believed at once.
+const MAX_TRUST_DOMAINS: usize = 256;
+
+/// Who this workload is, in the form that connections use. One for each certificate and set of bundles.
+#[derive(Debug)]
+pub(crate) struct MeshIdentity {
+    pub(crate) id: SpiffeId,
+    /// Until when, inclusive, peers accept it.
+    pub(crate) not_after: SystemTime,
+    /// Grows with each new certificate or bundle: connections of an older generation finish their work and take no
+    /// more.
+    pub(crate) generation: u64,
+    pub(crate) client_tls: Arc<ClientConfig>,
+    pub(crate) server_tls: Arc<ServerConfig>,
+    #[cfg(test)]
+    pub(crate) serial_hex: String,
+}
+
+/// Holds SVID and bundles, and publishes a [`MeshIdentity`] whenever either changes.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    trust_domain: TrustDomain,
+    state: Mutex<State>,
+    identity: watch::Sender<Option<Arc<MeshIdentity>>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    svid: Option<Svid>,
+    bundles: Arc<TrustBundles>,
+    generation: u64,
+}
+
+/// What became of bundles that arrived.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct BundleUpdate {
+    pub(super) changed: bool,
+    /// What was not taken, each a sentence.
+    pub(super) problems: Vec<String>,
+}
+
+impl Publisher {
+    pub(super) fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            state: Mutex::default(),
+            identity: watch::channel(None).0,
+        }
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Arc<MeshIdentity>>> {
+        self.identity.subscribe()
+    }
+
+    pub(super) fn bundles(&self) -> Arc<TrustBundles> {
+        self.state().bundles.clone()
+    }
+
+    pub(super) fn svid(&self) -> Option<Svid> {
+        self.state().svid.clone()
+    }
+
+    /// The own trust domain's roots as the operator gives them. They replace whatever was there.
+    pub(super) fn replace_own_bundle(&self, bundle: TrustBundle) -> Result<(), ControlError> {
+        let mut state = self.state();
+        let mut next = state.clone();
+        let mut bundles = (*next.bundles).clone();
+        bundles.insert(bundle);
+        next.bundles = Arc::new(bundles);
+        self.publish(&mut state, next)
+    }
+
+    /// Puts a new SVID, and the bundles that came with it, in the place of the present ones.
+    pub(super) fn install(
+        &self,
+        svid: Svid,
+        bundles: Vec<v1::TrustBundle>,
+    ) -> Result<BundleUpdate, ControlError> {
+        let mut state = self.state();
+        let mut next = state.clone();
+        let update = self.merge(&mut next, bundles);
+        next.svid = Some(svid);
+        self.publish(&mut state, next)?;
+        Ok(update)
+    }
+
+    /// Takes the complete set of bundles as the control plane's stream gives it.
+    pub(super) fn update_bundles(
+        &self,
+        bundles: Vec<v1::TrustBundle>,
+    ) -> Result<BundleUpdate, ControlError> {
+        let mut state = self.state();
+        let mut next = state.clone();
+        let update = self.merge(&mut next, bundles);
+        if update.changed {
+            self.publish(&mut state, next)?;
+        }
+        Ok(update)
+    }
+
+    /// Bundles of trust domains that are no longer named are dropped, but never the own one.
+    fn merge(&self, state: &mut State, received: Vec<v1::TrustBundle>) -> BundleUpdate {
+        let mut update = BundleUpdate::default();
+        let mut bundles = TrustBundles::new();
+        for message in received.into_iter().take(MAX_TRUST_DOMAINS) {
+            match self.check_bundle(message, &state.bundles) {
+                Ok(bundle) => {
+                    bundles.insert(bundle);
+                }
+                Err((trust_domain, problem)) => {
+                    // What was believed stays, rather than nothing.
+                    let kept = trust_domain.and_then(|name| state.bundles.get(&name).cloned());
+                    if let Some(kept) = kept {
+                        bundles.insert(kept);
+                    }
+                    update.problems.push(problem);
+                }
+            }
+        }
+        if bundles.get(&self.trust_domain).is_none()
+            && let Some(own) = state.bundles.get(&self.trust_domain)
+        {
+            bundles.insert(own.clone());
+        }
+        if bundles != *state.bundles {
+            state.bundles = Arc::new(bundles);
+            update.changed = true;
+        }
+        update
+    }
+
+    fn check_bundle(
+        &self,
+        message: v1::TrustBundle,
+        present: &TrustBundles,
+    ) -> Result<TrustBundle, (Option<TrustDomain>, String)> {
+        let name = message.trust_domain;
+        let trust_domain = TrustDomain::parse(&name)
+            .map_err(|error| (None, format!("a bundle of trust domain {name:?}: {error}")))?;
+        let refuse = |problem: String| {
+            (
+                Some(trust_domain.clone()),
+                format!("the bundle of {name}: {problem}"),
+            )
+        };
+        if let Some(known) = present.get(&trust_domain)
+            && message.sequence < known.sequence()
+        {
+            return Err(refuse(format!(
+                "its sequence {} is older than {}, which stays",
+                message.sequence,
+                known.sequence()
+            )));
+        }
+        if message.authorities.is_empty() && trust_domain == self.trust_domain {
+            return Err(refuse(
+                "it is empty, so nobody could be believed".to_owned(),
+            ));
+        }
+        TrustBundle::from_der(trust_domain.clone(), message.sequence, message.authorities)
+            .map_err(|error| refuse(error.to_string()))
+    }
+
+    /// Makes `next` the present state, once TLS has taken it.
+    fn publish(&self, state: &mut State, mut next: State) -> Result<(), ControlError> {
+        if let Some(svid) = &next.svid {
+            next.generation += 1;
+            let identity = mesh_identity(svid, &next.bundles, next.generation)?;
+            *state = next;
+            self.identity.send_replace(Some(Arc::new(identity)));
+        } else {
+            *state = next;
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way, so a poisoned lock still guards a whole state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn mesh_identity(
+    svid: &Svid,
+    bundles: &Arc<TrustBundles>,
+    generation: u64,
+) -> Result<MeshIdentity, ControlError> {
+    let failed = |error: tls::TlsConfigError| ControlError::Local {
+        what: "set up TLS",
+        problem: error.to_string(),
+    };
+    Ok(MeshIdentity {
+        id: svid.id().clone(),
+        not_after: svid.not_after(),
+        generation,
+        client_tls: tls::client_config(svid, bundles, MESH_ALPN).map_err(failed)?,
+        server_tls: tls::server_config(svid, bundles, MESH_ALPN, ClientAuth::Required)
+            .map_err(failed)?,
+        #[cfg(test)]
+        serial_hex: svid.serial_hex().to_owned(),
+    })
+}

@@ -1,0 +1,287 @@
+//! Keeps a stream to a control plane open, and takes what it brings.
+//!
+//! There is at most one stream in use and one being opened. A new one is opened when there is none, when the
+//! certificate was renewed, and when the registration changes; the old one is given up only once the new one is up.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sidewind_api::v1;
+use sidewind_api::v1::control_message::Message;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::Shared;
+use super::backoff::Backoff;
+use super::check;
+use super::dial::Dialler;
+use super::discovery::Resolution;
+use super::error::ControlError;
+use super::occasionally::Occasionally;
+use super::session::{Event, Opening, Session, open};
+use crate::config::ControlPlaneAddress;
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// A stream that lasted this long was no failure.
+const STABLE: Duration = Duration::from_secs(10);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+
+type OpenFuture = Pin<Box<dyn Future<Output = Result<Session, ControlError>> + Send>>;
+
+/// The task that owns the stream.
+pub(super) struct StreamTask {
+    control_planes: Vec<ControlPlaneAddress>,
+    dialler: Dialler,
+    shared: Arc<Shared>,
+    policy: watch::Sender<Option<Arc<v1::InboundPolicy>>>,
+    /// What to register; without ports once the workload is being withdrawn.
+    hello: watch::Receiver<v1::ProxyHello>,
+    /// Which of the control planes is asked next.
+    next: usize,
+    backoff: Backoff,
+    /// No stream is opened before.
+    not_before: Instant,
+    failures: Occasionally,
+    bad_messages: Occasionally,
+}
+
+impl StreamTask {
+    pub(super) fn new(
+        control_planes: Vec<ControlPlaneAddress>,
+        dialler: Dialler,
+        shared: Arc<Shared>,
+        policy: watch::Sender<Option<Arc<v1::InboundPolicy>>>,
+        hello: watch::Receiver<v1::ProxyHello>,
+    ) -> Self {
+        Self {
+            control_planes,
+            dialler,
+            shared,
+            policy,
+            hello,
+            next: 0,
+            backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
+            not_before: Instant::now(),
+            failures: Occasionally::default(),
+            bad_messages: Occasionally::default(),
+        }
+    }
+
+    /// Runs for as long as the process does.
+    pub(super) async fn run(mut self) {
+        let mut current: Option<Session> = None;
+        let mut opening: Option<OpenFuture> = None;
+        let mut identity = self.shared.publisher.subscribe();
+        let mut hello = self.hello.clone();
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let discovery = self.shared.discovery.clone();
+        loop {
+            let wanted = opening.is_none() && self.wants_stream(current.as_ref());
+            if wanted && Instant::now() >= self.not_before {
+                opening = self.begin();
+            }
+            let retry = wanted && opening.is_none();
+            tokio::select! {
+                opened = poll_opening(&mut opening), if opening.is_some() => {
+                    opening = None;
+                    match opened {
+                        Ok(session) => current = Some(self.adopt(session)),
+                        Err(error) => self.fail(&error.to_string(), current.is_some()),
+                    }
+                }
+                event = next_event(&mut current, &discovery), if current.is_some() => match event {
+                    Event::Message(message) => self.apply(message),
+                    Event::Ended(reason) => {
+                        let lasted = current.take().map(|session| session.opened.elapsed());
+                        // While the next one is being opened, the control plane ends this one itself.
+                        if opening.is_none() {
+                            self.lose(&reason, lasted.unwrap_or_default());
+                        }
+                    }
+                },
+                () = discovery.changed() => {
+                    let dirty = discovery.take_dirty();
+                    if let Some(session) = &mut current {
+                        session.queue(dirty);
+                    }
+                }
+                _ = sweep.tick() => discovery.sweep(),
+                () = tokio::time::sleep_until(self.not_before), if retry => {}
+                // A closed channel means that the process is ending; the other branches go on until it has.
+                Ok(()) = identity.changed() => {}
+                Ok(()) = hello.changed() => {}
+            }
+        }
+    }
+
+    /// Whether the stream in use, if any, is out of date.
+    fn wants_stream(&self, current: Option<&Session>) -> bool {
+        let Some(svid) = self.shared.publisher.svid() else {
+            return false;
+        };
+        current.is_none_or(|session| {
+            session.serial_hex != svid.serial_hex() || session.hello != *self.hello.borrow()
+        })
+    }
+
+    fn begin(&self) -> Option<OpenFuture> {
+        let count = self.control_planes.len().max(1);
+        let opening = Opening {
+            address: self.control_planes.get(self.next % count)?.clone(),
+            dialler: self.dialler.clone(),
+            bundles: self.shared.publisher.bundles(),
+            svid: self.shared.publisher.svid()?,
+            hello: self.hello.borrow().clone(),
+        };
+        Some(Box::pin(open(opening)))
+    }
+
+    /// Makes a stream the one in use, and subscribes on it to everything that is followed.
+    fn adopt(&mut self, mut session: Session) -> Session {
+        self.shared.discovery.take_dirty();
+        session.queue(self.shared.discovery.all());
+        tracing::info!(
+            control_plane = %session.address,
+            control_plane_version = session.answer.version,
+            "connected to the control plane"
+        );
+        for refused in &session.answer.refused {
+            tracing::warn!(
+                reason = refused,
+                "the control plane refused part of the registration"
+            );
+        }
+        self.shared.status.send_modify(|status| {
+            status.connected = true;
+            status.control_plane = Some(session.address.to_string());
+            status.control_plane_version = Some(session.answer.version.clone());
+            status.local_address = Some(session.local);
+            status.refused = session.answer.refused.clone();
+            status.stream_error = None;
+            status.streams_opened += 1;
+        });
+        session
+    }
+
+    /// A try to open a stream has failed.
+    fn fail(&mut self, error: &str, still_connected: bool) {
+        self.next = self.next.wrapping_add(1);
+        let wait = self.backoff.next();
+        self.not_before = Instant::now() + wait;
+        if let Some(times) = self.failures.count() {
+            tracing::warn!(
+                error,
+                times,
+                "no stream to the control plane; what is known stays in use"
+            );
+        }
+        self.shared.status.send_modify(|status| {
+            status.connected = still_connected;
+            status.stream_error = Some(error.to_owned());
+        });
+    }
+
+    /// The stream in use has ended.
+    fn lose(&mut self, reason: &str, lasted: Duration) {
+        if lasted >= STABLE {
+            self.backoff.reset();
+            self.failures.reset();
+        }
+        self.fail(reason, false);
+    }
+
+    fn apply(&mut self, message: Option<Message>) {
+        match message {
+            // A kind of message that a newer control plane knows.
+            None => tracing::debug!("a message of an unknown kind was ignored"),
+            Some(Message::Hello(_)) => self.complain("a second hello"),
+            Some(Message::TrustBundles(message)) => {
+                match self.shared.publisher.update_bundles(message.bundles) {
+                    Ok(update) => {
+                        for problem in update.problems {
+                            self.complain(&problem);
+                        }
+                        if update.changed {
+                            tracing::info!("trust bundles updated");
+                        }
+                    }
+                    Err(error) => self.complain(&error.to_string()),
+                }
+            }
+            Some(Message::Destination(update)) => self.apply_destination(update),
+            Some(Message::InboundPolicy(policy)) => match check::policy(&policy) {
+                Ok(()) => self.apply_policy(policy),
+                Err(problem) => self.complain(&format!("inbound policy: {problem}")),
+            },
+        }
+    }
+
+    fn apply_destination(&mut self, update: v1::DestinationUpdate) {
+        let resolution = match update.service {
+            None => Resolution::Outside,
+            Some(service) => {
+                let (service, problems) = check::service(service);
+                for problem in problems {
+                    self.complain(&format!("destination {:?}: {problem}", update.destination));
+                }
+                Resolution::Service(Arc::new(service))
+            }
+        };
+        if !self.shared.discovery.apply(&update.destination, resolution) {
+            // It was unsubscribed while this was under way.
+            tracing::debug!(
+                destination = update.destination,
+                "nobody follows this destination"
+            );
+        }
+    }
+
+    fn apply_policy(&mut self, policy: v1::InboundPolicy) {
+        self.policy.send_if_modified(|present| {
+            let is_new = present.as_deref() != Some(&policy);
+            if is_new {
+                tracing::info!(
+                    version = policy.version,
+                    rules = policy.rules.len(),
+                    default_deny = policy.default_deny,
+                    "inbound policy updated"
+                );
+                *present = Some(Arc::new(policy));
+            }
+            is_new
+        });
+        self.shared
+            .status
+            .send_if_modified(|status| !std::mem::replace(&mut status.policy_received, true));
+    }
+
+    fn complain(&mut self, problem: &str) {
+        if let Some(times) = self.bad_messages.count() {
+            tracing::warn!(problem, times, "a message of the control plane was ignored");
+        }
+        self.shared
+            .status
+            .send_modify(|status| status.bad_messages += 1);
+    }
+}
+
+async fn poll_opening(opening: &mut Option<OpenFuture>) -> Result<Session, ControlError> {
+    match opening {
+        Some(opening) => opening.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_event(
+    current: &mut Option<Session>,
+    discovery: &super::discovery::Discovery,
+) -> Event {
+    match current {
+        Some(session) => session.next(discovery).await,
+        None => std::future::pending().await,
+    }
+}

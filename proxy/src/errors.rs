@@ -1,0 +1,499 @@
+//! Every response that the proxy makes itself is made here, and nowhere else.
+//!
+//! A failure has one [`ErrorCode`]: stable, in kebab case, the value of the `sidewind-error`
+//! response header, of the `error` field of the access log and of the `code` label of
+//! `sidewind_errors_total`. `docs/errors.md` has a row for each; a test compares the two.
+
+use std::error::Error as StdError;
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+/// The response header that carries the [`ErrorCode`] of a response that the proxy made itself.
+pub(crate) const ERROR_HEADER: HeaderName = HeaderName::from_static("sidewind-error");
+
+/// Longest message in bytes; names in it come from clients, so it is bounded.
+const MAX_MESSAGE_BYTES: usize = 512;
+
+/// Status codes of gRPC (`doc/statuscodes.md` of the gRPC repository) that the proxy answers with.
+mod grpc {
+    pub(super) const CANCELLED: u8 = 1;
+    pub(super) const DEADLINE_EXCEEDED: u8 = 4;
+    pub(super) const PERMISSION_DENIED: u8 = 7;
+    pub(super) const RESOURCE_EXHAUSTED: u8 = 8;
+    pub(super) const UNIMPLEMENTED: u8 = 12;
+    pub(super) const INTERNAL: u8 = 13;
+    pub(super) const UNAVAILABLE: u8 = 14;
+}
+
+macro_rules! error_codes {
+    ($($variant:ident, $code:literal, $http:expr, $grpc:ident, $sent:ident, $doc:literal;)+) => {
+        /// Why the proxy answered in place of the workload. Codes are never renamed or reused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub(crate) enum ErrorCode { $(#[doc = $doc] $variant,)+ }
+
+        impl ErrorCode {
+            /// Every code, in the order of the documentation.
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The stable name.
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $code,)+ }
+            }
+
+            /// The code of that name, as another proxy sent it.
+            pub(crate) fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|code| code.as_str() == name)
+            }
+
+            /// The HTTP status of the response.
+            pub(crate) const fn http_status(self) -> StatusCode {
+                match self { $(Self::$variant => $http,)+ }
+            }
+
+            /// The `grpc-status` of the response to a gRPC client.
+            pub(crate) const fn grpc_status(self) -> u8 {
+                match self { $(Self::$variant => grpc::$grpc,)+ }
+            }
+
+            /// Whether the workload surely saw nothing of the request, so that any method may be
+            /// tried again elsewhere.
+            #[cfg(test)]
+            pub(crate) const fn is_unsent(self) -> bool {
+                match self { $(Self::$variant => error_codes!(@$sent),)+ }
+            }
+
+            /// One line for people.
+            pub(crate) const fn doc(self) -> &'static str {
+                match self { $(Self::$variant => $doc,)+ }
+            }
+        }
+    };
+    (@unsent) => { true };
+    (@maybe) => { false };
+}
+
+error_codes! {
+    // Reaching the service.
+    NoEndpoints, "no-endpoints", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The service has no endpoint that could be used.";
+    ConnectFailed, "connect-failed", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "No connection to the endpoint could be made.";
+    ConnectTimeout, "connect-timeout", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The endpoint did not accept the connection within the connect timeout.";
+    TlsFailed, "tls-failed", StatusCode::BAD_GATEWAY, UNAVAILABLE, unsent,
+        "The TLS handshake with the endpoint's proxy failed.";
+    WrongIdentity, "wrong-identity", StatusCode::BAD_GATEWAY, UNAVAILABLE, unsent,
+        "The endpoint presented another SPIFFE ID than discovery named for it.";
+    WorkloadUnavailable, "workload-unavailable", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The workload beside the answering proxy did not accept a connection.";
+    UpstreamReset, "upstream-reset", StatusCode::BAD_GATEWAY, UNAVAILABLE, maybe,
+        "The connection ended before the response was complete.";
+    UpstreamProtocol, "upstream-protocol", StatusCode::BAD_GATEWAY, INTERNAL, maybe,
+        "The endpoint's response was not valid HTTP.";
+    RequestTimeout, "request-timeout", StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, maybe,
+        "No response came within the request's timeout.";
+    DiscoveryUnavailable, "discovery-unavailable", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The control plane has not yet said where the service is.";
+    WrongDestination, "wrong-destination", StatusCode::MISDIRECTED_REQUEST, UNAVAILABLE, unsent,
+        "The request names a destination that the answering proxy does not serve.";
+    LoopDetected, "loop-detected", StatusCode::LOOP_DETECTED, INTERNAL, unsent,
+        "The destination is the proxy itself.";
+
+    // Identity and policy.
+    PolicyDenied, "policy-denied", StatusCode::FORBIDDEN, PERMISSION_DENIED, unsent,
+        "No rule of the destination's policy allows the caller.";
+    PolicyNotReady, "policy-not-ready", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The answering proxy has not yet received its policy.";
+    PlaintextRefused, "plaintext-refused", StatusCode::FORBIDDEN, PERMISSION_DENIED, unsent,
+        "The destination accepts callers with a mesh identity only.";
+    OutsideRefused, "outside-refused", StatusCode::FORBIDDEN, PERMISSION_DENIED, unsent,
+        "The destination is outside the mesh, and the proxy is set to refuse such destinations.";
+    IdentityUnavailable, "identity-unavailable", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The proxy has not yet been given a certificate.";
+    IdentityExpired, "identity-expired", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The proxy's certificate has expired and could not be renewed.";
+
+    // The client's message.
+    BadRequest, "bad-request", StatusCode::BAD_REQUEST, INTERNAL, unsent,
+        "The request was not valid HTTP, or names no destination.";
+    HeaderTooLarge, "header-too-large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, RESOURCE_EXHAUSTED, unsent,
+        "The request's header is larger than the proxy accepts.";
+    ClientTimeout, "client-timeout", StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, maybe,
+        "The client did not send its request in time.";
+    ClientClosed, "client-closed", CLIENT_CLOSED_REQUEST, CANCELLED, maybe,
+        "The client went away before the response was complete; only logs and metrics say so.";
+    Unsupported, "unsupported", StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED, unsent,
+        "The proxy does not support what the request asks for.";
+
+    // The proxy itself.
+    Overloaded, "overloaded", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The proxy has as many connections or requests as it may hold.";
+}
+
+/// 499, which nginx made customary for a client that went away. No response carries it.
+const CLIENT_CLOSED_REQUEST: StatusCode = match StatusCode::from_u16(499) {
+    Ok(status) => status,
+    Err(_) => StatusCode::BAD_REQUEST,
+};
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failure that ends a request or a connection: what a client, a log line and a metric are told.
+///
+/// The message is one sentence that names the service and the endpoint. It goes to clients, so it
+/// never holds a secret or the text of a cause; causes are for the log, by [`ProxyError::chain`].
+#[derive(Debug)]
+pub(crate) struct ProxyError {
+    code: ErrorCode,
+    message: Box<str>,
+    retry_after: Option<Duration>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl ProxyError {
+    /// A failure with its one-sentence message. Control characters in the message, which names from
+    /// clients may hold, are escaped, and its length is bounded.
+    pub(crate) fn new(code: ErrorCode, message: impl fmt::Display) -> Self {
+        let mut clean = CleanMessage(String::new());
+        // The writer refuses what is beyond the bound, which ends the formatting early.
+        let _ = write!(clean, "{message}");
+        Self {
+            code,
+            message: clean.0.into_boxed_str(),
+            retry_after: None,
+            source: None,
+        }
+    }
+
+    /// Puts what the failure is about before the sentence.
+    pub(crate) fn about(self, subject: impl fmt::Display) -> Self {
+        let message = format!("{subject}: {}", self.message);
+        Self {
+            message: Self::new(self.code, message).message,
+            ..self
+        }
+    }
+
+    /// Adds the cause, which logs show and clients do not.
+    pub(crate) fn with_source(
+        mut self,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Adds a `retry-after`, rounded up to whole seconds.
+    pub(crate) fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
+    }
+
+    /// What failed.
+    pub(crate) fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// The sentence that the client is told.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The message followed by every cause, for the log.
+    pub(crate) fn chain(&self) -> Chain<'_> {
+        Chain(self)
+    }
+
+    /// The response to the client: plain text, or for a gRPC client a trailers-only response.
+    pub(crate) fn into_response<B: From<Bytes>>(self, grpc: bool) -> Response<B> {
+        let mut response = if grpc {
+            self.grpc_response()
+        } else {
+            self.http_response()
+        };
+        let headers = response.headers_mut();
+        headers.insert(ERROR_HEADER, HeaderValue::from_static(self.code.as_str()));
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    fn http_response<B: From<Bytes>>(&self) -> Response<B> {
+        let body = Bytes::from(format!("{}\n", self.message));
+        let length = body.len();
+        let mut response = Response::new(B::from(body));
+        *response.status_mut() = self.code.http_status();
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        response
+    }
+
+    /// Trailers-Only of gRPC over HTTP/2: status 200 and the outcome in the header block.
+    fn grpc_response<B: From<Bytes>>(&self) -> Response<B> {
+        let mut response = Response::new(B::from(Bytes::new()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(
+            "grpc-status",
+            HeaderValue::from(u16::from(self.code.grpc_status())),
+        );
+        if let Ok(message) = HeaderValue::try_from(percent_encode(&self.message)) {
+            headers.insert("grpc-message", message);
+        }
+        response
+    }
+}
+
+impl fmt::Display for ProxyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for ProxyError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+/// The answer, as the bytes of HTTP/1.1, to a client that sent what cannot be read as a request. `refusal` is the
+/// bare answer of the HTTP library that could not; none for any other.
+pub(crate) fn unreadable_request(refusal: &[u8]) -> Option<Bytes> {
+    let code = match refusal.strip_prefix(b"HTTP/1.1 ")?.get(..3)? {
+        b"431" | b"414" => ErrorCode::HeaderTooLarge,
+        b"400" => ErrorCode::BadRequest,
+        _ => return None,
+    };
+    let response: Response<Bytes> = ProxyError::new(code, code.doc()).into_response(false);
+    let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", response.status()).into_bytes();
+    for (name, value) in response.headers() {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(response.body());
+    Some(bytes.into())
+}
+
+/// Shows an error and each of its causes, joined by `: `. A cause whose text the line already ends
+/// with is left out, since many errors repeat their source in their own text.
+#[derive(Clone, Copy)]
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn StdError + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = self.0.to_string();
+        f.write_str(&last)?;
+        let mut next = self.0.source();
+        // A bound, since nothing forbids an error to be its own source.
+        for _ in 0..16 {
+            let Some(cause) = next else { break };
+            let text = cause.to_string();
+            if !last.ends_with(&text) {
+                write!(f, ": {text}")?;
+                last = text;
+            }
+            next = cause.source();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A bounded string without control characters.
+struct CleanMessage(String);
+
+impl fmt::Write for CleanMessage {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            if self.0.len() >= MAX_MESSAGE_BYTES {
+                self.0.push('…');
+                return Err(fmt::Error);
+            }
+            if character.is_control() {
+                self.0.extend(character.escape_default());
+            } else {
+                self.0.push(character);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Percent-encodes as `grpc-message` demands: all but printable ASCII, and `%` itself.
+fn percent_encode(message: &str) -> String {
+    let mut encoded = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        if matches!(byte, b' '..=b'~') && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decode_percent(encoded: &str) -> String {
+        let mut bytes = Vec::new();
+        let mut rest = encoded.bytes();
+        while let Some(byte) = rest.next() {
+            if byte == b'%' {
+                let digits = [rest.next().unwrap(), rest.next().unwrap()];
+                let text = std::str::from_utf8(&digits).unwrap();
+                bytes.push(u8::from_str_radix(text, 16).unwrap());
+            } else {
+                bytes.push(byte);
+            }
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn an_error_for_an_http_client_is_one_sentence_with_its_code() {
+        let error = ProxyError::new(ErrorCode::NoEndpoints, "orders.data has no endpoints.");
+        let response: Response<Bytes> = error.into_response(false);
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["sidewind-error"], "no-endpoints");
+        assert_eq!(
+            response.headers()["content-type"],
+            "text/plain; charset=utf-8"
+        );
+        assert_eq!(
+            response.headers()["content-length"],
+            response.body().len().to_string()
+        );
+        assert_eq!(&response.body()[..], b"orders.data has no endpoints.\n");
+    }
+
+    #[test]
+    fn an_error_for_a_grpc_client_is_a_trailers_only_response() {
+        let error = ProxyError::new(ErrorCode::PolicyDenied, "50% of ünits\nmay not");
+        let response: Response<Bytes> = error.into_response(true);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "application/grpc");
+        assert_eq!(response.headers()["grpc-status"], "7");
+        assert_eq!(
+            response.headers()["grpc-message"],
+            "50%25 of %C3%BCnits\\nmay not"
+        );
+        assert_eq!(response.headers()["sidewind-error"], "policy-denied");
+        assert!(response.body().is_empty());
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up_to_whole_seconds() {
+        let error = ProxyError::new(ErrorCode::Overloaded, "Too much.");
+        let error = error.with_retry_after(Duration::from_millis(1_001));
+        let response: Response<Bytes> = error.into_response(false);
+        assert_eq!(response.headers()["retry-after"], "2");
+    }
+
+    #[test]
+    fn a_cause_is_logged_and_never_sent() {
+        let cause = std::io::Error::other("password=hunter2");
+        let error = ProxyError::new(ErrorCode::ConnectFailed, "10.0.0.1:80 refused.");
+        let error = error.with_source(cause);
+        assert_eq!(
+            error.chain().to_string(),
+            "10.0.0.1:80 refused.: password=hunter2"
+        );
+        let response: Response<Bytes> = error.into_response(false);
+        assert!(!String::from_utf8_lossy(response.body()).contains("hunter2"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_answered_with_a_reason_too() {
+        let bare = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\n\r\n";
+        let answer = unreadable_request(bare).unwrap();
+        let answer = std::str::from_utf8(&answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"));
+        assert!(answer.contains("\r\nsidewind-error: header-too-large\r\n"));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", body.len())));
+        assert_eq!(unreadable_request(b"HTTP/1.1 200 OK\r\n\r\n"), None);
+        assert_eq!(unreadable_request(b""), None);
+    }
+
+    #[test]
+    fn a_message_is_bounded() {
+        let error = ProxyError::new(ErrorCode::BadRequest, "é".repeat(10_000));
+        assert!(error.message().len() <= MAX_MESSAGE_BYTES + '…'.len_utf8() + 1);
+        assert!(error.message().ends_with('…'));
+    }
+
+    #[test]
+    fn codes_are_unique_and_in_kebab_case() {
+        let mut seen = std::collections::HashSet::new();
+        for code in ErrorCode::ALL {
+            let name = code.as_str();
+            assert!(seen.insert(name), "{name} is there twice");
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'),
+                "{name}"
+            );
+            assert!(code.http_status().as_u16() >= 400);
+            assert_ne!(code.grpc_status(), 0);
+        }
+        assert_eq!(ErrorCode::ClientClosed.http_status(), 499);
+    }
+
+    #[test]
+    fn the_documentation_lists_every_code() {
+        let page = include_str!("../../docs/errors.md");
+        let rows: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .collect();
+        let expected: Vec<String> = ErrorCode::ALL
+            .iter()
+            .map(|code| {
+                let (http, grpc) = (code.http_status().as_u16(), code.grpc_status());
+                let unsent = if code.is_unsent() { "yes" } else { "no" };
+                format!("| `{code}` | {http} | {grpc} | {unsent} | {} |", code.doc())
+            })
+            .collect();
+        assert_eq!(rows, expected, "expected rows:\n{}", expected.join("\n"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_makes_a_valid_response_without_control_characters(message in any::<String>()) {
+            let text: Response<Bytes> = ProxyError::new(ErrorCode::UpstreamReset, &message).into_response(false);
+            let body = String::from_utf8(text.body().to_vec()).unwrap();
+            prop_assert!(!body.trim_end_matches('\n').chars().any(char::is_control));
+            let error = ProxyError::new(ErrorCode::UpstreamReset, &message);
+            let said = error.message().to_owned();
+            let grpc: Response<Bytes> = error.into_response(true);
+            let encoded = grpc.headers()["grpc-message"].to_str().unwrap();
+            prop_assert_eq!(decode_percent(encoded), said);
+        }
+    }
+}

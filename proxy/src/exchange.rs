@@ -1,0 +1,416 @@
+//! One HTTP exchange: what is learned of a request on its way, and the record that it ends in.
+//!
+//! The stages fill an [`Exchange`] in as they go. Whatever becomes of the request (answered, refused, broken
+//! off, its client gone), the exchange ends once, when the response's body has ended or is dropped, and is
+//! then recorded: one access-log line, one set of metrics, one span where the trace is sampled.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    time::SystemTime,
+};
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+    request::Parts, uri::Authority,
+};
+use sidewind_identity::SpiffeId;
+use tokio::time::Instant;
+
+use crate::{
+    drain::Active,
+    errors::{Chain, ErrorCode, ProxyError},
+    http::{
+        Body, BodyEnd, BodyWatcher,
+        headers::{AuthorityCache, BadRequest, Upgrade, examine_request},
+    },
+    mesh::StreamLease,
+    retry::RetryObserver,
+    telemetry::{
+        Direction, Peer, Protocol, RequestRecord, Telemetry,
+        metrics::{RetryOutcome, RetryReason},
+        trace::TraceContext,
+    },
+};
+
+/// What is known of a request, filled in by the stages that it passes.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    telemetry: Telemetry,
+    direction: Direction,
+    protocol: Protocol,
+    started_at: SystemTime,
+    started: Instant,
+    method: Method,
+    uri: Uri,
+    host: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    tracestate: Option<HeaderValue>,
+    trace: TraceContext,
+    authorities: Rc<RefCell<AuthorityCache>>,
+    source: Party,
+    destination: RefCell<Party>,
+    service: OnceCell<Rc<str>>,
+    endpoint: Cell<Option<SocketAddr>>,
+    tls: Cell<bool>,
+    attempts: Cell<u32>,
+    error: RefCell<Option<(ErrorCode, String)>>,
+    status: Cell<Option<StatusCode>>,
+    grpc_status: Cell<Option<u8>>,
+    request_bytes: Cell<u64>,
+    response_bytes: Cell<u64>,
+    upgrade: Cell<bool>,
+    recorded: Cell<bool>,
+    lease: RefCell<Option<StreamLease>>,
+    /// Keeps a drain waiting until the response is out.
+    _active: Active,
+}
+
+/// One end of an exchange.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Party {
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) id: Option<SpiffeId>,
+}
+
+impl Party {
+    pub(crate) fn as_peer(&self) -> Peer<'_> {
+        Peer {
+            address: self.address,
+            spiffe_id: self.id.as_ref().map(SpiffeId::as_str),
+        }
+    }
+}
+
+/// Where a request came from, the same for all requests of one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) telemetry: Telemetry,
+    pub(crate) direction: Direction,
+    pub(crate) source: Party,
+    pub(crate) destination: Party,
+    /// Whether the request arrived over mutual TLS.
+    pub(crate) tls: bool,
+    /// The authorities that the connection's requests name.
+    pub(crate) authorities: Rc<RefCell<AuthorityCache>>,
+}
+
+impl Origin {
+    pub(crate) fn new(telemetry: &Telemetry, direction: Direction, source: Party) -> Self {
+        Self {
+            telemetry: telemetry.clone(),
+            direction,
+            source,
+            destination: Party::default(),
+            tls: false,
+            authorities: Rc::default(),
+        }
+    }
+}
+
+impl Exchange {
+    /// Begins the exchange of `request`: continues or begins its trace, whose context the request carries on, and
+    /// counts its body.
+    pub(crate) fn begin(origin: &Origin, request: &mut Request<Body>, active: Active) -> Rc<Self> {
+        let grpc = is_grpc(request.headers());
+        let protocol = match (grpc, request.version()) {
+            (true, Version::HTTP_2) => Protocol::Grpc,
+            (false, Version::HTTP_2) => Protocol::Http2,
+            _ => Protocol::Http1,
+        };
+        let trace = origin.telemetry.receive_trace(request.headers());
+        trace.apply(request.headers_mut());
+        let headers = request.headers();
+        let exchange = Rc::new(Self {
+            telemetry: origin.telemetry.clone(),
+            direction: origin.direction,
+            protocol,
+            started_at: SystemTime::now(),
+            started: Instant::now(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            host: headers.get(header::HOST).cloned(),
+            user_agent: headers.get(header::USER_AGENT).cloned(),
+            tracestate: headers.get("tracestate").cloned(),
+            trace,
+            authorities: Rc::clone(&origin.authorities),
+            source: origin.source.clone(),
+            destination: RefCell::new(origin.destination.clone()),
+            service: OnceCell::new(),
+            endpoint: Cell::new(None),
+            tls: Cell::new(origin.tls),
+            attempts: Cell::new(0),
+            error: RefCell::new(None),
+            status: Cell::new(None),
+            grpc_status: Cell::new(None),
+            request_bytes: Cell::new(0),
+            response_bytes: Cell::new(0),
+            upgrade: Cell::new(false),
+            recorded: Cell::new(false),
+            lease: RefCell::new(None),
+            _active: active,
+        });
+        if !request.body().is_empty() {
+            let watcher = RequestWatcher(Rc::clone(&exchange));
+            let body = std::mem::take(request.body_mut());
+            *request.body_mut() = body.watched(Rc::new(watcher));
+        }
+        exchange
+    }
+
+    /// Refuses a request that two servers could read differently, and removes what concerned only the connection
+    /// that it came by and what only proxies may set.
+    pub(crate) fn clean(&self, request: &mut Request<Body>) -> Result<(), ProxyError> {
+        let examined = examine_request(request).map_err(ProxyError::from)?;
+        if request.method() == Method::CONNECT {
+            let message = "CONNECT is for proxies, and this is none to its clients.";
+            return Err(ProxyError::new(ErrorCode::Unsupported, message));
+        }
+        let upgrade = examined.wants_upgrade() && request.version() == Version::HTTP_11;
+        self.upgrade.set(upgrade);
+        let headers = request.headers_mut();
+        examined.strip_reserved(headers);
+        let kept = if upgrade {
+            Upgrade::Keep
+        } else {
+            Upgrade::Strip
+        };
+        examined.strip_hop_by_hop(headers, kept);
+        Ok(())
+    }
+
+    /// The authority that a request names, or the address that it goes to for one of HTTP/1.0 that names none.
+    pub(crate) fn authority(
+        &self,
+        head: &Parts,
+        address: SocketAddr,
+    ) -> Result<Authority, ProxyError> {
+        let mut cache = self.authorities.borrow_mut();
+        match cache.authority(&head.uri, &head.headers)? {
+            Some(authority) => Ok(authority),
+            None => Authority::try_from(address.to_string())
+                .map_err(|_| ProxyError::from(BadRequest::MissingHost)),
+        }
+    }
+
+    /// Whether the client asks to go on with another protocol than HTTP.
+    pub(crate) fn wants_upgrade(&self) -> bool {
+        self.upgrade.get()
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.protocol == Protocol::Grpc
+    }
+
+    pub(crate) fn set_service(&self, service: &Rc<str>) {
+        let _ = self.service.set(Rc::clone(service));
+    }
+
+    /// Notes that the request is sent to `endpoint`, whose proxy proved `id`, or in plaintext without one.
+    pub(crate) fn sent_to(&self, endpoint: SocketAddr, id: Option<&SpiffeId>) {
+        self.attempts.set(self.attempts.get() + 1);
+        self.endpoint.set(Some(endpoint));
+        if self.direction == Direction::Outbound {
+            self.tls.set(id.is_some());
+            *self.destination.borrow_mut() = Party {
+                address: Some(endpoint),
+                id: id.cloned(),
+            };
+        }
+    }
+
+    /// The response that ends the exchange: `result`, or what the proxy itself says of its failure.
+    pub(crate) fn end(
+        self: &Rc<Self>,
+        result: Result<Response<Body>, ProxyError>,
+    ) -> Response<Body> {
+        let response = result.unwrap_or_else(|error| {
+            let error = self.locate(error);
+            *self.error.borrow_mut() = Some((error.code(), error.chain().to_string()));
+            error.into_response(self.is_grpc())
+        });
+        self.status.set(Some(response.status()));
+        if self.is_grpc() {
+            self.note_grpc_status(response.headers());
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // What follows is counted by whoever relays it.
+            return response;
+        }
+        response.map(|body| body.watched(Rc::clone(self) as Rc<dyn BodyWatcher>))
+    }
+
+    /// Says in a failure which service and endpoint it is about, as far as that is known.
+    fn locate(&self, error: ProxyError) -> ProxyError {
+        match (self.service.get(), self.endpoint.get()) {
+            (Some(service), Some(endpoint)) => error.about(format_args!("{service} at {endpoint}")),
+            (Some(service), None) => error.about(service),
+            (None, _) => error,
+        }
+    }
+
+    /// Keeps the place on a mesh connection until the exchange ends.
+    pub(crate) fn hold(&self, lease: StreamLease) {
+        *self.lease.borrow_mut() = Some(lease);
+    }
+
+    /// Counts bytes of the request's body.
+    pub(crate) fn count_request_bytes(&self, bytes: u64) {
+        self.request_bytes.set(self.request_bytes.get() + bytes);
+    }
+
+    /// Counts bytes of the response's body.
+    pub(crate) fn count_response_bytes(&self, bytes: u64) {
+        self.response_bytes.set(self.response_bytes.get() + bytes);
+    }
+
+    fn note_grpc_status(&self, headers: &HeaderMap) {
+        let status = headers
+            .get("grpc-status")
+            .and_then(|value| value.to_str().ok());
+        if let Some(status) = status.and_then(|status| status.parse().ok()) {
+            self.grpc_status.set(Some(status));
+        }
+    }
+
+    fn fail(&self, code: ErrorCode, detail: impl FnOnce() -> String) {
+        self.error
+            .borrow_mut()
+            .get_or_insert_with(|| (code, detail()));
+    }
+
+    fn record(&self) {
+        if self.recorded.replace(true) {
+            return;
+        }
+        drop(self.lease.take());
+        let error = self.error.borrow();
+        let destination = self.destination.borrow();
+        let host = self.host.as_ref().and_then(|host| host.to_str().ok());
+        let authority = self.uri.authority().map(|authority| authority.as_str());
+        let record = RequestRecord {
+            started: self.started_at,
+            duration: self.started.elapsed(),
+            path: self.uri.path_and_query().map_or("", |path| path.as_str()),
+            authority: authority.or(host).unwrap_or_default(),
+            status: self.status.get(),
+            grpc_status: self.grpc_status.get(),
+            error: error.as_ref().map(|(code, _)| *code),
+            error_detail: error.as_ref().map(|(_, detail)| detail.as_str()),
+            service: self.service.get().map_or("", |service| service),
+            endpoint: self.endpoint.get(),
+            source: self.source.as_peer(),
+            destination: destination.as_peer(),
+            tls: self.tls.get(),
+            attempts: self.attempts.get(),
+            request_bytes: self.request_bytes.get(),
+            response_bytes: self.response_bytes.get(),
+            trace: Some(self.trace),
+            tracestate: self
+                .tracestate
+                .as_ref()
+                .and_then(|state| state.to_str().ok()),
+            user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
+            ..RequestRecord::new(self.direction, self.protocol, &self.method)
+        };
+        self.telemetry.finish_request(&record);
+    }
+}
+
+impl RetryObserver for Exchange {
+    fn retried(&self, status: Option<StatusCode>) {
+        tracing::debug!(
+            attempt = self.attempts.get(),
+            ?status,
+            "a request is tried again"
+        );
+        let reason = match status {
+            Some(status) if status.is_server_error() => RetryReason::Status,
+            Some(_) => RetryReason::GrpcStatus,
+            None => RetryReason::ConnectFailed,
+        };
+        self.note_retry(reason, RetryOutcome::Retried);
+    }
+
+    fn budget_exhausted(&self) {
+        self.note_retry(RetryReason::Status, RetryOutcome::BudgetExhausted);
+    }
+}
+
+impl Exchange {
+    fn note_retry(&self, reason: RetryReason, outcome: RetryOutcome) {
+        let destination = self.destination.borrow();
+        let peer = destination.id.as_ref().map(SpiffeId::as_str);
+        let service = self.service.get().map_or("", |service| service);
+        self.telemetry
+            .metrics()
+            .request_handles(self.direction, service, peer, self.tls.get())
+            .retry(reason, outcome);
+    }
+}
+
+/// Counts the bytes of the request's body.
+struct RequestWatcher(Rc<Exchange>);
+
+impl BodyWatcher for RequestWatcher {
+    fn data(&self, bytes: usize) {
+        self.0.count_request_bytes(bytes as u64);
+    }
+
+    fn end(&self, _: BodyEnd<'_>) {}
+}
+
+impl BodyWatcher for Exchange {
+    fn data(&self, bytes: usize) {
+        self.count_response_bytes(bytes as u64);
+    }
+
+    fn trailers(&self, trailers: &HeaderMap) {
+        if self.is_grpc() {
+            self.note_grpc_status(trailers);
+        }
+    }
+
+    fn end(&self, end: BodyEnd<'_>) {
+        match end {
+            BodyEnd::Complete => {}
+            BodyEnd::Failed(error) => self.fail(ErrorCode::UpstreamReset, || {
+                format!("the response broke off: {}", Chain(error))
+            }),
+            BodyEnd::Dropped => self.fail(ErrorCode::ClientClosed, || {
+                "the client went away before the response was complete".to_owned()
+            }),
+        }
+        self.record();
+    }
+}
+
+impl Drop for Exchange {
+    /// Before a response the last to hold the exchange is the stage in which the request was dropped, and after
+    /// an upgrade the relay of its bytes.
+    fn drop(&mut self) {
+        if self.status.get().is_none() {
+            self.fail(ErrorCode::ClientClosed, || {
+                "the client went away before the response began".to_owned()
+            });
+        }
+        self.record();
+    }
+}
+
+impl From<BadRequest> for ProxyError {
+    fn from(error: BadRequest) -> Self {
+        Self::new(
+            ErrorCode::BadRequest,
+            format_args!("The request was refused: {error}."),
+        )
+    }
+}
+
+/// True for a gRPC message, by its content type (`application/grpc`, `application/grpc+proto`).
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}

@@ -1,0 +1,136 @@
+//! Serves HTTP/2 to one client.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::Body;
+use super::send_body::{SendBodyError, send_body};
+use super::{CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, STREAM_WINDOW_BYTES};
+
+/// Bounds of an HTTP/2 client connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct H2ServerSettings {
+    /// How long the client's preface and settings may take.
+    pub(crate) handshake_timeout: Duration,
+    /// Streams that a client may have open at once.
+    pub(crate) max_concurrent_streams: u32,
+    /// Most bytes of a request's head, after decompression.
+    pub(crate) max_header_bytes: usize,
+}
+
+impl Default for H2ServerSettings {
+    fn default() -> H2ServerSettings {
+        H2ServerSettings {
+            handshake_timeout: Duration::from_secs(10),
+            max_concurrent_streams: 512,
+            max_header_bytes: MAX_HEADER_BYTES,
+        }
+    }
+}
+
+/// Why a client connection ended otherwise than by either side closing it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum H2ServerError {
+    #[error("HTTP/2 connection failed")]
+    Http2(#[from] h2::Error),
+    #[error("the HTTP/2 preface took longer than {0:?} to arrive")]
+    HandshakeTimeout(Duration),
+}
+
+/// Serves an HTTP/2 client with prior knowledge, each stream in a task of its own on this worker, until either side
+/// closes the connection. When `shutdown` completes the client gets GOAWAY, and its open streams finish.
+///
+/// # Errors
+/// [`H2ServerError`], for the log.
+pub(crate) async fn serve_h2<I, S, F>(
+    io: I,
+    service: Rc<S>,
+    settings: &H2ServerSettings,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), H2ServerError>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    S: Fn(Request<Body>) -> F + 'static,
+    F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
+{
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(settings.max_concurrent_streams)
+        .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(STREAM_WINDOW_BYTES as usize);
+    let handshake = builder.handshake::<_, Bytes>(io);
+    let mut connection = tokio::time::timeout(settings.handshake_timeout, handshake)
+        .await
+        .map_err(|_| H2ServerError::HandshakeTimeout(settings.handshake_timeout))??;
+    let mut shutdown = pin!(shutdown);
+    let mut draining = false;
+    loop {
+        let accepted = poll_fn(|cx| {
+            if !draining && shutdown.as_mut().poll(cx).is_ready() {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            connection.poll_accept(cx)
+        })
+        .await;
+        match accepted {
+            None => return Ok(()),
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok((request, respond))) => {
+                let service = service.clone();
+                tokio::task::spawn_local(async move {
+                    // A stream that fails has told its client by a reset; what it was about is in the access log.
+                    let _ = serve_stream(request, respond, |request| service(request)).await;
+                });
+            }
+        }
+    }
+}
+
+/// Serves one HTTP/2 stream: runs `service` until it answers or the client resets the stream, and sends the
+/// response with its body and trailers. Gives back how many bytes of body were sent.
+///
+/// # Errors
+/// [`SendBodyError`] when the response did not reach the client whole.
+pub(crate) async fn serve_stream<F>(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    service: impl FnOnce(Request<Body>) -> F,
+) -> Result<u64, SendBodyError>
+where
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    let (head, stream) = request.into_parts();
+    let body = Body::from_h2(stream, &head.headers);
+    let mut answer = pin!(service(Request::from_parts(head, body)));
+    let response = poll_fn(|cx| {
+        if let Poll::Ready(response) = answer.as_mut().poll(cx) {
+            return Poll::Ready(Ok(response.unwrap_or_else(|never| match never {})));
+        }
+        respond.poll_reset(cx).map(Err)
+    })
+    .await
+    .map_err(|reset| match reset {
+        Ok(reason) => SendBodyError::Reset(reason),
+        Err(error) => SendBodyError::Http2(error),
+    })?;
+    let (head, body) = response.into_parts();
+    let ends = body.is_empty();
+    let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
+    if ends {
+        return Ok(0);
+    }
+    send_body(body, &mut stream).await
+}

@@ -1,0 +1,224 @@
+//! Knows when a server connection has nothing to do, so that it can do without its buffers.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::errors::unreadable_request;
+
+/// What is going on on one connection. All of it happens on one thread; it is atomic because an upgraded
+/// connection's IO has to be `Send`.
+#[derive(Clone, Debug)]
+pub(super) struct Activity(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Messages that are being read or written.
+    messages: AtomicU32,
+    requests: AtomicU32,
+    /// Everything written has left hyper's buffer.
+    flushed: AtomicBool,
+}
+
+/// One message that is being read or written, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<Shared>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.messages.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Activity {
+    pub(super) fn new() -> Activity {
+        Activity(Arc::new(Shared {
+            messages: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
+            flushed: AtomicBool::new(true),
+        }))
+    }
+
+    /// A request began, whose response is yet to be written.
+    pub(super) fn begin_request(&self) -> Busy {
+        self.0.requests.fetch_add(1, Relaxed);
+        self.0.flushed.store(false, Relaxed);
+        self.busy()
+    }
+
+    pub(super) fn busy(&self) -> Busy {
+        self.0.messages.fetch_add(1, Relaxed);
+        Busy(self.0.clone())
+    }
+
+    /// True when no request is being read, no response is being made, and the last one has left for the socket.
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.messages.load(Relaxed) == 0 && self.0.flushed.load(Relaxed)
+    }
+
+    /// How many requests have begun, modulo 2^32.
+    pub(super) fn requests(&self) -> u32 {
+        self.0.requests.load(Relaxed)
+    }
+
+    fn flush_done(&self) {
+        if self.0.messages.load(Relaxed) == 0 {
+            self.0.flushed.store(true, Relaxed);
+        }
+    }
+}
+
+/// A connection's IO below hyper, which may begin with bytes that were read before.
+#[derive(Debug)]
+pub(super) struct IdleIo<T> {
+    inner: T,
+    prefix: Bytes,
+    activity: Activity,
+    /// What is written in place of hyper's own answer to what is no request.
+    refusal: Bytes,
+}
+
+impl<T> IdleIo<T> {
+    pub(super) fn new(inner: T, activity: Activity) -> IdleIo<T> {
+        IdleIo {
+            inner,
+            prefix: Bytes::new(),
+            activity,
+            refusal: Bytes::new(),
+        }
+    }
+
+    /// Puts bytes back in front of what is still to be read.
+    pub(super) fn unread(&mut self, bytes: Bytes) {
+        self.prefix = if self.prefix.is_empty() {
+            bytes
+        } else {
+            [bytes, std::mem::take(&mut self.prefix)].concat().into()
+        };
+    }
+}
+
+impl<T: AsyncRead + Unpin> IdleIo<T> {
+    /// Waits for the client to send something, holding no buffer, and puts it back. False at end of file.
+    pub(super) async fn wait_for_bytes(&mut self) -> io::Result<bool> {
+        if !self.prefix.is_empty() {
+            return Ok(true);
+        }
+        std::future::poll_fn(|cx| {
+            let mut byte = [0];
+            let mut buffer = ReadBuf::new(&mut byte);
+            match Pin::new(&mut self.inner).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) => {
+                    self.prefix = Bytes::copy_from_slice(buffer.filled());
+                    Poll::Ready(Ok(!self.prefix.is_empty()))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for IdleIo<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buffer);
+        }
+        let length = self.prefix.len().min(buffer.remaining());
+        buffer.put_slice(self.prefix.get(..length).unwrap_or_default());
+        self.prefix.advance(length);
+        if self.prefix.is_empty() {
+            self.prefix = Bytes::new();
+            // The rest of the request is mostly there too; pending only says that no more came.
+            if buffer.remaining() > 0
+                && let Poll::Ready(Err(error)) = Pin::new(&mut self.inner).poll_read(cx, buffer)
+            {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> IdleIo<T> {
+    /// Takes hyper's own answer for ours. With no request under way and none unflushed, whatever hyper writes
+    /// answers bytes that it could not read as a request: a status line with no body and no reason.
+    fn takes_refusal(&mut self, written: &[u8]) -> bool {
+        if !self.activity.is_idle() {
+            return false;
+        }
+        match unreadable_request(written) {
+            Some(refusal) => {
+                self.refusal = refusal;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.refusal.is_empty() {
+            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.refusal))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.refusal.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for IdleIo<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.takes_refusal(buffer) {
+            return Poll::Ready(Ok(buffer.len()));
+        }
+        Pin::new(&mut self.inner).poll_write(cx, buffer)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let [buffer] = buffers
+            && self.takes_refusal(buffer)
+        {
+            return Poll::Ready(Ok(buffer.len()));
+        }
+        Pin::new(&mut self.inner).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_refusal(cx))?;
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        // hyper flushes its IO only once its own buffer is empty.
+        if let Poll::Ready(Ok(())) = result {
+            self.activity.flush_done();
+        }
+        result
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_refusal(cx))?;
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

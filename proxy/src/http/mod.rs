@@ -1,0 +1,36 @@
+//! HTTP building blocks: one body type, client connections that their user drives, server connections, and what
+//! happens to headers on the way through a proxy.
+
+pub(crate) mod body;
+pub(crate) mod h1_client;
+pub(crate) mod h1_pool;
+pub(crate) mod h1_server;
+pub(crate) mod h2_client;
+pub(crate) mod h2_server;
+pub(crate) mod headers;
+mod idle_io;
+mod relay;
+pub(crate) mod send_body;
+pub(crate) mod watched_body;
+
+pub(crate) use body::{Body, BodyError};
+pub(crate) use h1_client::{H1Connection, SendError};
+pub(crate) use h1_pool::{H1Pool, PoolKey, PoolLimits};
+pub(crate) use h1_server::{H1ServerError, H1ServerSettings, serve_h1};
+pub(crate) use h2_client::{H2Pool, H2SendError, send_h2};
+pub(crate) use h2_server::{H2ServerError, H2ServerSettings, serve_h2, serve_stream};
+pub(crate) use watched_body::{BodyEnd, BodyWatcher};
+
+/// How much of one HTTP/2 stream may be on its way to us: what bounds the memory that a stalled reader holds.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// The window of a whole HTTP/2 connection, which never binds: a few stalled streams would hold up all others.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// Most bytes of a message's head, in HTTP/1 and HTTP/2.
+pub(crate) const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// Most header fields of an HTTP/1 message.
+pub(crate) const MAX_HEADERS: usize = 200;
+/// Most bytes of an HTTP/1 body that are read ahead of its reader.
+pub(crate) const MAX_BUFFER_BYTES: usize = 128 * 1024;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Pumps a body into an HTTP/2 stream.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::Frame;
+
+use super::body::{Body, BodyError};
+
+/// Why a body could not be sent to its end. The stream has been reset.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendBodyError {
+    /// The peer wants no more of it. `NO_ERROR` and `CANCEL` are ordinary: it has its answer, or its client went.
+    #[error("peer reset the stream: {0}")]
+    Reset(Reason),
+    /// The body's own source failed.
+    #[error("source of the body failed")]
+    Body(#[from] BodyError),
+    /// The stream or its connection failed.
+    #[error("HTTP/2 stream failed")]
+    Http2(#[from] h2::Error),
+}
+
+/// Sends `body` with its trailers and the end of the stream, and gives back how many bytes of data it was.
+///
+/// Waits for the peer's window before each piece, so at most one frame of the source is held. END_STREAM goes
+/// out with the last DATA frame wherever the end is known by then. When the source fails the stream is
+/// reset; when the future is dropped h2 resets it with CANCEL.
+pub(crate) async fn send_body(
+    mut body: Body,
+    stream: &mut SendStream<Bytes>,
+) -> Result<u64, SendBodyError> {
+    if let Body::Full(bytes) = body {
+        // Whole in memory already, so queueing it in h2 holds nothing more than waiting here would.
+        let length = bytes.len() as u64;
+        stream.send_data(bytes, true)?;
+        return Ok(length);
+    }
+    let result = pump(&mut body, stream).await;
+    if let Err(SendBodyError::Body(error)) = &result {
+        stream.send_reset(error.reset_reason());
+    }
+    result
+}
+
+async fn pump(body: &mut Body, stream: &mut SendStream<Bytes>) -> Result<u64, SendBodyError> {
+    let mut sent = 0;
+    let mut next = next_frame(body, stream).await?;
+    loop {
+        let Some(frame) = next else {
+            stream.send_data(Bytes::new(), true)?;
+            return Ok(sent);
+        };
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    stream.send_trailers(trailers)?;
+                }
+                return Ok(sent);
+            }
+        };
+        sent += data.len() as u64;
+        // What is there already decides whether this is the last frame; nothing is waited for.
+        let following = if http_body::Body::is_end_stream(body) {
+            Following::End
+        } else {
+            poll_fn(|cx| Poll::Ready(poll_following(body, cx))).await?
+        };
+        let last = matches!(following, Following::End);
+        if !data.is_empty() || last {
+            send_data(data, last, stream).await?;
+        }
+        next = match following {
+            Following::End => return Ok(sent),
+            Following::Frame(frame) => Some(frame),
+            Following::NotYet => next_frame(body, stream).await?,
+        };
+    }
+}
+
+enum Following {
+    End,
+    Frame(Frame<Bytes>),
+    NotYet,
+}
+
+fn poll_following(body: &mut Body, cx: &mut Context<'_>) -> Result<Following, BodyError> {
+    match http_body::Body::poll_frame(Pin::new(body), cx) {
+        Poll::Ready(None) => Ok(Following::End),
+        Poll::Ready(Some(Ok(frame))) => Ok(Following::Frame(frame)),
+        Poll::Ready(Some(Err(error))) => Err(error),
+        Poll::Pending => Ok(Following::NotYet),
+    }
+}
+
+/// The body's next frame, unless the peer resets the stream first.
+async fn next_frame(
+    body: &mut Body,
+    stream: &mut SendStream<Bytes>,
+) -> Result<Option<Frame<Bytes>>, SendBodyError> {
+    poll_fn(|cx| {
+        if let Poll::Ready(frame) = http_body::Body::poll_frame(Pin::new(&mut *body), cx) {
+            return Poll::Ready(frame.transpose().map_err(SendBodyError::Body));
+        }
+        stream.poll_reset(cx).map(|reset| Err(reset_error(reset)))
+    })
+    .await
+}
+
+/// Sends one piece of data as the peer's window allows.
+async fn send_data(
+    mut data: Bytes,
+    last: bool,
+    stream: &mut SendStream<Bytes>,
+) -> Result<(), SendBodyError> {
+    if data.is_empty() {
+        stream.send_data(data, last)?;
+        return Ok(());
+    }
+    stream.reserve_capacity(data.len());
+    loop {
+        let capacity = stream.capacity();
+        if capacity >= data.len() {
+            stream.send_data(data, last)?;
+            return Ok(());
+        }
+        if capacity > 0 {
+            stream.send_data(data.split_to(capacity), false)?;
+            stream.reserve_capacity(data.len());
+            continue;
+        }
+        poll_fn(|cx| poll_capacity(stream, cx)).await?;
+    }
+}
+
+fn poll_capacity(
+    stream: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), SendBodyError>> {
+    if let Poll::Ready(reset) = stream.poll_reset(cx) {
+        return Poll::Ready(Err(reset_error(reset)));
+    }
+    match stream.poll_capacity(cx) {
+        Poll::Ready(Some(Ok(_))) => Poll::Ready(Ok(())),
+        Poll::Ready(Some(Err(error))) => Poll::Ready(Err(SendBodyError::Http2(error))),
+        Poll::Ready(None) => Poll::Ready(Err(SendBodyError::Reset(Reason::STREAM_CLOSED))),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+fn reset_error(reset: Result<Reason, h2::Error>) -> SendBodyError {
+    match reset {
+        Ok(reason) => SendBodyError::Reset(reason),
+        Err(error) => SendBodyError::Http2(error),
+    }
+}

@@ -1,0 +1,422 @@
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::sleep;
+
+use super::{read_head, run};
+use crate::http::h1_server::H1ServerError;
+use crate::http::{Body, BodyEnd, BodyWatcher, H1Connection, H1ServerSettings, serve_h1};
+
+type Served = JoinHandle<Result<(), H1ServerError>>;
+
+/// Echoes bodies.
+async fn echo(request: Request<Body>) -> Result<Response<Body>, Infallible> {
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    Ok(Response::new(Body::from(body)))
+}
+
+fn serve() -> (DuplexStream, oneshot::Sender<()>, Served) {
+    let (client, server) = tokio::io::duplex(64 * 1024);
+    let (shutdown, told) = oneshot::channel::<()>();
+    let served = spawn_local(async move {
+        let settings = H1ServerSettings::default();
+        serve_h1(server, &echo, &settings, async {
+            if told.await.is_err() {
+                std::future::pending().await
+            }
+        })
+        .await
+    });
+    (client, shutdown, served)
+}
+
+const POST: &[u8] = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello";
+
+async fn read_response(client: &mut DuplexStream) -> (String, String) {
+    let head = read_head(client).await;
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).await.unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+#[test]
+fn requests_are_served_one_after_another_with_idle_times_between() {
+    run(async {
+        let (mut client, _shutdown, served) = serve();
+        for pause in [0, 500, 1500, 5000, 60_000, 0] {
+            sleep(Duration::from_millis(pause)).await;
+            client.write_all(POST).await.unwrap();
+            let (head, body) = read_response(&mut client).await;
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+            assert_eq!(body, "hello");
+        }
+        drop(client);
+        served.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_request_that_arrives_byte_by_byte_with_pauses_is_served() {
+    run(async {
+        let (mut client, _shutdown, _served) = serve();
+        for byte in POST {
+            sleep(Duration::from_millis(100)).await;
+            client.write_all(&[*byte]).await.unwrap();
+        }
+        assert_eq!(read_response(&mut client).await.1, "hello");
+    });
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    run(async {
+        let (mut client, _shutdown, _served) = serve();
+        client.write_all(&POST.repeat(3)).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(read_response(&mut client).await.1, "hello");
+        }
+    });
+}
+
+#[test]
+fn a_head_that_never_ends_closes_the_connection_in_time() {
+    run(async {
+        let (mut client, _shutdown, served) = serve();
+        client
+            .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n")
+            .await
+            .unwrap();
+        let began = tokio::time::Instant::now();
+        let trickle = spawn_local(async move {
+            while client.write_all(b"x: y\r\n").await.is_ok() {
+                sleep(Duration::from_millis(700)).await;
+            }
+        });
+        let error = served.await.unwrap().unwrap_err();
+        assert!(
+            matches!(error, H1ServerError::HeaderTimeout(_)),
+            "{error:?}"
+        );
+        assert!(
+            began.elapsed() <= Duration::from_secs(12),
+            "{:?}",
+            began.elapsed()
+        );
+        trickle.await.unwrap();
+    });
+}
+
+#[test]
+fn a_connection_that_stays_idle_is_closed_in_the_end() {
+    run(async {
+        let (client, server) = tokio::io::duplex(1024);
+        let settings = H1ServerSettings {
+            idle_timeout: Duration::from_secs(60),
+            ..H1ServerSettings::default()
+        };
+        let began = tokio::time::Instant::now();
+        serve_h1(server, &echo, &settings, std::future::pending())
+            .await
+            .unwrap();
+        assert!(began.elapsed() >= Duration::from_secs(60));
+        drop(client);
+    });
+}
+
+#[test]
+fn a_slow_response_and_a_slow_reader_are_not_idleness() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(100);
+        let slow = |_: Request<Body>| async {
+            sleep(Duration::from_secs(30)).await;
+            Ok(Response::new(Body::from("x".repeat(10_000))))
+        };
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &slow, &settings, std::future::pending());
+        let reading = async {
+            client
+                .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                .await
+                .unwrap();
+            let head = read_head(&mut client).await;
+            assert!(head.contains("content-length: 10000"), "{head}");
+            for _ in 0..100 {
+                sleep(Duration::from_secs(3)).await;
+                client.read_exact(&mut [0; 100]).await.unwrap();
+            }
+            drop(client);
+        };
+        let (served, ()) = tokio::join!(serving, reading);
+        served.unwrap();
+    });
+}
+
+#[test]
+fn a_request_body_that_is_still_being_read_after_the_response_is_not_idleness() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let kept = Rc::new(Cell::new(None));
+        let keep = |request: Request<Body>| {
+            kept.set(Some(request.into_body()));
+            async { Ok(Response::new(Body::Empty)) }
+        };
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &keep, &settings, std::future::pending());
+        let test = async {
+            client
+                .write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhe")
+                .await
+                .unwrap();
+            read_head(&mut client).await;
+            sleep(Duration::from_secs(30)).await;
+            client.write_all(b"llo").await.unwrap();
+            let body = kept.take().unwrap();
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+            drop(client);
+        };
+        let (served, ()) = tokio::join!(serving, test);
+        served.unwrap();
+    });
+}
+
+#[test]
+fn shutdown_closes_an_idle_connection_at_once() {
+    for idle in [0, 500, 10_000] {
+        run(async {
+            let (mut client, shutdown, served) = serve();
+            client.write_all(POST).await.unwrap();
+            read_response(&mut client).await;
+            sleep(Duration::from_millis(idle)).await;
+            shutdown.send(()).unwrap();
+            served.await.unwrap().unwrap();
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        });
+    }
+}
+
+#[test]
+fn shutdown_lets_the_present_request_finish_and_says_close() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (shutdown, told) = oneshot::channel::<()>();
+        let slow = |_: Request<Body>| async {
+            sleep(Duration::from_secs(5)).await;
+            Ok(Response::new(Body::from("late")))
+        };
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &slow, &settings, async { told.await.unwrap() });
+        let test = async {
+            client
+                .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                .await
+                .unwrap();
+            sleep(Duration::from_secs(1)).await;
+            shutdown.send(()).unwrap();
+            let (head, body) = read_response(&mut client).await;
+            assert!(head.contains("connection: close"), "{head}");
+            assert_eq!(body, "late");
+        };
+        let (served, ()) = tokio::join!(serving, test);
+        served.unwrap();
+    });
+}
+
+#[test]
+fn garbage_and_oversized_heads_are_refused_and_closed() {
+    for (sent, status) in [
+        (b"\x16\x03\x01\x02\x00\r\n\r\n".to_vec(), "400"),
+        (
+            [
+                b"GET / HTTP/1.1\r\nx: ".to_vec(),
+                vec![b'a'; 70_000],
+                b"\r\n\r\n".to_vec(),
+            ]
+            .concat(),
+            "431",
+        ),
+    ] {
+        run(async {
+            let (mut client, _shutdown, served) = serve();
+            let (mut reader, mut writer) = tokio::io::split(&mut client);
+            let mut answer = Vec::new();
+            let (_, read) = tokio::join!(writer.write_all(&sent), reader.read_to_end(&mut answer));
+            read.unwrap();
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+            served.await.unwrap().unwrap_err();
+        });
+    }
+}
+
+#[test]
+fn an_upgrade_passes_through_a_server_and_a_client_connection() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (backend_io, mut backend) = tokio::io::duplex(1024);
+        let connection = Cell::new(Some(H1Connection::new(backend_io).await.unwrap()));
+        let forward = |mut request: Request<Body>| {
+            let connection = connection.take().unwrap();
+            async move {
+                let from_client = hyper::upgrade::on(&mut request);
+                let mut response = connection.send(request).await.unwrap();
+                let to_backend = hyper::upgrade::on(&mut response);
+                spawn_local(async move {
+                    let (a, b) = tokio::try_join!(from_client, to_backend).unwrap();
+                    let mut a = hyper_util::rt::TokioIo::new(a);
+                    let mut b = hyper_util::rt::TokioIo::new(b);
+                    tokio::io::copy_bidirectional(&mut a, &mut b).await.unwrap();
+                });
+                Ok(response)
+            }
+        };
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &forward, &settings, std::future::pending());
+        let backend = async {
+            read_head(&mut backend).await;
+            backend
+                .write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+                .await
+                .unwrap();
+            let mut said = [0; 5];
+            backend.read_exact(&mut said).await.unwrap();
+            backend.write_all(&said).await.unwrap();
+        };
+        let test = async {
+            client
+                .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\nhello")
+                .await
+                .unwrap();
+            let head = read_head(&mut client).await;
+            assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+            let mut echoed = [0; 5];
+            client.read_exact(&mut echoed).await.unwrap();
+            assert_eq!(&echoed, b"hello");
+        };
+        let (served, (), ()) = tokio::join!(serving, backend, test);
+        served.unwrap();
+    });
+}
+
+#[derive(Default)]
+struct Seen {
+    bytes: Cell<usize>,
+    ends: Cell<u32>,
+    complete: Cell<bool>,
+}
+
+impl BodyWatcher for Seen {
+    fn data(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+
+    fn end(&self, end: BodyEnd<'_>) {
+        self.ends.set(self.ends.get() + 1);
+        self.complete.set(matches!(end, BodyEnd::Complete));
+    }
+}
+
+#[test]
+fn a_watched_body_tells_of_its_bytes_and_its_end_once() {
+    run(async {
+        for body in [Body::Empty, Body::from("hello")] {
+            let (mut client, server) = tokio::io::duplex(1024);
+            let seen = Rc::new(Seen::default());
+            let body = Cell::new(Some(body));
+            let service = |_: Request<Body>| {
+                let body = body.take().unwrap().watched(seen.clone());
+                async { Ok(Response::new(body)) }
+            };
+            let settings = H1ServerSettings::default();
+            let serving = serve_h1(server, &service, &settings, std::future::pending());
+            let test = async {
+                client
+                    .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                    .await
+                    .unwrap();
+                let (head, body) = read_response(&mut client).await;
+                assert!(
+                    head.contains(&format!("content-length: {}", body.len())),
+                    "{head}"
+                );
+                drop(client);
+                body.len()
+            };
+            let (served, length) = tokio::join!(serving, test);
+            served.unwrap();
+            assert_eq!(
+                (seen.bytes.get(), seen.ends.get(), seen.complete.get()),
+                (length, 1, true)
+            );
+        }
+    });
+}
+
+#[test]
+fn a_response_whose_body_fails_breaks_the_connection_off() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (backend_io, mut backend) = tokio::io::duplex(1024);
+        let connection = Cell::new(Some(H1Connection::new(backend_io).await.unwrap()));
+        let forward = |request: Request<Body>| {
+            let connection = connection.take().unwrap();
+            async move { Ok(connection.send(request).await.unwrap()) }
+        };
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &forward, &settings, std::future::pending());
+        let backend = async move {
+            read_head(&mut backend).await;
+            backend
+                .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+                .await
+                .unwrap();
+            sleep(Duration::from_secs(1)).await;
+        };
+        let test = async {
+            client
+                .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                .await
+                .unwrap();
+            let head = read_head(&mut client).await;
+            assert!(
+                head.starts_with(&format!("HTTP/1.1 {}", StatusCode::OK)),
+                "{head}"
+            );
+            let mut rest = String::new();
+            client.read_to_string(&mut rest).await.unwrap();
+            assert_eq!(rest, "2\r\nok\r\n", "no end of the body may be made up");
+        };
+        let (served, (), ()) = tokio::join!(serving, backend, test);
+        served.unwrap_err();
+    });
+}
+
+/// Each connection and request holds one of these; a figure that grows is memory that every idle connection pays.
+#[test]
+fn the_futures_of_connections_stay_small() {
+    run(async {
+        let (client, server) = tokio::io::duplex(64);
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &echo, &settings, std::future::pending());
+        let size = size_of_val(&serving);
+        assert!(size <= 640, "serve_h1: {size} bytes");
+        let connection = H1Connection::new(client).await.unwrap();
+        let size = size_of_val(&connection.send(Request::new(Body::Empty)));
+        assert!(size <= 1024, "send: {size} bytes");
+        let size = size_of::<Body>();
+        assert!(size <= 64, "Body: {size} bytes");
+    });
+}

@@ -1,0 +1,369 @@
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::sync::oneshot;
+use tokio::task::spawn_local;
+
+use super::{collect, read_head, run, run_with_sockets};
+use crate::http::h2_client::client_builder;
+use crate::http::{
+    Body, H1Connection, H2Pool, H2ServerSettings, PoolKey, send_body, send_h2, serve_h2,
+};
+
+const ADDRESS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 80);
+
+fn request(body: Body) -> Request<Body> {
+    Request::post("http://orders/").body(body).unwrap()
+}
+
+async fn echo(request: Request<Body>) -> Result<Response<Body>, Infallible> {
+    Ok(Response::new(request.into_body()))
+}
+
+/// A sender connected to `serve_h2` with this service, over a pipe of `size` bytes.
+async fn connect<S, F>(size: usize, service: S) -> h2::client::SendRequest<Bytes>
+where
+    S: Fn(Request<Body>) -> F + 'static,
+    F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
+{
+    let (client, server) = tokio::io::duplex(size);
+    spawn_local(async move {
+        let settings = H2ServerSettings::default();
+        serve_h2(server, Rc::new(service), &settings, std::future::pending()).await
+    });
+    let (sender, connection) = client_builder().handshake(client).await.unwrap();
+    spawn_local(connection);
+    sender
+}
+
+/// A body in chunks with trailers, as an HTTP/1 server sends it.
+async fn chunked(wire: &'static str) -> Body {
+    let (client, mut server) = tokio::io::duplex(64 * 1024);
+    let connection = H1Connection::new(client).await.unwrap();
+    spawn_local(async move {
+        read_head(&mut server).await;
+        server
+            .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n")
+            .await
+            .unwrap();
+        for piece in wire.split('|') {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            server.write_all(piece.as_bytes()).await.unwrap();
+        }
+    });
+    let request = Request::get("/")
+        .header("host", "a")
+        .body(Body::Empty)
+        .unwrap();
+    connection.send(request).await.unwrap().into_body()
+}
+
+#[test]
+fn bodies_of_every_size_are_echoed_with_their_length() {
+    run(async {
+        let sender = connect(8 * 1024, echo).await;
+        for size in [0, 1, 100, 16_384, 65_536, 3_000_000] {
+            let body = Bytes::from(vec![b'x'; size]);
+            let mut request = request(Body::from(body.clone()));
+            request.headers_mut().insert("content-length", size.into());
+            let response = send_h2(sender.clone(), request).await.unwrap();
+            assert_eq!(response.body().is_end_stream(), size == 0);
+            assert_eq!(collect(response.into_body()).await.unwrap().0, body);
+        }
+    });
+}
+
+#[test]
+fn a_body_that_ends_without_trailers_ends_with_its_last_data_frame() {
+    run(async {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let frames = spawn_local(async move {
+            let mut server = h2::server::handshake(server).await.unwrap();
+            let (request, mut respond) = server.accept().await.unwrap().unwrap();
+            spawn_local(async move { while server.accept().await.is_some() {} });
+            let mut body = request.into_body();
+            let mut frames = Vec::new();
+            while let Some(data) = body.data().await {
+                let data = data.unwrap();
+                let _ = body.flow_control().release_capacity(data.len());
+                frames.push((data.len(), body.is_end_stream()));
+            }
+            respond.send_response(Response::new(()), true).unwrap();
+            frames
+        });
+        let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
+        spawn_local(connection);
+        let (response, mut stream) = sender
+            .send_request(Request::post("http://a/").body(()).unwrap(), false)
+            .unwrap();
+        let body = chunked("2\r\nok\r\n|3\r\nyes\r\n0\r\n\r\n").await;
+        assert_eq!(send_body::send_body(body, &mut stream).await.unwrap(), 5);
+        response.await.unwrap();
+        assert_eq!(frames.await.unwrap(), [(2, false), (3, true)]);
+    });
+}
+
+#[test]
+fn trailers_pass_through_both_ways() {
+    run(async {
+        let sender = connect(64 * 1024, echo).await;
+        let body = chunked("2\r\nok\r\n|0\r\nx-sum: 2\r\n\r\n").await;
+        let response = send_h2(sender, request(body)).await.unwrap();
+        let (data, trailers) = collect(response.into_body()).await.unwrap();
+        assert_eq!(data, "ok");
+        assert_eq!(trailers.unwrap()["x-sum"], "2");
+    });
+}
+
+#[test]
+fn a_response_comes_before_the_request_has_ended() {
+    run(async {
+        let sender = connect(64 * 1024, echo).await;
+        let body = chunked("2\r\nok\r\n|3\r\nyes\r\n|0\r\n\r\n").await;
+        let began = tokio::time::Instant::now();
+        let response = send_h2(sender, request(body)).await.unwrap();
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            began.elapsed()
+        );
+        assert_eq!(collect(response.into_body()).await.unwrap().0, "okyes");
+    });
+}
+
+#[test]
+fn a_request_whose_body_fails_resets_its_stream_and_says_why() {
+    run(async {
+        let sender = connect(64 * 1024, |request: Request<Body>| async {
+            let failed = request.into_body().collect().await.is_err();
+            assert!(failed, "a truncated body must not look whole");
+            Ok(Response::new(Body::Empty))
+        })
+        .await;
+        let body = chunked("2\r\nok\r\n|").await;
+        let error = send_h2(sender, request(body)).await.unwrap_err();
+        assert!(!error.unprocessed);
+        assert!(error.body.is_some(), "{error:?}");
+    });
+}
+
+#[test]
+fn a_client_that_resets_its_stream_stops_the_service() {
+    run(async {
+        struct Dropped(Rc<Cell<bool>>);
+        impl Drop for Dropped {
+            fn drop(&mut self) {
+                self.0.set(true);
+            }
+        }
+        let stopped = Rc::new(Cell::new(false));
+        let seen = stopped.clone();
+        let mut sender = connect(64 * 1024, move |_| {
+            let guard = Dropped(seen.clone());
+            async move {
+                std::future::pending::<()>().await;
+                drop(guard);
+                Ok(Response::new(Body::Empty))
+            }
+        })
+        .await;
+        let (response, _stream) = sender
+            .send_request(Request::get("http://a/").body(()).unwrap(), true)
+            .unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!stopped.get());
+        drop(response);
+        drop(_stream);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(stopped.get());
+    });
+}
+
+#[test]
+fn stalled_readers_hold_up_nobody_else() {
+    run(async {
+        let sender = connect(64 * 1024, |request: Request<Body>| async move {
+            let size = if request.uri().path() == "/big" {
+                4_000_000
+            } else {
+                100
+            };
+            Ok(Response::new(Body::from("x".repeat(size))))
+        })
+        .await;
+        let get = |path: &str| {
+            Request::get(format!("http://a{path}"))
+                .body(Body::Empty)
+                .unwrap()
+        };
+        let mut stalled = Vec::new();
+        for _ in 0..40 {
+            stalled.push(send_h2(sender.clone(), get("/big")).await.unwrap());
+        }
+        for _ in 0..100 {
+            let response = send_h2(sender.clone(), get("/small")).await.unwrap();
+            assert_eq!(collect(response.into_body()).await.unwrap().0.len(), 100);
+        }
+    });
+}
+
+#[test]
+fn shutdown_says_goaway_and_lets_open_streams_finish() {
+    run(async {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (shutdown, told) = oneshot::channel::<()>();
+        let served = spawn_local(async move {
+            let slow = |_: Request<Body>| async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Ok(Response::new(Body::from("late")))
+            };
+            let settings = H2ServerSettings::default();
+            serve_h2(server, Rc::new(slow), &settings, async {
+                told.await.unwrap()
+            })
+            .await
+        });
+        let (sender, connection) = h2::client::handshake(client).await.unwrap();
+        spawn_local(connection);
+        let open = spawn_local(send_h2(sender.clone(), request(Body::Empty)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        shutdown.send(()).unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let refused = send_h2(sender, request(Body::Empty)).await.unwrap_err();
+        assert!(refused.unprocessed);
+        let response = open.await.unwrap().unwrap();
+        assert_eq!(collect(response.into_body()).await.unwrap().0, "late");
+        served.await.unwrap().unwrap();
+    });
+}
+
+fn server_io(goes_away: bool) -> DuplexStream {
+    let (client, server) = tokio::io::duplex(64 * 1024);
+    spawn_local(async move {
+        let mut server = h2::server::handshake(server).await.unwrap();
+        while let Some(Ok((_, mut respond))) = server.accept().await {
+            respond.send_response(Response::new(()), true).unwrap();
+            if goes_away {
+                server.graceful_shutdown();
+            }
+        }
+    });
+    client
+}
+
+#[test]
+fn the_pool_shares_one_connection_and_replaces_one_that_goes_away() {
+    run(async {
+        let pool = H2Pool::new(Duration::from_secs(60));
+        let dials = Cell::new(0);
+        let dial = || async {
+            dials.set(dials.get() + 1);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Ok::<_, h2::Error>(server_io(dials.get() == 1))
+        };
+        let key = PoolKey::from(ADDRESS);
+        let (a, b) = tokio::join!(pool.connection(key, dial), pool.connection(key, dial));
+        assert_eq!(dials.get(), 1, "one dial for both");
+        let response = a.unwrap().send(request(Body::Empty)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        drop(b);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for _ in 0..3 {
+            let connection = pool.connection(key, dial).await.unwrap();
+            assert!(connection.send(request(Body::Empty)).await.is_ok());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(dials.get(), 2);
+        spawn_local(pool.sweeper());
+        tokio::time::sleep(Duration::from_secs(150)).await;
+        pool.connection(key, dial).await.unwrap();
+        assert_eq!(dials.get(), 3, "an unused connection is let go");
+    });
+}
+
+#[test]
+fn a_failed_dial_fails_only_whoever_dialled() {
+    run(async {
+        let pool = H2Pool::new(Duration::from_secs(60));
+        let key = PoolKey::from(ADDRESS);
+        let refused = || async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Err::<DuplexStream, _>(h2::Error::from(h2::Reason::INTERNAL_ERROR))
+        };
+        let works = || async { Ok::<_, h2::Error>(server_io(false)) };
+        let (first, second) =
+            tokio::join!(pool.connection(key, refused), pool.connection(key, works));
+        first.unwrap_err();
+        assert!(second.unwrap().send(request(Body::Empty)).await.is_ok());
+    });
+}
+
+#[test]
+fn hypers_client_gets_grpc_like_trailers_only_and_streams() {
+    run_with_sockets(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        spawn_local(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            let service = |request: Request<Body>| async move {
+                if request.uri().path() == "/unavailable" {
+                    return Ok(Response::builder()
+                        .header("grpc-status", "14")
+                        .body(Body::Empty)
+                        .unwrap());
+                }
+                Ok(Response::new(request.into_body()))
+            };
+            let settings = H2ServerSettings::default();
+            serve_h2(socket, Rc::new(service), &settings, std::future::pending())
+                .await
+                .unwrap();
+        });
+        let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(
+            LocalExecutor,
+            hyper_util::rt::TokioIo::new(socket),
+        )
+        .await
+        .unwrap();
+        spawn_local(connection);
+        let get = Request::get("http://a/unavailable").body(empty()).unwrap();
+        let response = sender.send_request(get).await.unwrap();
+        assert_eq!(response.headers()["grpc-status"], "14");
+        assert!(response.body().is_end_stream());
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let body = http_body_util::Full::new(Bytes::from(vec![1; 500_000]))
+            .with_trailers(async { Some(Ok(trailers)) })
+            .boxed_unsync();
+        let post = Request::post("http://a/").body(body).unwrap();
+        let response = sender.send_request(post).await.unwrap();
+        let collected = response.into_body().collect().await.unwrap();
+        assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
+        assert_eq!(collected.to_bytes().len(), 500_000);
+    });
+}
+
+fn empty() -> http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible> {
+    http_body_util::Full::new(Bytes::new()).boxed_unsync()
+}
+
+#[derive(Clone)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        spawn_local(async move {
+            future.await;
+        });
+    }
+}

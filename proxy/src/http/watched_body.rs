@@ -1,0 +1,103 @@
+//! Tells somebody how a body goes.
+
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+
+use super::body::{Body, BodyError};
+
+/// How a body ended.
+#[derive(Debug)]
+pub(crate) enum BodyEnd<'a> {
+    /// All of it was taken.
+    Complete,
+    /// Its source failed.
+    Failed(&'a BodyError),
+    /// Whoever read it stopped before its end: a client that went away, mostly.
+    Dropped,
+}
+
+/// Who is told of a body's bytes and end, for counters and the access log.
+pub(crate) trait BodyWatcher {
+    /// A piece of data was taken.
+    fn data(&self, bytes: usize);
+    /// The trailers came.
+    fn trailers(&self, _trailers: &HeaderMap) {}
+    /// Nothing more will come. Said exactly once for each body.
+    fn end(&self, end: BodyEnd<'_>);
+}
+
+/// A body with a watcher.
+pub(crate) struct WatchedBody {
+    body: Body,
+    /// Until it has been told of the end.
+    watcher: Option<Rc<dyn BodyWatcher>>,
+}
+
+impl fmt::Debug for WatchedBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WatchedBody")
+            .field("body", &self.body)
+            .finish_non_exhaustive()
+    }
+}
+
+impl WatchedBody {
+    pub(super) fn new(body: Body, watcher: Rc<dyn BodyWatcher>) -> WatchedBody {
+        WatchedBody {
+            body,
+            watcher: Some(watcher),
+        }
+    }
+
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        match (&frame, &self.watcher) {
+            (Poll::Pending, _) | (_, None) => {}
+            (Poll::Ready(None), Some(_)) => self.end(BodyEnd::Complete),
+            (Poll::Ready(Some(Err(error))), Some(_)) => self.end(BodyEnd::Failed(error)),
+            (Poll::Ready(Some(Ok(frame))), Some(watcher)) => {
+                if let Some(data) = frame.data_ref() {
+                    watcher.data(data.len());
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    watcher.trailers(trailers);
+                    self.end(BodyEnd::Complete);
+                }
+            }
+        }
+        frame
+    }
+
+    fn end(&mut self, end: BodyEnd<'_>) {
+        if let Some(watcher) = self.watcher.take() {
+            watcher.end(end);
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        // A body of known length is not asked again after its last byte.
+        if self.body.is_end_stream() {
+            self.end(BodyEnd::Complete);
+        } else {
+            self.end(BodyEnd::Dropped);
+        }
+    }
+}

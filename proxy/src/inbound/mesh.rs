@@ -1,0 +1,113 @@
+//! The mesh port: connections of peers, each with many streams. A stream is a request, or with CONNECT a tunnel
+//! of bytes (HBONE).
+
+use std::{net::SocketAddr, rc::Rc};
+
+use h2::RecvStream;
+use http::{Method, Request};
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{Caller, http::InboundHttp, tcp};
+use crate::{
+    errors::{Chain, ErrorCode},
+    http::serve_stream,
+    mesh::{self, AcceptError, DriverError, HandshakeGate, MeshServerConnection, ServerSettings},
+    telemetry::{
+        Direction,
+        metrics::{HandshakeFailure, Side},
+    },
+    worker::Worker,
+};
+
+/// What the mesh connections of one worker share.
+#[derive(Clone, Debug)]
+pub(crate) struct MeshPort {
+    gate: HandshakeGate,
+    settings: ServerSettings,
+}
+
+impl MeshPort {
+    pub(crate) fn new(worker: &Worker) -> Self {
+        Self {
+            gate: HandshakeGate::default(),
+            settings: ServerSettings {
+                handshake_timeout: worker.config.traffic.handshake_timeout,
+                max_concurrent_streams: worker.config.limits.max_mesh_streams,
+                max_header_bytes: u32::try_from(worker.config.limits.max_header_bytes)
+                    .unwrap_or(u32::MAX),
+                ..ServerSettings::default()
+            },
+        }
+    }
+}
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    port: MeshPort,
+    stream: TcpStream,
+    client: SocketAddr,
+) {
+    let identity = match worker.identity() {
+        Ok(identity) => identity,
+        // Without a certificate there is no handshake, so there is nobody to tell.
+        Err(error) => return worker.refused(client, &error),
+    };
+    let began = Instant::now();
+    let accepted = mesh::accept(stream, &identity, &port.gate, &port.settings).await;
+    let outcome = accepted.as_ref().map(drop).map_err(handshake_failure);
+    worker
+        .telemetry
+        .metrics()
+        .handshake(Side::Server, outcome, began.elapsed());
+    let connection = match accepted {
+        Ok(connection) => connection,
+        Err(error) => return worker.handshake_failed(client, &error),
+    };
+    let caller = Caller::from_mesh(client, connection.local, &connection.peer, &identity.id);
+    let _open = worker.open_http(Direction::Inbound, true, "", caller.id());
+    if let Err(error) = streams(&worker, caller, connection).await {
+        let code = match &error {
+            DriverError::Http2(error) if !error.is_io() && !error.is_remote() => {
+                ErrorCode::BadRequest
+            }
+            _ => ErrorCode::ClientClosed,
+        };
+        worker.not_http(Direction::Inbound, code, &error);
+    }
+}
+
+async fn streams(
+    worker: &Rc<Worker>,
+    caller: Caller,
+    connection: MeshServerConnection,
+) -> Result<(), DriverError> {
+    let http = InboundHttp::new(worker, caller.clone());
+    let handler = |request: Request<RecvStream>, respond| {
+        let worker = Rc::clone(worker);
+        let caller = caller.clone();
+        let http = http.clone();
+        async move {
+            if request.method() == Method::CONNECT {
+                tcp::from_peer(&worker, &caller, request, respond).await;
+            } else {
+                let answer = |request| async move { Ok(http.answer_peer(request).await) };
+                if let Err(error) = serve_stream(request, respond, answer).await {
+                    tracing::debug!(error = %Chain(&error), "a response was not sent whole");
+                }
+            }
+        }
+    };
+    connection.serve(worker.drain.begun(), handler).await
+}
+
+fn handshake_failure(error: &AcceptError) -> HandshakeFailure {
+    match error {
+        AcceptError::TooManyHandshakes => HandshakeFailure::TooMany,
+        AcceptError::HandshakeTimeout { .. } => HandshakeFailure::Timeout,
+        AcceptError::Handshake(error) => HandshakeFailure::from(error),
+        AcceptError::Alpn => HandshakeFailure::Incompatible,
+        AcceptError::NoIdentity(_) => HandshakeFailure::BadCertificate,
+        AcceptError::Http2(_) => HandshakeFailure::Protocol,
+    }
+}

@@ -1,0 +1,110 @@
+//! Plaintext to the workload from outside the mesh: redirected here, or taken by a port that stands in front of
+//! the workload's (explicit capture).
+
+use std::{net::SocketAddr, rc::Rc};
+
+use tokio::net::TcpStream;
+
+use super::{Caller, destination::WorkloadPort, http::InboundHttp, tcp};
+use crate::{
+    capture::{DestinationSource, OriginalDestination},
+    detect::{self, Detected, Prefixed},
+    errors::{ErrorCode, ProxyError},
+    telemetry::{Direction, Protocol},
+    worker::Worker,
+};
+
+/// How a listener learns which port of the workload its connections are for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PlaintextPort {
+    /// Connections are redirected here.
+    Redirected(DestinationSource),
+    /// Connections are for this port.
+    Fixed(u16),
+}
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    listening: PlaintextPort,
+    mut stream: TcpStream,
+    client: SocketAddr,
+) {
+    let Some((local, port)) = destination(&worker, listening, &stream, client) else {
+        return;
+    };
+    // Of a port that is declared as HTTP nothing else is expected, and no table of opaque ports is asked.
+    let declared = worker.serves_http(port.address.port());
+    let (limit, hint) = if declared {
+        (worker.config.limits.header_timeout, 0)
+    } else {
+        (worker.config.traffic.detect_timeout, port.address.port())
+    };
+    let found = match detect::detect(&mut stream, hint, limit).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::debug!(%client, %error, "a client closed its connection unused");
+            return;
+        }
+    };
+    if declared && !matches!(found.protocol, Detected::Http1 | Detected::Http2) {
+        return worker.refused(client, &not_http(port.address.port()));
+    }
+    if found.timed_out {
+        worker.silent_client(&port.address, limit);
+    }
+    let caller = Caller::from_outside(client, local, &worker);
+    let stream = Prefixed::new(found.prefix, stream);
+    let opaque = match found.protocol {
+        Detected::Http1 | Detected::Http2 => {
+            let http2 = found.protocol == Detected::Http2;
+            let _open = worker.open_http(Direction::Inbound, http2, "", None);
+            let http = InboundHttp::new(&worker, caller);
+            let service = move |request| {
+                let http = http.clone();
+                async move { Ok(http.answer_outside(port, http2, request).await) }
+            };
+            let drain = worker.drain.begun();
+            return worker
+                .serve_http(stream, http2, Direction::Inbound, false, drain, service)
+                .await;
+        }
+        Detected::Tls { .. } => Protocol::Tls,
+        Detected::Opaque => Protocol::Tcp,
+    };
+    tcp::from_outside(&worker, &caller, port, opaque, stream).await;
+}
+
+/// What is said of bytes that are for a port that is declared as HTTP.
+pub(super) fn not_http(port: u16) -> ProxyError {
+    ProxyError::new(
+        ErrorCode::BadRequest,
+        format_args!("Port {port} of this workload is declared as HTTP, and this is none."),
+    )
+}
+
+fn destination(
+    worker: &Worker,
+    listening: PlaintextPort,
+    stream: &TcpStream,
+    client: SocketAddr,
+) -> Option<(SocketAddr, WorkloadPort)> {
+    let local = stream.local_addr().ok()?;
+    let address = match listening {
+        PlaintextPort::Fixed(port) => SocketAddr::new(local.ip(), port),
+        PlaintextPort::Redirected(source) => match source.original_destination(stream) {
+            Ok(OriginalDestination(address)) => address,
+            Err(error) => {
+                worker.not_captured(Direction::Inbound, client, &error);
+                return None;
+            }
+        },
+    };
+    match worker.forwarding.workload_port(address) {
+        Ok(port) => Some((address, port)),
+        Err(error) => {
+            worker.refused(client, &error);
+            None
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The listeners of one worker, and what becomes of a connection that one of them accepts.
+
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{
+    capture::{self, DestinationSource},
+    config::{Config, ListenAddress},
+    inbound::{self, MeshPort, PlaintextPort},
+    outbound::{self, Listening, Target},
+    telemetry::{Direction, logs::Throttle},
+    worker::Worker,
+};
+
+/// How long a worker waits before it accepts again when the process has no file descriptor left.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a listener is for.
+#[derive(Clone, Debug)]
+pub(crate) enum Purpose {
+    Outbound(Listening),
+    Mesh,
+    Plaintext(PlaintextPort),
+}
+
+impl Purpose {
+    fn direction(&self) -> Direction {
+        match self {
+            Self::Outbound(_) => Direction::Outbound,
+            Self::Mesh | Self::Plaintext(_) => Direction::Inbound,
+        }
+    }
+}
+
+/// An address to listen on, the same for all workers; they share the count of its connections.
+#[derive(Clone, Debug)]
+pub(crate) struct ListenPlan {
+    pub(crate) address: ListenAddress,
+    purpose: Purpose,
+    open: Arc<AtomicUsize>,
+}
+
+/// A listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}; is another process using the port?")]
+pub(crate) struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Everything that the configuration says to listen on.
+pub(crate) fn plan(config: &Config) -> Vec<ListenPlan> {
+    let listeners = &config.listeners;
+    let mut plans = Vec::new();
+    let mut add = |address: ListenAddress, purpose: Purpose| {
+        plans.push(ListenPlan {
+            address,
+            purpose,
+            open: Arc::default(),
+        });
+    };
+    for address in &listeners.outbound {
+        let listening = Listening::on_outbound_port(listeners.capture);
+        add(*address, Purpose::Outbound(listening));
+    }
+    for mapped in &listeners.mapped {
+        let target = Target::from(&mapped.destination);
+        add(
+            required(mapped.listen),
+            Purpose::Outbound(Listening::Mapped(target)),
+        );
+    }
+    for address in &listeners.inbound {
+        let port = PlaintextPort::Redirected(DestinationSource::Redirect);
+        add(*address, Purpose::Plaintext(port));
+    }
+    for plaintext in &listeners.plaintext {
+        let port = PlaintextPort::Fixed(plaintext.target_port);
+        add(required(plaintext.listen), Purpose::Plaintext(port));
+    }
+    for address in &listeners.mesh {
+        add(*address, Purpose::Mesh);
+    }
+    plans
+}
+
+fn required(address: SocketAddr) -> ListenAddress {
+    ListenAddress {
+        address,
+        required: true,
+    }
+}
+
+/// Fails when another process has the port of a listener that is about to be opened: the workers share theirs, so
+/// that a second proxy would get a part of the connections without any error. Asked once, before the first worker.
+pub(crate) fn check_free(listen: ListenAddress) -> Result<(), ListenError> {
+    let ListenAddress { address, required } = listen;
+    match capture::check_free(address) {
+        Err(error) if !required && capture::is_unavailable(&error) => Ok(()),
+        result => result.map_err(|source| ListenError { address, source }),
+    }
+}
+
+/// Opens a listener; none where the address family is not there and nobody asked for it.
+pub(crate) fn open(listen: ListenAddress) -> Result<Option<TcpListener>, ListenError> {
+    let ListenAddress { address, required } = listen;
+    match capture::listen(address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if !required && capture::is_unavailable(&error) => Ok(None),
+        Err(source) => Err(ListenError { address, source }),
+    }
+}
+
+/// Accepts connections for as long as the worker lives, each served by a task of its own.
+pub(crate) async fn accept(worker: Rc<Worker>, plan: ListenPlan, listener: TcpListener) {
+    static FULL: Throttle = Throttle::new();
+    let mesh_port = MeshPort::new(&worker);
+    let purpose = plan.purpose.clone();
+    // A draining sidecar takes no new mesh connections: a dial that is refused goes elsewhere, and one that is
+    // accepted would only be told to go away.
+    let draining = worker.drain.begun();
+    let mut draining = std::pin::pin!(async move {
+        match &purpose {
+            Purpose::Mesh => draining.await,
+            Purpose::Outbound(_) | Purpose::Plaintext(_) => std::future::pending().await,
+        }
+    });
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut draining => return,
+        };
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                not_accepted(&plan, &error).await;
+                continue;
+            }
+        };
+        let Some(place) = Place::take(&plan.open, worker.config.limits.max_connections) else {
+            if let Some(suppressed) = FULL.admit() {
+                tracing::warn!(listener = %plan.address.address, suppressed, "a connection was refused: --max-connections are open");
+            }
+            worker.overloaded(plan.purpose.direction());
+            continue;
+        };
+        let (worker, purpose, mesh_port) =
+            (Rc::clone(&worker), plan.purpose.clone(), mesh_port.clone());
+        tokio::task::spawn_local(async move {
+            serve(worker, purpose, mesh_port, stream, client).await;
+            drop(place);
+        });
+    }
+}
+
+async fn serve(
+    worker: Rc<Worker>,
+    purpose: Purpose,
+    mesh_port: MeshPort,
+    stream: TcpStream,
+    client: SocketAddr,
+) {
+    if let Err(error) = capture::set_options(&stream) {
+        tracing::debug!(%client, %error, "a connection was closed before it was served");
+        return;
+    }
+    match purpose {
+        Purpose::Outbound(listening) => outbound::serve(worker, listening, stream, client).await,
+        Purpose::Mesh => inbound::serve_mesh(worker, mesh_port, stream, client).await,
+        Purpose::Plaintext(port) => inbound::serve_plaintext(worker, port, stream, client).await,
+    }
+}
+
+async fn not_accepted(plan: &ListenPlan, error: &io::Error) {
+    static FAILED: Throttle = Throttle::new();
+    // The client has gone already; the next one waits.
+    if error.kind() == io::ErrorKind::ConnectionAborted {
+        return;
+    }
+    if let Some(suppressed) = FAILED.admit() {
+        tracing::warn!(listener = %plan.address.address, %error, suppressed, "no connection can be accepted for now");
+    }
+    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+}
+
+/// One of the connections that a listener may have open.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        let before = open.fetch_add(1, Ordering::Relaxed);
+        let place = Self(Arc::clone(open));
+        (before < limit).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

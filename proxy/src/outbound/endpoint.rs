@@ -1,0 +1,234 @@
+//! One request to one endpoint: through the mesh where a sidecar stands beside it, else in plaintext.
+
+use std::{net::SocketAddr, num::NonZeroU32, rc::Rc, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Request, Response};
+
+use crate::{
+    balance::{EndpointDesc, MeshTarget},
+    control::MeshIdentity,
+    copy::{self, Connection, Progress},
+    errors::{Chain, ErrorCode, ProxyError},
+    exchange::Exchange,
+    http::{
+        Body, H1Connection, H2SendError,
+        headers::{self, SIDEWIND_DESTINATION, SIDEWIND_PROTOCOL},
+        send_h2,
+    },
+    mesh::{ConnectError, TunnelError, TunnelStream, Wire},
+    plaintext::clean_response,
+    upgrade,
+    worker::Worker,
+};
+
+/// Bytes between HTTP/1.1 and the tunnel that it goes through.
+const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
+
+/// When a client may try again that found every mesh connection in use: streams end all the time.
+const POOL_FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Connection for tokio::io::DuplexStream {}
+
+impl EndpointDesc {
+    /// An address that nobody knows more of.
+    pub(super) fn plain(address: SocketAddr) -> Self {
+        Self {
+            address,
+            mesh: None,
+            workload_name: Arc::from(""),
+            weight: NonZeroU32::MIN,
+        }
+    }
+
+    /// Sends a request, which goes to the workload in HTTP/2 when `http2`, and gives back the response to it.
+    pub(crate) async fn send(
+        &self,
+        worker: &Rc<Worker>,
+        exchange: &Rc<Exchange>,
+        request: Request<Body>,
+        http2: bool,
+    ) -> Result<Response<Body>, ProxyError> {
+        exchange.sent_to(self.address, self.mesh.as_ref().map(|mesh| &mesh.id));
+        match &self.mesh {
+            None => {
+                let client = &worker.endpoints;
+                client.send(self.address, exchange, request, http2).await
+            }
+            Some(mesh) => {
+                let identity = worker.wait_for_identity().await?;
+                self.send_by_mesh(worker, exchange, &identity, mesh, request, http2)
+                    .await
+            }
+        }
+    }
+
+    /// Opens a connection for opaque bytes through the mesh.
+    pub(crate) async fn tunnel(
+        &self,
+        worker: &Rc<Worker>,
+        mesh: &MeshTarget,
+    ) -> Result<TunnelStream, ProxyError> {
+        let identity = worker.wait_for_identity().await?;
+        let headers = http::HeaderMap::new();
+        worker
+            .mesh
+            .tunnel(&identity, mesh.address, &mesh.id, self.address, headers)
+            .await
+            .map_err(|error| self.tunnel_failed(mesh, error))
+    }
+
+    async fn send_by_mesh(
+        &self,
+        worker: &Rc<Worker>,
+        exchange: &Rc<Exchange>,
+        identity: &Arc<MeshIdentity>,
+        mesh: &MeshTarget,
+        mut request: Request<Body>,
+        http2: bool,
+    ) -> Result<Response<Body>, ProxyError> {
+        if exchange.wants_upgrade() {
+            let tunnelled = |request| self.send_by_tunnel(worker, exchange, mesh, request);
+            let response = upgrade::relay(request, exchange, tunnelled).await?;
+            return clean_response(self.address, response, true);
+        }
+        let connection = worker
+            .mesh
+            .connect(identity, mesh.address, &mesh.id)
+            .await
+            .map_err(|error| self.connect_failed(mesh, &error))?;
+        if connection.wire() == Wire::Hbone {
+            // The place on the connection is for the tunnel.
+            drop(connection);
+            let response = self.send_by_tunnel(worker, exchange, mesh, request).await?;
+            return clean_response(self.address, response, false);
+        }
+        self.to_mesh(exchange, &mut request, http2)?;
+        let (sender, lease) = connection.into_parts();
+        exchange.hold(lease);
+        send_h2(sender, request)
+            .await
+            .map_err(|error| self.stream_failed(mesh, error))
+    }
+
+    /// With a peer that speaks HBONE alone, and for upgrades, HTTP/1.1 goes through a tunnel.
+    async fn send_by_tunnel(
+        &self,
+        worker: &Rc<Worker>,
+        exchange: &Exchange,
+        mesh: &MeshTarget,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let (mut head, body) = request.into_parts();
+        let authority = exchange.authority(&head, self.address)?;
+        headers::request_to_http1(&mut head, Some(&authority))?;
+        let request = Request::from_parts(head, body);
+        let tunnel = self.tunnel(worker, mesh).await?;
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            let message = format_args!("{} gave no complete response.", self.address);
+            ProxyError::new(ErrorCode::UpstreamReset, message).with_source(Chain(error).to_string())
+        };
+        // hyper wants what it reads to be movable between threads, which a tunnel is not.
+        let (near, far) = tokio::io::duplex(TUNNEL_BUFFER_BYTES);
+        tokio::task::spawn_local(async move {
+            let progress = Progress::default();
+            if let Err(error) = copy::copy_tunnel(far, tunnel, None, &progress).await {
+                tracing::debug!(error = %Chain(&error), "a tunnel for HTTP broke off");
+            }
+        });
+        let connection = H1Connection::new(near)
+            .await
+            .map_err(|error| failed(&error))?;
+        connection
+            .send(request)
+            .await
+            .map_err(|error| failed(&error))
+    }
+
+    /// Makes of a request what goes over the mesh wire.
+    fn to_mesh(
+        &self,
+        exchange: &Exchange,
+        request: &mut Request<Body>,
+        http2: bool,
+    ) -> Result<(), ProxyError> {
+        let (mut head, body) = std::mem::take(request).into_parts();
+        let authority = exchange.authority(&head, self.address)?;
+        headers::request_to_http2(&mut head, authority)?;
+        *request = Request::from_parts(head, body);
+        // An IP address and a port are always a valid header value.
+        if let Ok(address) = HeaderValue::try_from(self.address.to_string()) {
+            request.headers_mut().insert(SIDEWIND_DESTINATION, address);
+        }
+        if http2 {
+            let value = HeaderValue::from_static("h2");
+            request.headers_mut().insert(SIDEWIND_PROTOCOL, value);
+        }
+        Ok(())
+    }
+
+    fn connect_failed(&self, mesh: &MeshTarget, error: &ConnectError) -> ProxyError {
+        let code = match error {
+            ConnectError::ConnectTimeout { .. } => ErrorCode::ConnectTimeout,
+            ConnectError::Tcp { .. } | ConnectError::GivenUp { .. } => ErrorCode::ConnectFailed,
+            ConnectError::PoolFull { .. } => ErrorCode::Overloaded,
+            ConnectError::WrongIdentity { .. } => ErrorCode::WrongIdentity,
+            _ => ErrorCode::TlsFailed,
+        };
+        let message = match code {
+            ErrorCode::Overloaded => format!(
+                "This proxy has as many mesh connections as it may hold, so {} was not reached.",
+                self.address
+            ),
+            ErrorCode::WrongIdentity => format!(
+                "Somebody else than {} answers at {}.",
+                mesh.id, mesh.address
+            ),
+            ErrorCode::TlsFailed => format!("No mutual TLS with {} at {}.", mesh.id, mesh.address),
+            _ => format!(
+                "The proxy of {} at {} accepted no connection.",
+                self.address, mesh.address
+            ),
+        };
+        let failure = ProxyError::new(code, message).with_source(Chain(error).to_string());
+        match code {
+            ErrorCode::Overloaded => failure.with_retry_after(POOL_FULL_RETRY_AFTER),
+            _ => failure,
+        }
+    }
+
+    fn tunnel_failed(&self, mesh: &MeshTarget, error: TunnelError) -> ProxyError {
+        match error {
+            TunnelError::Connect(error) => self.connect_failed(mesh, &error),
+            TunnelError::Refused {
+                ref code,
+                ref message,
+                ..
+            } => {
+                let known = code.as_deref().and_then(ErrorCode::from_name);
+                let said = message.as_deref().unwrap_or("no reason given");
+                ProxyError::new(
+                    known.unwrap_or(ErrorCode::ConnectFailed),
+                    format_args!(
+                        "The proxy of {} refused the connection: {said}",
+                        self.address
+                    ),
+                )
+            }
+            error => ProxyError::new(
+                ErrorCode::ConnectFailed,
+                format_args!("The proxy of {} opened no tunnel.", self.address),
+            )
+            .with_source(Chain(&error).to_string()),
+        }
+    }
+
+    fn stream_failed(&self, mesh: &MeshTarget, error: H2SendError) -> ProxyError {
+        let (code, what) = if error.unprocessed {
+            (ErrorCode::ConnectFailed, "took no further request")
+        } else {
+            (ErrorCode::UpstreamReset, "gave no complete response")
+        };
+        let message = format_args!("The proxy of {} at {} {what}.", mesh.id, self.address);
+        ProxyError::new(code, message).with_source(error)
+    }
+}

@@ -1,0 +1,184 @@
+//! Outbound HTTP: the way of one request to a service.
+//!
+//! exchange (record, trace) → clean → retry → [`Balance`] → endpoint
+
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use tower::{Layer, ServiceExt};
+
+use super::{
+    destination::{Destination, Resolved},
+    service::Service,
+    tcp::outside_address,
+};
+use crate::{
+    balance::{EndpointDesc, Outcome},
+    errors::{ErrorCode, ProxyError},
+    exchange::{Exchange, Origin, Party},
+    http::Body,
+    retry::{Progress, RetryError, RetryObserver},
+    telemetry::Direction,
+    worker::{READY_WAIT, Worker},
+};
+
+/// Serves the requests of one connection of the workload.
+#[derive(Clone, Debug)]
+pub(crate) struct OutboundHttp {
+    worker: Rc<Worker>,
+    origin: Origin,
+    http2: bool,
+}
+
+impl OutboundHttp {
+    pub(crate) fn new(worker: &Rc<Worker>, client: SocketAddr, http2: bool) -> Self {
+        let source = Party {
+            address: Some(client),
+            id: worker.identity().ok().map(|identity| identity.id.clone()),
+        };
+        Self {
+            worker: Rc::clone(worker),
+            origin: Origin::new(&worker.telemetry, Direction::Outbound, source),
+            http2,
+        }
+    }
+
+    /// Answers a request that is refused before its destination is known.
+    pub(crate) fn refuse(&self, mut request: Request<Body>, error: ProxyError) -> Response<Body> {
+        let active = self.worker.drain.active();
+        Exchange::begin(&self.origin, &mut request, active).end(Err(error))
+    }
+
+    /// Answers one request that is for `destination`.
+    pub(crate) async fn respond(
+        &self,
+        destination: Rc<Destination>,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
+        let exchange = Exchange::begin(&self.origin, &mut request, self.worker.drain.active());
+        let result = self.forward(&exchange, &destination, request).await;
+        exchange.end(result)
+    }
+
+    async fn forward(
+        &self,
+        exchange: &Rc<Exchange>,
+        destination: &Destination,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        exchange.clean(&mut request)?;
+        let service = match destination.resolve(&self.worker, READY_WAIT).await? {
+            Resolved::Service(service) => service,
+            Resolved::Outside => {
+                let address = outside_address(&self.worker, destination).await?;
+                let endpoint = EndpointDesc::plain(address);
+                let worker = &self.worker;
+                return endpoint.send(worker, exchange, request, self.http2).await;
+            }
+        };
+        exchange.set_service(service.name());
+        let balance = Balance {
+            worker: Rc::clone(&self.worker),
+            exchange: Rc::clone(exchange),
+            service: Rc::clone(&service),
+            http2: self.http2,
+            tried: Rc::default(),
+        };
+        if exchange.wants_upgrade() {
+            return balance.oneshot(request).await;
+        }
+        let retry = service
+            .retry()
+            .observed(Rc::clone(exchange) as Rc<dyn RetryObserver>);
+        retry.layer(balance).oneshot(request).await
+    }
+}
+
+/// Sends each try of a request to an endpoint of the service: the better of two, and another than the last.
+#[derive(Clone, Debug)]
+struct Balance {
+    worker: Rc<Worker>,
+    exchange: Rc<Exchange>,
+    service: Rc<Service>,
+    http2: bool,
+    tried: Rc<Cell<Option<SocketAddr>>>,
+}
+
+impl tower::Service<Request<Body>> for Balance {
+    type Response = Response<Body>;
+    type Error = ProxyError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ProxyError>>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let Some(pick) = this.service.pick(this.tried.get()) else {
+                return Err(this.service.no_endpoints());
+            };
+            let endpoint = pick.desc();
+            this.tried.set(Some(endpoint.address));
+            let result = endpoint
+                .send(&this.worker, &this.exchange, request, this.http2)
+                .await;
+            if let Some(outcome) = outcome(&result) {
+                pick.finish(outcome);
+            }
+            result
+        })
+    }
+}
+
+/// What the outcome of a request says of its endpoint; none where it is about this proxy.
+fn outcome(result: &Result<Response<Body>, ProxyError>) -> Option<Outcome> {
+    Some(match result {
+        Ok(response) if matches!(response.status().as_u16(), 502..=504) => Outcome::Failure,
+        Ok(_) => Outcome::Success,
+        Err(error) => match error.code() {
+            ErrorCode::ConnectFailed
+            | ErrorCode::ConnectTimeout
+            | ErrorCode::TlsFailed
+            | ErrorCode::WrongIdentity => Outcome::ConnectFailed,
+            ErrorCode::IdentityUnavailable
+            | ErrorCode::IdentityExpired
+            | ErrorCode::Overloaded
+            | ErrorCode::BadRequest => return None,
+            _ => Outcome::Failure,
+        },
+    })
+}
+
+impl RetryError for ProxyError {
+    fn progress(&self) -> Progress {
+        match self.code() {
+            ErrorCode::ConnectFailed
+            | ErrorCode::ConnectTimeout
+            | ErrorCode::TlsFailed
+            | ErrorCode::WrongIdentity
+            | ErrorCode::WorkloadUnavailable => Progress::Unsent,
+            ErrorCode::UpstreamReset | ErrorCode::RequestTimeout => Progress::Sent,
+            _ => Progress::Final,
+        }
+    }
+
+    fn try_timeout(limit: Duration) -> Self {
+        let message = format_args!("No response came within {limit:?}, the limit of one try.");
+        Self::new(ErrorCode::RequestTimeout, message)
+    }
+
+    fn request_timeout(limit: Duration) -> Self {
+        let message = format_args!("No response came within {limit:?}, the limit of the request.");
+        // What is over cannot be tried again, so that this error ends the request.
+        Self::new(ErrorCode::RequestTimeout, message)
+    }
+}

@@ -1,0 +1,165 @@
+//! Outbound: the connections that the workload makes. The way of one, top to bottom:
+//!
+//! 1. accepted on the outbound port (redirected, or by a client of an HTTP proxy: [`forward_proxy`]) or on a
+//!    loopback port that stands for a service;
+//! 2. [`destination`]: what it is for, and what discovery knows of that;
+//! 3. protocol: declared by the service, or detected on the first bytes;
+//! 4. HTTP: each request through the layers in [`http`]; bytes: [`tcp`];
+//! 5. [`endpoint`]: the chosen endpoint, through the mesh or in plaintext.
+
+mod destination;
+mod endpoint;
+mod forward_proxy;
+mod http;
+mod service;
+mod tcp;
+
+use std::{net::SocketAddr, rc::Rc};
+
+use tokio::net::TcpStream;
+
+pub(crate) use self::destination::{Destinations, Target};
+use self::{
+    destination::{Declared, Resolved},
+    http::OutboundHttp,
+    tcp::OpaqueConnection,
+};
+use crate::{
+    capture::{DestinationSource, OriginalDestination},
+    config::CaptureMode,
+    copy::Connection,
+    detect::{self, Detected, Detection, Prefixed},
+    telemetry::{Direction, Protocol},
+    worker::{READY_WAIT, Worker},
+};
+
+/// How a listener learns what its connections are for.
+#[derive(Clone, Debug)]
+pub(crate) enum Listening {
+    /// Connections are redirected here.
+    Redirected(DestinationSource),
+    /// Clients use this as their HTTP proxy.
+    ForwardProxy,
+    /// Each connection is for one service.
+    Mapped(Target),
+}
+
+impl Listening {
+    /// What the outbound port is, by how the workload's connections are captured.
+    pub(crate) fn on_outbound_port(capture: CaptureMode) -> Self {
+        match capture {
+            CaptureMode::Transparent => Self::Redirected(DestinationSource::Redirect),
+            CaptureMode::Explicit => Self::ForwardProxy,
+        }
+    }
+}
+
+/// Serves one accepted connection of the workload to its end.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    listening: Listening,
+    stream: TcpStream,
+    client: SocketAddr,
+) {
+    // The drain waits for what the workload has open.
+    let _active = worker.drain.active();
+    let target = match listening {
+        Listening::ForwardProxy => return forward_proxy::serve(worker, stream, client).await,
+        Listening::Mapped(target) => target,
+        Listening::Redirected(source) => match source.original_destination(&stream) {
+            Ok(OriginalDestination(address)) => Target::Address(address),
+            Err(error) => return worker.not_captured(Direction::Outbound, client, &error),
+        },
+    };
+    connection(worker, target, stream, client).await;
+}
+
+/// Serves a connection whose destination is known.
+async fn connection<T: Connection + Send + 'static>(
+    worker: Rc<Worker>,
+    target: Target,
+    mut stream: T,
+    client: SocketAddr,
+) {
+    let destination = worker.destinations.get(&target);
+    let (declared, service) = match destination.resolve(&worker, READY_WAIT).await {
+        Ok(Resolved::Service(service)) => (service.declared(), Some(service)),
+        // What it is decides whether it may go on without the control plane's word.
+        Ok(Resolved::Outside) | Err(_) => (Declared::Detect, None),
+    };
+    let found = match protocol(&worker, &target, declared, &mut stream).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::debug!(%client, %target, %error, "a client closed its connection unused");
+            return;
+        }
+    };
+    let stream = Prefixed::new(found.prefix, stream);
+    let protocol = match found.protocol {
+        Detected::Http1 | Detected::Http2 => {
+            let http2 = found.protocol == Detected::Http2;
+            let name = service.as_ref().map_or("", |service| service.name());
+            let _open = worker.open_http(Direction::Outbound, http2, name, None);
+            let http = OutboundHttp::new(&worker, client, http2);
+            let service = move |request| {
+                let (http, destination) = (http.clone(), Rc::clone(&destination));
+                async move { Ok(http.respond(destination, request).await) }
+            };
+            // Outbound goes on for the workload while the proxy drains.
+            let never = std::future::pending();
+            return worker
+                .serve_http(stream, http2, Direction::Outbound, false, never, service)
+                .await;
+        }
+        Detected::Tls { .. } => Protocol::Tls,
+        Detected::Opaque => Protocol::Tcp,
+    };
+    let opaque = OpaqueConnection {
+        stream,
+        client,
+        protocol,
+    };
+    tcp::forward(&worker, &destination, opaque).await;
+}
+
+/// True for a request to an HTTP proxy (RFC 9112, sections 3.2.2 and 3.2.3), which the workload means to use: what
+/// it says goes there as it is.
+fn is_for_a_proxy(beginning: &[u8]) -> bool {
+    let target = beginning.splitn(2, |byte| *byte == b' ').nth(1);
+    beginning.starts_with(b"CONNECT ")
+        || target
+            .is_some_and(|target| target.starts_with(b"http://") || target.starts_with(b"https://"))
+}
+
+/// What the client speaks: as the service declares, else by its first bytes.
+async fn protocol<T: Connection>(
+    worker: &Worker,
+    target: &Target,
+    declared: Declared,
+    stream: &mut T,
+) -> std::io::Result<Detection> {
+    let declared_as = |protocol| Detection {
+        protocol,
+        prefix: bytes::BytesMut::new(),
+        timed_out: false,
+    };
+    // Declared HTTP is still read, to tell HTTP/1 from HTTP/2; port 0 is in no table of opaque ports.
+    let port = match declared {
+        Declared::Tcp => return Ok(declared_as(Detected::Opaque)),
+        Declared::Tls => return Ok(declared_as(Detected::Tls { server_name: None })),
+        Declared::Http => 0,
+        Declared::Detect => target.port(),
+    };
+    let limit = worker.config.traffic.detect_timeout;
+    let found = detect::detect(stream, port, limit).await?;
+    if found.timed_out {
+        worker.silent_client(target, limit);
+    }
+    if is_for_a_proxy(&found.prefix) {
+        return Ok(Detection {
+            protocol: Detected::Opaque,
+            ..found
+        });
+    }
+    Ok(found)
+}

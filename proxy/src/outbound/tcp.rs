@@ -1,0 +1,227 @@
+//! Outbound bytes: opaque connections, and TLS that is the workload's own.
+//!
+//! balance → tunnel through the mesh, or a plain connection → copy
+
+use std::{net::SocketAddr, rc::Rc, time::SystemTime};
+
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    destination::{Destination, Resolved, Target},
+    service::Service,
+};
+use crate::{
+    balance::Outcome,
+    config::Outside,
+    copy::{self, Connection, Progress, Side},
+    errors::{ErrorCode, ProxyError},
+    exchange::Party,
+    mesh::TunnelStream,
+    telemetry::{ConnectionRecord, Direction, Protocol},
+    worker::{READY_WAIT, Worker},
+};
+
+/// How many endpoints are tried before a connection is given up.
+const MAX_TRIES: u32 = 3;
+
+/// A connection of the workload that is carried as bytes.
+#[derive(Debug)]
+pub(crate) struct OpaqueConnection<T> {
+    pub(crate) stream: T,
+    pub(crate) client: SocketAddr,
+    pub(crate) protocol: Protocol,
+}
+
+enum Upstream {
+    Mesh(TunnelStream),
+    Plain(TcpStream),
+}
+
+/// What is known of a connection when it ends.
+struct Journey {
+    service: Option<Rc<str>>,
+    destination: Party,
+    tls: bool,
+    attempts: u32,
+}
+
+/// Carries a connection to its destination until both sides have closed it, and records it.
+pub(crate) async fn forward<T: Connection>(
+    worker: &Rc<Worker>,
+    destination: &Destination,
+    connection: OpaqueConnection<T>,
+) {
+    let started = (SystemTime::now(), Instant::now());
+    let source = Party {
+        address: Some(connection.client),
+        id: worker.identity().ok().map(|identity| identity.id.clone()),
+    };
+    let protocol = connection.protocol;
+    let mut journey = Journey {
+        service: None,
+        destination: Party::default(),
+        tls: false,
+        attempts: 0,
+    };
+    let progress = Progress::default();
+    let connected = connect(worker, destination, protocol, &mut journey).await;
+    let handles = worker.telemetry.metrics().connection_handles(
+        Direction::Outbound,
+        protocol,
+        journey.service.as_deref().unwrap_or_default(),
+        journey.destination.as_peer().spiffe_id,
+        journey.tls,
+    );
+    let open = handles.open();
+    let result = match connected {
+        Ok(upstream) => relay(connection.stream, upstream, &progress).await,
+        Err(error) => {
+            // A reset, not an orderly end: the client must not take silence for success.
+            connection.stream.close_by_reset();
+            Err(error)
+        }
+    };
+    drop(open);
+    let error = result.err();
+    let detail = error.as_ref().map(|error| error.chain().to_string());
+    worker.telemetry.finish_connection(&ConnectionRecord {
+        started: started.0,
+        duration: started.1.elapsed(),
+        error: error.as_ref().map(ProxyError::code),
+        error_detail: detail.as_deref(),
+        service: journey.service.as_deref().unwrap_or_default(),
+        endpoint: journey.destination.address,
+        source: source.as_peer(),
+        destination: journey.destination.as_peer(),
+        tls: journey.tls,
+        attempts: journey.attempts,
+        request_bytes: progress.sent(),
+        response_bytes: progress.received(),
+        handles: Some(&handles),
+        ..ConnectionRecord::new(Direction::Outbound, protocol)
+    });
+}
+
+async fn relay<T: Connection>(
+    client: T,
+    upstream: Upstream,
+    progress: &Progress,
+) -> Result<(), ProxyError> {
+    let result = match upstream {
+        Upstream::Mesh(tunnel) => copy::copy_tunnel(client, tunnel, None, progress).await,
+        Upstream::Plain(stream) => copy::copy_both(client, stream, None, progress).await,
+    };
+    result.map_err(|error| error.blame(Side::Near))
+}
+
+async fn connect(
+    worker: &Rc<Worker>,
+    destination: &Destination,
+    protocol: Protocol,
+    journey: &mut Journey,
+) -> Result<Upstream, ProxyError> {
+    match destination.resolve(worker, READY_WAIT).await {
+        Ok(Resolved::Service(service)) => connect_to_service(worker, &service, journey).await,
+        Ok(Resolved::Outside) => connect_outside(worker, destination, journey).await,
+        // What the workload has encrypted itself may go on without the control plane's word; plaintext that
+        // might belong into the mesh may not.
+        Err(_) if protocol == Protocol::Tls => connect_outside(worker, destination, journey).await,
+        Err(error) => Err(error),
+    }
+}
+
+async fn connect_to_service(
+    worker: &Rc<Worker>,
+    service: &Rc<Service>,
+    journey: &mut Journey,
+) -> Result<Upstream, ProxyError> {
+    journey.service = Some(Rc::clone(service.name()));
+    let mut last = None;
+    while journey.attempts < MAX_TRIES {
+        let Some(pick) = service.pick(journey.destination.address) else {
+            break;
+        };
+        journey.attempts += 1;
+        let endpoint = pick.desc();
+        journey.tls = endpoint.mesh.is_some();
+        journey.destination = Party {
+            address: Some(endpoint.address),
+            id: endpoint.mesh.as_ref().map(|mesh| mesh.id.clone()),
+        };
+        let result = match &endpoint.mesh {
+            Some(mesh) => endpoint.tunnel(worker, mesh).await.map(Upstream::Mesh),
+            None => {
+                let connected = worker.endpoints.connect(endpoint.address).await;
+                connected.map(Upstream::Plain)
+            }
+        };
+        match result {
+            Ok(upstream) => {
+                pick.finish(Outcome::Success);
+                return Ok(upstream);
+            }
+            // Who is refused here is refused by every endpoint, and what this proxy lacks it lacks for all.
+            Err(error) if is_about_us(error.code()) => return Err(error),
+            Err(error) => {
+                pick.finish(Outcome::ConnectFailed);
+                last = Some(error);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| service.no_endpoints()))
+}
+
+fn is_about_us(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::PolicyDenied
+            | ErrorCode::IdentityUnavailable
+            | ErrorCode::IdentityExpired
+            | ErrorCode::Overloaded
+    )
+}
+
+async fn connect_outside(
+    worker: &Rc<Worker>,
+    destination: &Destination,
+    journey: &mut Journey,
+) -> Result<Upstream, ProxyError> {
+    let address = outside_address(worker, destination).await?;
+    journey.attempts = 1;
+    journey.destination.address = Some(address);
+    worker.endpoints.connect(address).await.map(Upstream::Plain)
+}
+
+/// The address of a destination outside the mesh, unless such are refused.
+pub(super) async fn outside_address(
+    worker: &Worker,
+    destination: &Destination,
+) -> Result<SocketAddr, ProxyError> {
+    let target = destination.target();
+    if worker.config.traffic.outside == Outside::Refuse {
+        return Err(ProxyError::new(
+            ErrorCode::OutsideRefused,
+            format_args!(
+                "{target} is outside the mesh, where this proxy is set to let nothing go."
+            ),
+        ));
+    }
+    match target {
+        Target::Address(address) => Ok(*address),
+        Target::Host(host, port) => {
+            let lookup = tokio::net::lookup_host((&**host, *port));
+            let found = tokio::time::timeout(worker.config.traffic.connect_timeout, lookup).await;
+            let unknown = |cause: String| {
+                let message = format_args!("The host {host} has no address.");
+                ProxyError::new(ErrorCode::ConnectFailed, message).with_source(cause)
+            };
+            match found {
+                Ok(Ok(mut addresses)) => addresses
+                    .next()
+                    .ok_or_else(|| unknown("empty answer".to_owned())),
+                Ok(Err(error)) => Err(unknown(error.to_string())),
+                Err(_) => Err(unknown("the name server did not answer in time".to_owned())),
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! HTTP in plaintext to an address: to the workload beside this proxy, or to what is outside the mesh.
+
+use std::{net::SocketAddr, rc::Rc, time::Duration};
+
+use http::{Request, Response, StatusCode};
+
+use crate::{
+    capture,
+    errors::{Chain, ErrorCode, ProxyError},
+    exchange::Exchange,
+    http::{
+        Body, H1Connection, H1Pool, H2Pool, PoolKey, PoolLimits, SendError,
+        headers::{self, Upgrade, examine_response},
+    },
+    upgrade,
+};
+
+/// How long an unused HTTP/2 connection is kept: servers announce its end, so no request can meet it.
+const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Pooled plaintext connections of one worker.
+#[derive(Debug)]
+pub(crate) struct PlaintextClient {
+    http1: H1Pool,
+    http2: H2Pool,
+    connect_timeout: Duration,
+    /// Who is at the other end, for messages.
+    peer: &'static str,
+    /// What a failed connection means.
+    unreachable: ErrorCode,
+}
+
+impl PlaintextClient {
+    /// Connections to the workload.
+    pub(crate) fn to_workload(connect_timeout: Duration, idle_timeout: Duration) -> Self {
+        Self::new(
+            connect_timeout,
+            idle_timeout,
+            "The workload",
+            ErrorCode::WorkloadUnavailable,
+        )
+    }
+
+    /// Connections to endpoints that have no sidecar.
+    pub(crate) fn to_endpoints(connect_timeout: Duration, idle_timeout: Duration) -> Self {
+        Self::new(
+            connect_timeout,
+            idle_timeout,
+            "The endpoint",
+            ErrorCode::ConnectFailed,
+        )
+    }
+
+    fn new(
+        connect_timeout: Duration,
+        idle_timeout: Duration,
+        peer: &'static str,
+        unreachable: ErrorCode,
+    ) -> Self {
+        let limits = PoolLimits {
+            idle_timeout,
+            ..PoolLimits::default()
+        };
+        Self {
+            http1: H1Pool::new(limits),
+            http2: H2Pool::new(HTTP2_IDLE_TIMEOUT),
+            connect_timeout,
+            peer,
+            unreachable,
+        }
+    }
+
+    /// Closes idle connections in time, for as long as the client is used.
+    pub(crate) fn sweeper(&self) -> impl Future<Output = ()> + use<> {
+        let http1 = self.http1.sweeper();
+        let http2 = self.http2.sweeper();
+        async move {
+            futures_util::future::join(http1, http2).await;
+        }
+    }
+
+    /// Sends a request, in HTTP/2 with prior knowledge when `http2` and else in HTTP/1.1, and gives back the
+    /// response to it.
+    pub(crate) async fn send(
+        &self,
+        address: SocketAddr,
+        exchange: &Rc<Exchange>,
+        request: Request<Body>,
+        http2: bool,
+    ) -> Result<Response<Body>, ProxyError> {
+        let (mut head, body) = request.into_parts();
+        let authority = exchange.authority(&head, address)?;
+        if http2 {
+            headers::request_to_http2(&mut head, authority)?;
+            let request = Request::from_parts(head, body);
+            let response = self.send_http2(address, request).await?;
+            return clean_response(address, response, false);
+        }
+        headers::request_to_http1(&mut head, Some(&authority))?;
+        let request = Request::from_parts(head, body);
+        if exchange.wants_upgrade() {
+            let send = |request| self.send_alone(address, request);
+            let response = upgrade::relay(request, exchange, send).await?;
+            return clean_response(address, response, true);
+        }
+        let response = self.send_http1(address, request).await?;
+        clean_response(address, response, false)
+    }
+
+    async fn send_http1(
+        &self,
+        address: SocketAddr,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let key = PoolKey::from(address);
+        // A kept connection that the server closed meanwhile gives the request back untouched.
+        while let Some(connection) = self.http1.checkout(key) {
+            match connection.send(request).await {
+                Ok(response) => return Ok(response),
+                Err(error) => request = self.unsent(address, error)?,
+            }
+        }
+        let connection = self.connect_http1(address).await?;
+        let connection = self.http1.adopt(key, connection);
+        let sent = connection.send(request).await;
+        sent.map_err(|error| self.failed(address, error.unsent, error))
+    }
+
+    /// On a connection of its own, which an upgrade takes over.
+    async fn send_alone(
+        &self,
+        address: SocketAddr,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let sent = self.connect_http1(address).await?.send(request).await;
+        sent.map_err(|error| self.failed(address, error.unsent, error))
+    }
+
+    async fn send_http2(
+        &self,
+        address: SocketAddr,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let connect = || async {
+            capture::connect(address, self.connect_timeout, None)
+                .await
+                .map_err(DialError::Connect)
+        };
+        let connection = self
+            .http2
+            .connection(PoolKey::from(address), connect)
+            .await
+            .map_err(|error| self.unreachable(address, error))?;
+        let sent = connection.send(request).await;
+        sent.map_err(|error| self.failed(address, error.unprocessed, error))
+    }
+
+    /// Opens a connection of its own for opaque bytes.
+    pub(crate) async fn connect(
+        &self,
+        address: SocketAddr,
+    ) -> Result<tokio::net::TcpStream, ProxyError> {
+        capture::connect(address, self.connect_timeout, None)
+            .await
+            .map_err(|error| self.unreachable(address, error))
+    }
+
+    async fn connect_http1(&self, address: SocketAddr) -> Result<H1Connection, ProxyError> {
+        let stream = self.connect(address).await?;
+        H1Connection::new(stream)
+            .await
+            .map_err(|error| self.unreachable(address, error))
+    }
+
+    fn unreachable(
+        &self,
+        address: SocketAddr,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> ProxyError {
+        let message = format_args!("{} at {address} accepted no connection.", self.peer);
+        ProxyError::new(self.unreachable, message).with_source(error)
+    }
+
+    fn unsent(
+        &self,
+        address: SocketAddr,
+        mut error: SendError,
+    ) -> Result<Request<Body>, ProxyError> {
+        match error.request.take() {
+            Some(request) if error.unsent => Ok(*request),
+            _ => Err(self.failed(address, error.unsent, error)),
+        }
+    }
+
+    fn failed(
+        &self,
+        address: SocketAddr,
+        unsent: bool,
+        error: impl std::error::Error + 'static,
+    ) -> ProxyError {
+        let code = if unsent {
+            self.unreachable
+        } else {
+            ErrorCode::UpstreamReset
+        };
+        let message = format_args!("{} at {address} gave no complete response.", self.peer);
+        ProxyError::new(code, message).with_source(Chain(&error).to_string())
+    }
+}
+
+/// Refuses a response that two readers could take differently or that nobody asked for, and removes what concerned
+/// only the connection that it came by and what only proxies may say: callers' proxies believe `sidewind-error`.
+pub(crate) fn clean_response(
+    address: SocketAddr,
+    mut response: Response<Body>,
+    asked_to_upgrade: bool,
+) -> Result<Response<Body>, ProxyError> {
+    let invalid = |problem: &dyn std::fmt::Display| {
+        let message = format_args!("{address} sent no valid HTTP: {problem}.");
+        ProxyError::new(ErrorCode::UpstreamProtocol, message)
+    };
+    let examined = examine_response(&response).map_err(|error| invalid(&error))?;
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if switched && !asked_to_upgrade {
+        return Err(invalid(&"it switches protocols unasked"));
+    }
+    examined.strip_reserved(response.headers_mut());
+    let upgrade = if switched {
+        Upgrade::Keep
+    } else {
+        Upgrade::Strip
+    };
+    examined.strip_hop_by_hop(response.headers_mut(), upgrade);
+    Ok(response)
+}
+
+/// An HTTP/2 connection could not be made.
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("no connection")]
+    Connect(#[source] std::io::Error),
+    #[error("no HTTP/2")]
+    Http2(#[from] h2::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cleaned(status: u16, asked_to_upgrade: bool) -> Result<Response<Body>, ProxyError> {
+        let response = Response::builder()
+            .status(status)
+            .header("sidewind-error", "connect-failed")
+            .header("x-other", "stays")
+            .body(Body::Empty)
+            .unwrap();
+        clean_response(([10, 0, 0, 2], 80).into(), response, asked_to_upgrade)
+    }
+
+    #[test]
+    fn a_server_cannot_speak_as_a_proxy() {
+        let response = cleaned(503, false).unwrap();
+        assert!(!response.headers().contains_key("sidewind-error"));
+        assert!(response.headers().contains_key("x-other"));
+    }
+
+    #[test]
+    fn protocols_are_switched_only_where_the_client_asked_for_it() {
+        assert!(cleaned(101, true).is_ok());
+        let error = cleaned(101, false).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::UpstreamProtocol);
+    }
+}

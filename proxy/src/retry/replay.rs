@@ -1,0 +1,257 @@
+//! A request body that can be sent again.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+
+use crate::http::{Body, BodyError};
+
+/// Most bytes of a request body that are kept for a retry.
+pub(crate) const MAX_REPLAY_BYTES: usize = 64 * 1024;
+
+/// Chunks shorter than this are copied when kept: a slice holds the whole read buffer that it came from,
+/// which could be a hundred times its size.
+const COPY_BELOW_BYTES: usize = 8 * 1024;
+
+/// Keeps what attempts of a request have taken of its body, up to a limit.
+///
+/// Each attempt reads the body through a [`ReplayBody`]; only the newest one gets anything. Past the limit
+/// what was kept is let go, the running attempt goes on, and no further one is possible.
+#[derive(Clone)]
+pub(crate) struct ReplayBuffer(Rc<RefCell<Shared>>);
+
+struct Shared {
+    source: Body,
+    limit: usize,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    trailers: Option<HeaderMap>,
+    state: SourceState,
+    /// Which attempt may read.
+    attempt: u32,
+    /// Length of the whole body where it is known.
+    length: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SourceState {
+    /// Everything taken so far is kept.
+    Replayable,
+    /// The same, and the source is at its end.
+    Ended,
+    /// Something taken is no longer here: too long, or the source failed.
+    Spent,
+}
+
+impl ReplayBuffer {
+    /// Wraps `body`, of which at most `limit` bytes will be kept.
+    pub(crate) fn new(body: Body, limit: usize) -> ReplayBuffer {
+        let length = body.size_hint().exact();
+        ReplayBuffer(Rc::new(RefCell::new(Shared {
+            source: body,
+            limit,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            trailers: None,
+            state: SourceState::Replayable,
+            attempt: 0,
+            length,
+        })))
+    }
+
+    /// True while a further attempt would send the same bytes.
+    pub(crate) fn is_replayable(&self) -> bool {
+        self.0.borrow().state != SourceState::Spent
+    }
+
+    /// The body for the next attempt, from its beginning; the one before gets no more.
+    pub(crate) fn attempt(&self) -> Body {
+        let mut shared = self.0.borrow_mut();
+        shared.attempt += 1;
+        Body::Replay(ReplayBody {
+            shared: self.0.clone(),
+            attempt: shared.attempt,
+            position: 0,
+            given_bytes: 0,
+            trailers_given: false,
+        })
+    }
+}
+
+impl fmt::Debug for ReplayBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayBuffer").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Takes the next frame from the source and keeps a copy while the limit allows.
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                self.spend();
+                return Poll::Ready(Some(Err(error)));
+            }
+            None => {
+                self.end();
+                return Poll::Ready(None);
+            }
+        };
+        if let Some(data) = frame.data_ref() {
+            self.keep(data);
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.trailers = Some(trailers.clone());
+            self.end();
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        if self.state != SourceState::Replayable {
+            return;
+        }
+        if self.kept_bytes + data.len() > self.limit {
+            self.spend();
+            return;
+        }
+        self.kept_bytes += data.len();
+        self.kept.push(if data.len() < COPY_BELOW_BYTES {
+            Bytes::copy_from_slice(data)
+        } else {
+            data.clone()
+        });
+    }
+
+    fn end(&mut self) {
+        if self.state == SourceState::Replayable {
+            self.state = SourceState::Ended;
+        }
+    }
+
+    fn spend(&mut self) {
+        self.state = SourceState::Spent;
+        self.kept = Vec::new();
+    }
+}
+
+/// One attempt's view of a replayable request body.
+pub(crate) struct ReplayBody {
+    shared: Rc<RefCell<Shared>>,
+    attempt: u32,
+    /// How many of the kept chunks this attempt has had.
+    position: usize,
+    given_bytes: u64,
+    trailers_given: bool,
+}
+
+impl fmt::Debug for ReplayBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayBody")
+            .field("attempt", &self.attempt)
+            .field("given_bytes", &self.given_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ReplayBody {
+    /// What keeps the body.
+    pub(super) fn buffer(&self) -> ReplayBuffer {
+        ReplayBuffer(self.shared.clone())
+    }
+
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut shared = self.shared.borrow_mut();
+        if shared.attempt != self.attempt {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if let Some(kept) = shared.kept.get(self.position) {
+            self.position += 1;
+            self.given_bytes += kept.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(kept.clone()))));
+        }
+        if shared.state == SourceState::Ended {
+            let trailers = shared.trailers.clone().filter(|_| !self.trailers_given);
+            self.trailers_given = true;
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(shared.poll_source(cx));
+        if let Some(Ok(frame)) = &frame {
+            if let Some(data) = frame.data_ref() {
+                self.given_bytes += data.len() as u64;
+                self.position = shared.kept.len();
+            } else {
+                self.trailers_given = true;
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        let shared = self.shared.borrow();
+        if self.position < shared.kept.len() {
+            return false;
+        }
+        match shared.state {
+            SourceState::Ended => shared.trailers.is_none() || self.trailers_given,
+            SourceState::Replayable | SourceState::Spent => shared.source.is_end_stream(),
+        }
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        let length = self.shared.borrow().length;
+        length.map_or_else(SizeHint::default, |length| {
+            SizeHint::with_exact(length.saturating_sub(self.given_bytes))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    async fn collect(body: Body) -> Result<Bytes, BodyError> {
+        body.collect().await.map(|body| body.to_bytes())
+    }
+
+    #[tokio::test]
+    async fn a_second_attempt_sends_what_the_first_one_sent() {
+        let buffer = ReplayBuffer::new(Body::from("hello"), MAX_REPLAY_BYTES);
+        assert_eq!(collect(buffer.attempt()).await.unwrap(), "hello");
+        let second = buffer.attempt();
+        assert_eq!(second.size_hint().exact(), Some(5));
+        assert!(!second.is_end_stream());
+        assert_eq!(collect(second).await.unwrap(), "hello");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_sent_once_and_not_again() {
+        let buffer = ReplayBuffer::new(Body::from("hello"), 4);
+        assert!(buffer.is_replayable());
+        assert_eq!(collect(buffer.attempt()).await.unwrap(), "hello");
+        assert!(!buffer.is_replayable());
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_was_superseded_gets_an_error_and_takes_nothing() {
+        let buffer = ReplayBuffer::new(Body::from("hello"), MAX_REPLAY_BYTES);
+        let first = buffer.attempt();
+        let second = buffer.attempt();
+        assert!(matches!(collect(first).await, Err(BodyError::Superseded)));
+        assert_eq!(collect(second).await.unwrap(), "hello");
+    }
+}

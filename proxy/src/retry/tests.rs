@@ -1,0 +1,398 @@
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, sleep};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+use super::backoff::Backoff;
+use super::classify::Attempts;
+use super::replay::ReplayBuffer;
+use super::*;
+use crate::http::{Body, BodyEnd, BodyWatcher};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Failure {
+    Connect,
+    Reset,
+    Refused,
+    TryTimeout(Duration),
+    RequestTimeout(Duration),
+    After(u32, Box<Failure>),
+}
+
+impl RetryError for Failure {
+    fn progress(&self) -> Progress {
+        match self {
+            Failure::Connect => Progress::Unsent,
+            Failure::Reset | Failure::TryTimeout(_) => Progress::Sent,
+            _ => Progress::Final,
+        }
+    }
+
+    fn try_timeout(limit: Duration) -> Failure {
+        Failure::TryTimeout(limit)
+    }
+
+    fn request_timeout(limit: Duration) -> Failure {
+        Failure::RequestTimeout(limit)
+    }
+
+    fn set_attempts(&mut self, attempts: u32) {
+        *self = Failure::After(attempts, Box::new(self.clone()));
+    }
+}
+
+type Step = Result<Response<Body>, Failure>;
+
+fn status(code: u16) -> Step {
+    Ok(Response::builder().status(code).body(Body::Empty).unwrap())
+}
+
+fn request(method: Method, body: Body) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri("/")
+        .body(body)
+        .unwrap()
+}
+
+/// Plays `steps`, one for each attempt, and notes the bodies that the attempts sent.
+async fn play(policy: RetryPolicy, request: Request<Body>, steps: Vec<Step>) -> (Step, Vec<Bytes>) {
+    let steps = Rc::new(RefCell::new(VecDeque::from(steps)));
+    let bodies = Rc::new(RefCell::new(Vec::new()));
+    let seen = bodies.clone();
+    let service = service_fn(move |request: Request<Body>| {
+        let step = steps.borrow_mut().pop_front().expect("no more attempts");
+        let seen = seen.clone();
+        async move {
+            if !matches!(step, Err(Failure::Connect)) {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                seen.borrow_mut().push(body);
+            }
+            step
+        }
+    });
+    let layer = RetryLayer::new(Rc::new(policy), Rc::default());
+    let result = layer.layer(service).oneshot(request).await;
+    (result, bodies.take())
+}
+
+trait StepExt {
+    fn code(&self) -> u16;
+    fn attempts(&self) -> u32;
+}
+
+impl StepExt for Step {
+    fn code(&self) -> u16 {
+        self.as_ref().unwrap().status().as_u16()
+    }
+
+    fn attempts(&self) -> u32 {
+        match self {
+            Ok(response) => response
+                .extensions()
+                .get::<Attempts>()
+                .map_or(1, |attempts| attempts.0),
+            Err(Failure::After(attempts, _)) => *attempts,
+            Err(_) => 1,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_retried_depends_on_method_and_outcome() {
+    let get = || Method::GET;
+    let post = || Method::POST;
+    let undelivered = || {
+        Ok(Response::builder()
+            .status(503)
+            .header("sidewind-error", "workload-unavailable")
+            .body(Body::Empty)
+            .unwrap())
+    };
+    let cases: Vec<(Method, Step, u32)> = vec![
+        (get(), status(200), 1),
+        (get(), status(404), 1),
+        (get(), status(500), 1),
+        (get(), status(502), 2),
+        (get(), status(503), 2),
+        (get(), status(504), 2),
+        (Method::PUT, status(503), 2),
+        (Method::DELETE, status(503), 2),
+        (Method::HEAD, status(503), 2),
+        (post(), status(503), 1),
+        (Method::PATCH, status(503), 1),
+        (Method::from_bytes(b"PURGE").unwrap(), status(503), 1),
+        (get(), Err(Failure::Connect), 2),
+        (post(), Err(Failure::Connect), 2),
+        (post(), undelivered(), 2),
+        (get(), Err(Failure::Reset), 2),
+        (post(), Err(Failure::Reset), 1),
+        (get(), Err(Failure::Refused), 1),
+    ];
+    for (method, first, attempts) in cases {
+        let name = format!("{method} {first:?}");
+        let steps = vec![first, status(200)];
+        let (result, _) = play(RetryPolicy::default(), request(method, Body::Empty), steps).await;
+        assert_eq!(result.attempts(), attempts, "{name}");
+        if attempts == 2 {
+            assert_eq!(result.code(), 200, "{name}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn grpc_is_retried_after_unavailable_without_messages_alone() {
+    let answer = |status: &str, body: Body| {
+        Ok(Response::builder()
+            .header("grpc-status", status)
+            .body(body)
+            .unwrap())
+    };
+    for (first, attempts) in [
+        (answer("14", Body::Empty), 2),
+        (answer("14", Body::from("message")), 1),
+        (answer("13", Body::Empty), 1),
+        (status(503), 1),
+        (Err(Failure::Reset), 1),
+        (Err(Failure::Connect), 2),
+    ] {
+        let name = format!("{first:?}");
+        let mut call = request(Method::POST, Body::from("question"));
+        call.headers_mut()
+            .insert("content-type", "application/grpc+proto".parse().unwrap());
+        let (result, bodies) = play(RetryPolicy::default(), call, vec![first, status(200)]).await;
+        assert_eq!(result.attempts(), attempts, "{name}");
+        assert!(bodies.iter().all(|body| body == "question"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_result_is_given_back_when_attempts_are_used_up() {
+    let steps = vec![status(503), status(502), status(504)];
+    let (result, _) = play(
+        RetryPolicy::default(),
+        request(Method::GET, Body::Empty),
+        steps,
+    )
+    .await;
+    assert_eq!((result.code(), result.attempts()), (504, 3));
+    let steps = vec![
+        Err(Failure::Connect),
+        Err(Failure::Connect),
+        Err(Failure::Reset),
+    ];
+    let (result, _) = play(
+        RetryPolicy::default(),
+        request(Method::GET, Body::Empty),
+        steps,
+    )
+    .await;
+    assert_eq!(
+        result.unwrap_err(),
+        Failure::After(3, Box::new(Failure::Reset))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_sends_the_whole_body() {
+    for body in [
+        Body::from("hello"),
+        ReplayBuffer::new(Body::from("hello"), 100).attempt(),
+    ] {
+        let steps = vec![status(503), Err(Failure::Reset), status(200)];
+        let (result, bodies) =
+            play(RetryPolicy::default(), request(Method::PUT, body), steps).await;
+        assert_eq!(result.code(), 200);
+        assert_eq!(bodies, ["hello"; 3]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_too_long_to_keep_is_retried_only_when_none_of_it_was_taken() {
+    let long = || ReplayBuffer::new(Body::from("x".repeat(1000)), 10).attempt();
+    let steps = vec![Err(Failure::Connect), status(200)];
+    let (result, bodies) = play(RetryPolicy::default(), request(Method::POST, long()), steps).await;
+    assert_eq!((result.code(), bodies[0].len()), (200, 1000));
+    let (result, _) = play(
+        RetryPolicy::default(),
+        request(Method::PUT, long()),
+        vec![status(503)],
+    )
+    .await;
+    assert_eq!((result.code(), result.attempts()), (503, 1));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_response_that_is_not_passed_on_is_read_to_its_end() {
+    #[derive(Default)]
+    struct Complete(Cell<Option<bool>>);
+    impl BodyWatcher for Complete {
+        fn data(&self, _: usize) {}
+        fn end(&self, end: BodyEnd<'_>) {
+            self.0.set(Some(matches!(end, BodyEnd::Complete)));
+        }
+    }
+    let complete = Rc::new(Complete::default());
+    let failed = status(503).map(|response| {
+        let watcher = complete.clone() as Rc<dyn BodyWatcher>;
+        response.map(|_| Body::from("down").watched(watcher))
+    });
+    let steps = vec![failed, status(200)];
+    let get = request(Method::GET, Body::Empty);
+    let (result, _) = play(RetryPolicy::default(), get, steps).await;
+    assert_eq!((result.code(), result.attempts()), (200, 2));
+    tokio::task::yield_now().await;
+    assert_eq!(complete.0.get(), Some(true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_retries_nothing_is_copied_or_repeated() {
+    let policy = RetryPolicy {
+        max_retries: 0,
+        ..RetryPolicy::default()
+    };
+    let (result, _) = play(policy, request(Method::GET, Body::Empty), vec![status(503)]).await;
+    assert_eq!(result.code(), 503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_are_bounded_and_an_unsent_request_goes_elsewhere_at_once() {
+    let policy = RetryPolicy {
+        backoff: Backoff {
+            base: Duration::from_secs(10),
+            cap: Duration::from_secs(10),
+        },
+        ..RetryPolicy::default()
+    };
+    let began = Instant::now();
+    let steps = vec![Err(Failure::Connect), status(200)];
+    play(policy.clone(), request(Method::POST, Body::Empty), steps)
+        .await
+        .0
+        .unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let steps = vec![status(503), status(503), status(200)];
+    play(policy, request(Method::GET, Body::Empty), steps)
+        .await
+        .0
+        .unwrap();
+    let waited = began.elapsed();
+    assert!(
+        waited > Duration::ZERO && waited <= Duration::from_secs(20),
+        "{waited:?}"
+    );
+}
+
+/// A service whose attempts take this long each.
+async fn time(policy: RetryPolicy, each: Duration) -> (Step, u32, Duration) {
+    let attempts = Rc::new(Cell::new(0));
+    let count = attempts.clone();
+    let service = service_fn(move |_: Request<Body>| {
+        count.set(count.get() + 1);
+        async move {
+            sleep(each).await;
+            status(200)
+        }
+    });
+    let began = Instant::now();
+    let layer = RetryLayer::new(Rc::new(policy), Rc::default());
+    let result = layer
+        .layer(service)
+        .oneshot(request(Method::GET, Body::Empty))
+        .await;
+    (result, attempts.get(), began.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_takes_too_long_is_given_up_and_repeated() {
+    let limit = Duration::from_secs(1);
+    let policy = RetryPolicy {
+        try_timeout: Some(limit),
+        ..RetryPolicy::default()
+    };
+    let (result, attempts, took) = time(policy, Duration::from_secs(5)).await;
+    assert_eq!(
+        result.unwrap_err(),
+        Failure::After(3, Box::new(Failure::TryTimeout(limit)))
+    );
+    assert_eq!(attempts, 3);
+    assert!(
+        took >= Duration::from_secs(3) && took < Duration::from_secs(4),
+        "{took:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_request_timeout_ends_all_attempts() {
+    let limit = Duration::from_millis(2500);
+    let policy = RetryPolicy {
+        try_timeout: Some(Duration::from_secs(1)),
+        request_timeout: Some(limit),
+        ..RetryPolicy::default()
+    };
+    let (result, _, took) = time(policy.clone(), Duration::from_secs(5)).await;
+    assert_eq!(
+        result.unwrap_err(),
+        Failure::After(3, Box::new(Failure::RequestTimeout(limit)))
+    );
+    assert_eq!(took, limit);
+    let (result, attempts, _) = time(policy, Duration::from_millis(900)).await;
+    assert_eq!((result.code(), attempts), (200, 1));
+}
+
+#[derive(Default)]
+struct Count {
+    retried: Cell<u32>,
+    exhausted: Cell<u32>,
+}
+
+impl RetryObserver for Count {
+    fn retried(&self, status: Option<StatusCode>) {
+        assert_eq!(status, Some(StatusCode::SERVICE_UNAVAILABLE));
+        self.retried.set(self.retried.get() + 1);
+    }
+
+    fn budget_exhausted(&self) {
+        self.exhausted.set(self.exhausted.get() + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_down_gets_a_fifth_more_requests_and_not_three_times_as_many() {
+    let sent = Rc::new(Cell::new(0));
+    let count = sent.clone();
+    let service = service_fn(move |_: Request<Body>| {
+        count.set(count.get() + 1);
+        async { status(503) }
+    });
+    let observer = Rc::new(Count::default());
+    let policy = RetryPolicy {
+        backoff: Backoff {
+            base: Duration::ZERO,
+            cap: Duration::ZERO,
+        },
+        ..RetryPolicy::default()
+    };
+    let mut service = RetryLayer::new(Rc::new(policy), Rc::default())
+        .observed(observer.clone())
+        .layer(service);
+    for _ in 0..1000 {
+        let ready: &mut _ = ServiceExt::<Request<Body>>::ready(&mut service)
+            .await
+            .unwrap();
+        ready.call(request(Method::GET, Body::Empty)).await.unwrap();
+    }
+    assert_eq!(
+        sent.get(),
+        1000 + 200 + 10,
+        "ten were in the budget to begin with"
+    );
+    assert_eq!(observer.retried.get(), 210);
+    assert!(observer.exhausted.get() > 700);
+}

@@ -1,0 +1,348 @@
+//! The process: one control thread (identity, control plane, admin, traces, signals) and the worker threads that
+//! carry traffic, from start to drain.
+
+use std::{
+    process::ExitCode,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    admin::{self, Admin, Component, Readiness},
+    capture,
+    config::{self, Config, TrafficConfig},
+    control::{self, Control},
+    drain::{self, Drain, DrainTrigger},
+    listen::{self, ListenError, ListenPlan},
+    outbound::Destinations,
+    status,
+    telemetry::{
+        SharedTelemetry, Telemetry,
+        access_log::{AccessLog, Destination},
+        logs::{self, Chain, LogHandle},
+        metrics::Metrics,
+        trace::{self, SpanExporting, TraceResource},
+    },
+    worker::Worker,
+};
+
+/// File descriptors for each connection: the client's and the endpoint's, and as many again for peers that dial.
+const FILES_PER_CONNECTION: u64 = 4;
+
+/// How long the last log lines and spans may take to get out.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs the proxy until it is told to stop, and gives back the process's exit code.
+pub(crate) fn run(config: Config) -> ExitCode {
+    let log = match logs::install(
+        &config.telemetry.log_filter,
+        match config.telemetry.log_format {
+            config::LogFormat::Json => logs::LogFormat::Json,
+            config::LogFormat::Text => logs::LogFormat::Text,
+        },
+    ) {
+        Ok(log) => log,
+        Err(error) => return failed(&error),
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(serve(Arc::new(config), log)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&*error),
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+    tracing::error!(error = %Chain(error), "the proxy cannot run");
+    eprintln!("sidewind-proxy: {}", Chain(error));
+    ExitCode::FAILURE
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+async fn serve(config: Arc<Config>, log: LogHandle) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    raise_file_limit(&config);
+    let (telemetry, spans) = start_telemetry(&config)?;
+    let (control, control_work) = control::new(&config)?;
+    let (trigger, drain) = drain::drain();
+    let shutdown = Arc::new(Notify::new());
+    let readiness = Readiness::default();
+
+    let workers = Workers::start(&config, &control, &telemetry, &drain)?;
+    readiness.set(Component::Listeners, true, "");
+    let admin = start_admin(&config, &telemetry, &readiness, log, &shutdown)?;
+    let following = tokio::spawn(status::follow(
+        control.clone(),
+        readiness.clone(),
+        Arc::clone(&telemetry.metrics),
+    ));
+    let control_task = tokio::spawn(control_work);
+    tracing::info!(
+        version = control::VERSION,
+        workload = config.workload.name,
+        workers = config.limits.workers,
+        "the proxy has started"
+    );
+
+    signals.wait(&shutdown, &telemetry.access_log).await;
+    readiness.set_draining();
+    control.withdraw();
+    drain_work(&trigger, &mut signals, &config.traffic).await;
+
+    workers.stop();
+    control_task.abort();
+    following.abort();
+    drop(admin);
+    if let Some(spans) = spans {
+        spans.shutdown(FLUSH_TIMEOUT).await;
+    }
+    telemetry.access_log.shutdown(FLUSH_TIMEOUT);
+    tracing::info!("the proxy has stopped");
+    Ok(())
+}
+
+/// Waits for the drain, unless a second signal cuts it short.
+async fn drain_work(trigger: &DrainTrigger, signals: &mut Signals, traffic: &TrafficConfig) {
+    let (grace, quiet) = (traffic.drain_timeout, traffic.drain_quiet);
+    tracing::info!(
+        ?grace,
+        "draining: inbound ends what it has accepted, outbound goes on for the workload"
+    );
+    tokio::select! {
+        left = trigger.run(grace, quiet) => {
+            if left > 0 {
+                tracing::warn!(left, "the grace period is over with connections still open");
+            }
+        }
+        () = signals.stop() => tracing::warn!("a second signal ended the drain"),
+    }
+}
+
+fn raise_file_limit(config: &Config) {
+    let listeners = 8;
+    let wanted = config.limits.max_connections as u64 * FILES_PER_CONNECTION * listeners / 4;
+    match capture::raise_nofile_limit(wanted) {
+        Ok(limit) if limit < wanted => tracing::debug!(
+            limit,
+            wanted,
+            "the limit of open files is below what all listeners together may need"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
+    }
+}
+
+fn start_telemetry(config: &Config) -> Result<(SharedTelemetry, Option<SpanExporting>), Failure> {
+    let settings = &config.telemetry;
+    let metrics = Arc::new(Metrics::new());
+    let destination = match &settings.access_log {
+        config::AccessLog::Stdout => Destination::Stdout,
+        config::AccessLog::Off => Destination::Off,
+        config::AccessLog::File(path) => Destination::File(path.clone()),
+    };
+    let access_log = AccessLog::start(destination, false, &metrics)?;
+    let (queue, exporting) = match &settings.trace_endpoint {
+        None => (None, None),
+        Some(endpoint) => {
+            let resource = TraceResource {
+                workload_name: config.workload.name.clone(),
+                otel_service_name: std::env::var("OTEL_SERVICE_NAME").ok(),
+            };
+            let (queue, exporting) = trace::start_export(endpoint, resource, Arc::clone(&metrics))?;
+            (Some(queue), Some(exporting))
+        }
+    };
+    let telemetry = SharedTelemetry {
+        metrics,
+        access_log,
+        spans: queue,
+        trace_ratio: settings.trace_ratio,
+    };
+    Ok((telemetry, exporting))
+}
+
+/// Opens the admin port. Dropping what is given back closes it.
+fn start_admin(
+    config: &Arc<Config>,
+    telemetry: &SharedTelemetry,
+    readiness: &Readiness,
+    log: LogHandle,
+    shutdown: &Arc<Notify>,
+) -> Result<JoinSet<()>, Failure> {
+    let (shutdown, shown) = (Arc::clone(shutdown), Arc::clone(config));
+    let admin = Arc::new(Admin {
+        readiness: readiness.clone(),
+        metrics: Arc::clone(&telemetry.metrics),
+        logs: log,
+        shutdown: Box::new(move || shutdown.notify_one()),
+        config: Box::new(move || status::shown_config(&shown)),
+    });
+    let mut serving = JoinSet::new();
+    for address in &config.listeners.admin {
+        listen::check_free(*address)?;
+        if let Some(listener) = listen::open(*address)? {
+            serving.spawn(admin::serve(listener, Arc::clone(&admin)));
+        }
+    }
+    Ok(serving)
+}
+
+/// The threads that carry traffic.
+struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Workers {
+    /// Starts the threads and waits until each has its listeners.
+    fn start(
+        config: &Arc<Config>,
+        control: &Control,
+        telemetry: &SharedTelemetry,
+        drain: &Drain,
+    ) -> Result<Self, Failure> {
+        let plans = listen::plan(config);
+        for plan in &plans {
+            listen::check_free(plan.address)?;
+        }
+        let (stop, stopped) = watch::channel(false);
+        let mut threads = Vec::new();
+        for index in 0..config.limits.workers.get() {
+            let (started, start) = mpsc::sync_channel(1);
+            let thread = WorkerThread {
+                index,
+                config: Arc::clone(config),
+                control: control.clone(),
+                telemetry: telemetry.clone(),
+                drain: drain.clone(),
+                plans: plans.clone(),
+                stopped: stopped.clone(),
+            };
+            let handle = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || thread.run(&started))?;
+            start.recv()??;
+            threads.push(handle);
+        }
+        Ok(Self { threads, stop })
+    }
+
+    fn stop(self) {
+        self.stop.send_replace(true);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+struct WorkerThread {
+    index: usize,
+    config: Arc<Config>,
+    control: Control,
+    telemetry: SharedTelemetry,
+    drain: Drain,
+    plans: Vec<ListenPlan>,
+    stopped: watch::Receiver<bool>,
+}
+
+type Started = mpsc::SyncSender<Result<(), Failure>>;
+
+impl WorkerThread {
+    fn run(self, started: &Started) {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(self.work(started)),
+            Err(error) => {
+                let _ = started.send(Err(error.into()));
+            }
+        }
+    }
+
+    async fn work(mut self, started: &Started) {
+        let telemetry = Telemetry::new(&self.telemetry, self.index);
+        let worker = Rc::new(Worker::new(
+            Arc::clone(&self.config),
+            &self.control,
+            telemetry.clone(),
+            self.drain.clone(),
+        ));
+        if let Err(error) = self.listen(&worker) {
+            let _ = started.send(Err(error.into()));
+            return;
+        }
+        let _ = started.send(Ok(()));
+        tokio::task::spawn_local(telemetry.clone().keep_flushing());
+        tokio::task::spawn_local(worker.workload.sweeper());
+        tokio::task::spawn_local(worker.endpoints.sweeper());
+        tokio::task::spawn_local(Rc::clone(&worker).follow_identity());
+        tokio::task::spawn_local(Destinations::forget_unused(Rc::clone(&worker)));
+        // An error means that the control thread has gone, and the process with it.
+        let _ = self.stopped.wait_for(|stopped| *stopped).await;
+        telemetry.flush();
+    }
+
+    fn listen(&self, worker: &Rc<Worker>) -> Result<(), ListenError> {
+        for plan in &self.plans {
+            if let Some(listener) = listen::open(plan.address)? {
+                tokio::task::spawn_local(listen::accept(Rc::clone(worker), plan.clone(), listener));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the process is told from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for SIGTERM, SIGINT or `/shutdown`; on SIGHUP the access log is opened anew.
+    async fn wait(&mut self, shutdown: &Notify, access_log: &AccessLog) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                () = shutdown.notified() => return,
+                _ = self.hangup.recv() => access_log.reopen(),
+            }
+        }
+    }
+
+    /// Waits for another SIGTERM or SIGINT.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

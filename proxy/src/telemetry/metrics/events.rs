@@ -1,0 +1,232 @@
+//! What handshakes and retries are counted by: small closed sets, so that no peer makes series.
+
+use std::fmt::{self, Write as _};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+use super::family::Labels;
+use super::labels::{Name, encode_as_str};
+use crate::errors::ErrorCode;
+use crate::telemetry::record::Direction;
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub(crate) enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// The label value.
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+    };
+}
+
+words! {
+    /// Which part of a TLS handshake the proxy played.
+    Side {
+        /// It connected.
+        Client = "client",
+        /// It accepted.
+        Server = "server",
+    }
+}
+
+words! {
+    /// Why a handshake failed.
+    HandshakeFailure {
+        /// The other side did not answer in time.
+        Timeout = "timeout",
+        /// The connection ended or failed underneath.
+        Closed = "closed",
+        /// What arrived is not TLS, or breaks its rules.
+        Protocol = "protocol",
+        /// No version, cipher suite, key exchange or ALPN protocol in common.
+        Incompatible = "incompatible",
+        /// The other side presented no certificate.
+        NoCertificate = "no-certificate",
+        /// The other side's certificate chains to no trusted root or is malformed.
+        BadCertificate = "bad-certificate",
+        /// The other side's certificate has expired or is not valid yet.
+        ExpiredCertificate = "expired-certificate",
+        /// The certificate is good and its SPIFFE ID is not the expected one.
+        WrongIdentity = "wrong-identity",
+        /// The other side refused this one, by a TLS alert.
+        RefusedByPeer = "refused-by-peer",
+        /// As many handshakes are under way as may be, in all or from that address.
+        TooMany = "too-many",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
+impl From<&rustls::Error> for HandshakeFailure {
+    fn from(error: &rustls::Error) -> Self {
+        use rustls::{CertificateError as Certificate, Error};
+        match error {
+            Error::NoCertificatesPresented => Self::NoCertificate,
+            Error::InvalidCertificate(reason) => match reason {
+                Certificate::Expired
+                | Certificate::ExpiredContext { .. }
+                | Certificate::NotValidYet
+                | Certificate::NotValidYetContext { .. } => Self::ExpiredCertificate,
+                _ => Self::BadCertificate,
+            },
+            Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Self::Incompatible,
+            Error::AlertReceived(_) => Self::RefusedByPeer,
+            Error::InappropriateMessage { .. }
+            | Error::InappropriateHandshakeMessage { .. }
+            | Error::InvalidMessage(_)
+            | Error::DecryptError
+            | Error::PeerMisbehaved(_)
+            | Error::PeerSentOversizedRecord => Self::Protocol,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl From<&std::io::Error> for HandshakeFailure {
+    /// tokio-rustls wraps the error of rustls in an I/O error.
+    fn from(error: &std::io::Error) -> Self {
+        if let Some(tls) = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
+            return Self::from(tls);
+        }
+        match error.kind() {
+            std::io::ErrorKind::TimedOut => Self::Timeout,
+            _ => Self::Closed,
+        }
+    }
+}
+
+words! {
+    /// Why a request was, or would have been, sent again.
+    RetryReason {
+        /// No response came: no connection, one that broke off, or none in time.
+        ConnectFailed = "connect-failed",
+        /// The response's status says so.
+        Status = "status",
+        /// The response's `grpc-status` says so.
+        GrpcStatus = "grpc-status",
+    }
+}
+
+words! {
+    /// What became of it.
+    RetryOutcome {
+        /// It was sent again.
+        Retried = "retried",
+        /// The retry budget of the service is used up.
+        BudgetExhausted = "budget-exhausted",
+    }
+}
+
+words! {
+    /// How a handshake ended.
+    Outcome {
+        /// It completed.
+        Ok = "ok",
+        /// It did not.
+        Error = "error",
+    }
+}
+
+encode_as_str!(Side, RetryReason, RetryOutcome, Outcome);
+
+/// A handshake's failure or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct FailureLabel(pub(super) Option<HandshakeFailure>);
+
+impl EncodeLabelValue for FailureLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(self.0.map_or(super::labels::NONE, HandshakeFailure::as_str))
+    }
+}
+
+/// Labels of `sidewind_tls_handshakes_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct HandshakeLabels {
+    pub(super) side: Side,
+    pub(super) result: Outcome,
+    pub(super) reason: FailureLabel,
+}
+
+/// Labels of `sidewind_tls_handshake_duration_seconds`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct SideLabels {
+    pub(super) side: Side,
+}
+
+/// Labels of `sidewind_errors_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct CodeLabels {
+    pub(super) direction: Direction,
+    pub(super) code: ErrorCode,
+}
+
+/// Labels of `sidewind_retries_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct RetryLabels {
+    pub(super) service: Name,
+    pub(super) reason: RetryReason,
+    pub(super) outcome: RetryOutcome,
+}
+
+macro_rules! closed_set {
+    ($($labels:ty),+) => { $(
+        impl Labels for $labels {
+            fn overflow(&self) -> Self {
+                self.clone()
+            }
+        }
+    )+ };
+}
+closed_set!(HandshakeLabels, SideLabels, CodeLabels);
+
+impl Labels for RetryLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            service: Name::overflow(),
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_failed_handshake_is_found_inside_the_io_error() {
+        let io = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+        let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
+        let cases = [
+            (io(expired), HandshakeFailure::ExpiredCertificate),
+            (io(alert), HandshakeFailure::RefusedByPeer),
+            (
+                io(rustls::Error::NoCertificatesPresented),
+                HandshakeFailure::NoCertificate,
+            ),
+            (
+                io(rustls::Error::NoApplicationProtocol),
+                HandshakeFailure::Incompatible,
+            ),
+            (
+                std::io::ErrorKind::UnexpectedEof.into(),
+                HandshakeFailure::Closed,
+            ),
+            (
+                std::io::ErrorKind::TimedOut.into(),
+                HandshakeFailure::Timeout,
+            ),
+        ];
+        for (error, expected) in cases {
+            assert_eq!(HandshakeFailure::from(&error), expected, "{error}");
+        }
+    }
+}

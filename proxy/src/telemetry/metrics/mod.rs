@@ -1,0 +1,321 @@
+//! Prometheus metrics.
+//!
+//! [`Metrics`] holds every family and is shared by the process. Each worker has a
+//! [`WorkerMetrics`], which resolves labels to handles once and has cells of its own in every
+//! series. `docs/metrics.md` lists the families; a test compares it with the registry.
+
+mod cell;
+mod events;
+mod exposition;
+mod family;
+mod handles;
+mod labels;
+mod process;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+pub(crate) use cell::{Counter, Gauge};
+pub(crate) use events::{HandshakeFailure, RetryOutcome, RetryReason, Side};
+pub(crate) use exposition::Format;
+pub(crate) use handles::{
+    ConnectionHandles, FinishedRequest, OpenConnection, RequestHandles, WorkerMetrics,
+};
+
+use cell::{Cell, Histogram, Latency, Lifetime};
+use events::{CodeLabels, HandshakeLabels, RetryLabels, SideLabels};
+use family::{Family, Labels, Single};
+use labels::{ConnectionLabels, PairLabels, RequestLabels};
+
+/// Series that a family of counters or gauges may have.
+const MAX_SERIES: usize = 2_000;
+
+/// Series that a family of histograms may have; each is more than a dozen lines.
+const MAX_HISTOGRAMS: usize = 500;
+
+/// Every metric of the process.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: RequestFamilies,
+    connections: ConnectionFamilies,
+    handshakes: HandshakeFamilies,
+    errors: Family<CodeLabels, Counter>,
+    certificate_expiry: Arc<Gauge>,
+    control_plane_connected: Arc<Gauge>,
+    /// Access-log lines that were dropped because the log's destination is too slow or fails.
+    pub(crate) dropped_log_lines: Arc<Counter>,
+    /// Spans that the collector accepted.
+    pub(crate) exported_spans: Arc<Counter>,
+    /// Spans that were dropped because the collector is away or too slow.
+    pub(crate) dropped_spans: Arc<Counter>,
+}
+
+impl Metrics {
+    /// All families, empty.
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::default();
+        let mut families = Families::new(&mut registry);
+        let requests = RequestFamilies::register(&mut families);
+        let connections = ConnectionFamilies::register(&mut families);
+        let handshakes = HandshakeFamilies::register(&mut families);
+        let errors = families.add("sidewind_errors", "Failures of the proxy's own, by code");
+        let certificate_expiry = register_certificate(&mut registry);
+        let control_plane_connected = single(
+            &mut registry,
+            "sidewind_control_plane_connected",
+            "1 while the stream to the control plane is up, else 0",
+        );
+        let dropped_log_lines = single(
+            &mut registry,
+            "sidewind_access_log_dropped_lines",
+            "Access-log lines dropped because their destination is too slow or fails",
+        );
+        let exported_spans = single(
+            &mut registry,
+            "sidewind_trace_exported_spans",
+            "Spans that the collector accepted",
+        );
+        let dropped_spans = single(
+            &mut registry,
+            "sidewind_trace_dropped_spans",
+            "Spans dropped because the collector is away, too slow or refuses them",
+        );
+        process::register(&mut registry);
+        Self {
+            registry,
+            requests,
+            connections,
+            handshakes,
+            errors,
+            certificate_expiry,
+            control_plane_connected,
+            dropped_log_lines,
+            exported_spans,
+            dropped_spans,
+        }
+    }
+
+    /// Says when the proxy's certificate expires.
+    pub(crate) fn set_certificate_expiry(&self, not_after: SystemTime) {
+        self.certificate_expiry.set(unix_seconds(not_after));
+    }
+
+    /// Says whether the stream to the control plane is up.
+    pub(crate) fn set_control_plane_connected(&self, connected: bool) {
+        self.control_plane_connected.set(i64::from(connected));
+    }
+
+    /// Everything, in the given format.
+    pub(crate) fn encode(&self, format: Format) -> String {
+        exposition::encode(&self.registry, format)
+    }
+}
+
+#[derive(Debug)]
+struct RequestFamilies {
+    total: Family<RequestLabels, Counter>,
+    duration: Family<PairLabels, Histogram<Latency>>,
+    request_bytes: Family<PairLabels, Counter>,
+    response_bytes: Family<PairLabels, Counter>,
+    retries: Family<RetryLabels, Counter>,
+}
+
+impl RequestFamilies {
+    fn register(families: &mut Families<'_>) -> Self {
+        Self {
+            total: families.add("sidewind_requests", "Requests that have ended"),
+            duration: families.add_histogram(
+                "sidewind_request_duration_seconds",
+                "From the first byte of a request to the last of its response",
+            ),
+            request_bytes: families
+                .add("sidewind_request_bytes", "Bytes of the bodies of requests"),
+            response_bytes: families.add(
+                "sidewind_response_bytes",
+                "Bytes of the bodies of responses",
+            ),
+            retries: families.add(
+                "sidewind_retries",
+                "Reasons to retry and what became of them",
+            ),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ConnectionFamilies {
+    total: Family<ConnectionLabels, Counter>,
+    active: Family<ConnectionLabels, Gauge>,
+    request_bytes: Family<ConnectionLabels, Counter>,
+    response_bytes: Family<ConnectionLabels, Counter>,
+    duration: Family<ConnectionLabels, Histogram<Lifetime>>,
+}
+
+impl ConnectionFamilies {
+    fn register(families: &mut Families<'_>) -> Self {
+        Self {
+            total: families.add("sidewind_connections", "Connections accepted"),
+            active: families.add("sidewind_connections_active", "Connections that are open"),
+            request_bytes: families.add(
+                "sidewind_connection_request_bytes",
+                "Bytes carried from source to destination by connections that have ended",
+            ),
+            response_bytes: families.add(
+                "sidewind_connection_response_bytes",
+                "Bytes carried from destination to source by connections that have ended",
+            ),
+            duration: families.add_histogram(
+                "sidewind_connection_duration_seconds",
+                "How long connections lasted",
+            ),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct HandshakeFamilies {
+    total: Family<HandshakeLabels, Counter>,
+    duration: Family<SideLabels, Histogram<Latency>>,
+}
+
+impl HandshakeFamilies {
+    fn register(families: &mut Families<'_>) -> Self {
+        Self {
+            total: families.add("sidewind_tls_handshakes", "TLS handshakes on the mesh wire"),
+            duration: families.add_histogram(
+                "sidewind_tls_handshake_duration_seconds",
+                "How long TLS handshakes took, failed ones too",
+            ),
+        }
+    }
+}
+
+/// Registers families and gives each its bound.
+struct Families<'a> {
+    registry: &'a mut Registry,
+    overflowed: Arc<Counter>,
+}
+
+impl<'a> Families<'a> {
+    fn new(registry: &'a mut Registry) -> Self {
+        let overflowed = single(
+            registry,
+            "sidewind_metric_series_overflow",
+            "Look-ups of series that were counted as overflow because their family is full",
+        );
+        Self {
+            registry,
+            overflowed,
+        }
+    }
+
+    fn add<L: Labels, C: Cell>(&mut self, name: &str, help: &str) -> Family<L, C> {
+        self.add_bounded(name, help, MAX_SERIES)
+    }
+
+    fn add_histogram<L: Labels, C: Cell>(&mut self, name: &str, help: &str) -> Family<L, C> {
+        self.add_bounded(name, help, MAX_HISTOGRAMS)
+    }
+
+    fn add_bounded<L: Labels, C: Cell>(
+        &mut self,
+        name: &str,
+        help: &str,
+        max_series: usize,
+    ) -> Family<L, C> {
+        let family = Family::new(max_series, Arc::clone(&self.overflowed));
+        self.registry.register(name, help, family.clone());
+        family
+    }
+}
+
+fn single<C: Cell>(registry: &mut Registry, name: &str, help: &str) -> Arc<C> {
+    let cell = Arc::new(C::default());
+    registry.register(name, help, Single(Arc::clone(&cell)));
+    cell
+}
+
+/// Registers the two gauges of the certificate's life, which are silent until there is one.
+fn register_certificate(registry: &mut Registry) -> Arc<Gauge> {
+    let expiry = Arc::new(Gauge::default());
+    let not_after = Arc::clone(&expiry);
+    registry.register(
+        "sidewind_certificate_expiry_timestamp_seconds",
+        "When the proxy's certificate expires, in seconds since 1970",
+        Computed(move || {
+            Some(not_after.get())
+                .filter(|at| *at != 0)
+                .map(|at| at as f64)
+        }),
+    );
+    let not_after = Arc::clone(&expiry);
+    registry.register(
+        "sidewind_certificate_remaining_seconds",
+        "Seconds until the proxy's certificate expires; negative once it has",
+        Computed(move || {
+            let not_after = Some(not_after.get()).filter(|at| *at != 0)?;
+            Some((not_after - unix_seconds(SystemTime::now())) as f64)
+        }),
+    );
+    expiry
+}
+
+fn unix_seconds(time: SystemTime) -> i64 {
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+/// A gauge that is worked out when it is scraped; none leaves it out.
+struct Computed<F>(F);
+
+impl<F> fmt::Debug for Computed<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Computed")
+    }
+}
+
+impl<F: Fn() -> Option<f64> + Send + Sync + 'static> EncodeMetric for Computed<F> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        match (self.0)() {
+            Some(value) => encoder.encode_gauge(&value),
+            None => Ok(()),
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
+/// A counter that is read from elsewhere when it is scraped.
+struct ComputedCounter<F>(F);
+
+impl<F> fmt::Debug for ComputedCounter<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ComputedCounter")
+    }
+}
+
+impl<F: Fn() -> Option<f64> + Send + Sync + 'static> EncodeMetric for ComputedCounter<F> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        match (self.0)() {
+            Some(value) => encoder.encode_counter::<NoLabelSet, f64, f64>(&value, None),
+            None => Ok(()),
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! What is said about a finished request or connection.
+//!
+//! Records borrow from whoever carried the request: building one copies no string.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use http::{Method, StatusCode};
+
+use super::metrics::{ConnectionHandles, RequestHandles};
+use super::trace::TraceContext;
+use crate::errors::ErrorCode;
+
+/// Which way traffic goes, seen from the workload that the proxy stands beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Direction {
+    /// To the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+}
+
+impl Direction {
+    /// The word used in logs, metrics and spans.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// What the client spoke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Protocol {
+    /// HTTP/1.0 or HTTP/1.1.
+    Http1,
+    /// HTTP/2 that is not gRPC.
+    Http2,
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// TLS of the application's own, passed through untouched.
+    Tls,
+    /// Anything else.
+    Tcp,
+}
+
+impl Protocol {
+    /// The name used in logs, metrics and spans.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+            Self::Grpc => "gRPC",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// One end of a request or connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Peer<'a> {
+    /// Its address, as far as it is known.
+    pub(crate) address: Option<SocketAddr>,
+    /// Its SPIFFE ID, where mutual TLS proved one.
+    pub(crate) spiffe_id: Option<&'a str>,
+}
+
+/// The Airflow facts of a request or connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TaskContext {
+    /// The DAG.
+    pub(crate) dag_id: String,
+    /// The task within the DAG.
+    pub(crate) task_id: String,
+    /// The DAG run.
+    pub(crate) run_id: String,
+    /// Index of a mapped task instance; none where the task is not mapped.
+    pub(crate) map_index: Option<i32>,
+    /// The attempt, from 1.
+    pub(crate) try_number: Option<u32>,
+    /// The user who triggered the run.
+    pub(crate) triggered_by: Option<String>,
+}
+
+/// A finished request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestRecord<'a> {
+    /// When its first byte was read.
+    pub(crate) started: SystemTime,
+    /// From then to the last byte of the response, or to the failure.
+    pub(crate) duration: Duration,
+    /// To or from the workload.
+    pub(crate) direction: Direction,
+    /// What the client spoke.
+    pub(crate) protocol: Protocol,
+    /// The method.
+    pub(crate) method: &'a Method,
+    /// The path, with or without its query, which is logged only where the configuration says so.
+    pub(crate) path: &'a str,
+    /// The authority that the client named; empty if none.
+    pub(crate) authority: &'a str,
+    /// The status that the client got; none if it went away before.
+    pub(crate) status: Option<StatusCode>,
+    /// The `grpc-status` that a gRPC client got.
+    pub(crate) grpc_status: Option<u8>,
+    /// The proxy's own failure, if it was one.
+    pub(crate) error: Option<ErrorCode>,
+    /// The failure's message and causes, as [`crate::errors::ProxyError::chain`] shows them.
+    pub(crate) error_detail: Option<&'a str>,
+    /// The service that the request is for; empty if unknown.
+    pub(crate) service: &'a str,
+    /// The endpoint that answered, or was tried last.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// The caller.
+    pub(crate) source: Peer<'a>,
+    /// The called.
+    pub(crate) destination: Peer<'a>,
+    /// Whether the wire between the proxies is mutual TLS.
+    pub(crate) tls: bool,
+    /// How often the request was sent, retries and the first attempt counted.
+    pub(crate) attempts: u32,
+    /// Bytes of the request's body.
+    pub(crate) request_bytes: u64,
+    /// Bytes of the response's body.
+    pub(crate) response_bytes: u64,
+    /// The trace.
+    pub(crate) trace: Option<TraceContext>,
+    /// The `tracestate` header as it was received.
+    pub(crate) tracestate: Option<&'a str>,
+    /// The `user-agent` header, which need not be UTF-8.
+    pub(crate) user_agent: Option<&'a [u8]>,
+    /// The Airflow task behind the request.
+    pub(crate) task: Option<&'a TaskContext>,
+    /// The metric handles, where the caller holds them; looked up otherwise.
+    pub(crate) handles: Option<&'a RequestHandles>,
+}
+
+impl<'a> RequestRecord<'a> {
+    /// A record with everything unknown, to be filled in.
+    pub(crate) fn new(direction: Direction, protocol: Protocol, method: &'a Method) -> Self {
+        Self {
+            started: SystemTime::UNIX_EPOCH,
+            duration: Duration::ZERO,
+            direction,
+            protocol,
+            method,
+            path: "",
+            authority: "",
+            status: None,
+            grpc_status: None,
+            error: None,
+            error_detail: None,
+            service: "",
+            endpoint: None,
+            source: Peer::default(),
+            destination: Peer::default(),
+            tls: false,
+            attempts: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            trace: None,
+            tracestate: None,
+            user_agent: None,
+            task: None,
+            handles: None,
+        }
+    }
+
+    /// The SPIFFE ID at the other end, seen from the workload.
+    pub(crate) fn remote_id(&self) -> Option<&'a str> {
+        remote_id(self.direction, self.source, self.destination)
+    }
+}
+
+/// A finished connection that was carried as bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionRecord<'a> {
+    /// When it was accepted.
+    pub(crate) started: SystemTime,
+    /// From then until both directions were closed.
+    pub(crate) duration: Duration,
+    /// To or from the workload.
+    pub(crate) direction: Direction,
+    /// [`Protocol::Tcp`] or [`Protocol::Tls`]; another one where HTTP failed before a request.
+    pub(crate) protocol: Protocol,
+    /// The proxy's own failure, if it was one.
+    pub(crate) error: Option<ErrorCode>,
+    /// The failure's message and causes.
+    pub(crate) error_detail: Option<&'a str>,
+    /// The service that the connection is for; empty if unknown.
+    pub(crate) service: &'a str,
+    /// The endpoint that was connected to, or tried last.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// Who connected.
+    pub(crate) source: Peer<'a>,
+    /// To whom.
+    pub(crate) destination: Peer<'a>,
+    /// Whether the wire between the proxies is mutual TLS.
+    pub(crate) tls: bool,
+    /// How often connecting was tried.
+    pub(crate) attempts: u32,
+    /// Bytes from the source to the destination.
+    pub(crate) request_bytes: u64,
+    /// Bytes from the destination to the source.
+    pub(crate) response_bytes: u64,
+    /// The trace, where one was received or begun.
+    pub(crate) trace: Option<TraceContext>,
+    /// The Airflow task behind the connection.
+    pub(crate) task: Option<&'a TaskContext>,
+    /// The metric handles, where the caller counted the connection as open with them; looked up otherwise.
+    pub(crate) handles: Option<&'a ConnectionHandles>,
+}
+
+impl<'a> ConnectionRecord<'a> {
+    /// A record with everything unknown, to be filled in.
+    pub(crate) fn new(direction: Direction, protocol: Protocol) -> Self {
+        Self {
+            started: SystemTime::UNIX_EPOCH,
+            duration: Duration::ZERO,
+            direction,
+            protocol,
+            error: None,
+            error_detail: None,
+            service: "",
+            endpoint: None,
+            source: Peer::default(),
+            destination: Peer::default(),
+            tls: false,
+            attempts: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            trace: None,
+            task: None,
+            handles: None,
+        }
+    }
+
+    /// The SPIFFE ID at the other end, seen from the workload.
+    pub(crate) fn remote_id(&self) -> Option<&'a str> {
+        remote_id(self.direction, self.source, self.destination)
+    }
+}
+
+fn remote_id<'a>(direction: Direction, source: Peer<'a>, destination: Peer<'a>) -> Option<&'a str> {
+    match direction {
+        Direction::Inbound => source.spiffe_id,
+        Direction::Outbound => destination.spiffe_id,
+    }
+}

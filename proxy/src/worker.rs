@@ -1,0 +1,403 @@
+//! What the connections of one worker share. A worker is a thread with a runtime of its own: nothing here is
+//! shared with another, so nothing here is locked.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    convert::Infallible,
+    error::Error,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::{Request, Response};
+use sidewind_api::v1;
+use sidewind_identity::SpiffeId;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
+
+use crate::{
+    capture::CaptureError,
+    config::{Config, InboundPlaintext, ServedPort},
+    control::{Control, MeshIdentity},
+    drain::Drain,
+    errors::{Chain, ErrorCode, ProxyError},
+    http::{
+        Body, H1ServerError, H1ServerSettings, H2ServerError, H2ServerSettings, serve_h1, serve_h2,
+    },
+    inbound::Forwarding,
+    mesh::{AcceptError, ConnectError, KeepaliveSettings, MeshPool, PoolEvents, PoolSettings},
+    outbound::Destinations,
+    plaintext::PlaintextClient,
+    policy::InboundPolicy,
+    telemetry::{
+        Direction, Protocol, Telemetry,
+        logs::Throttle,
+        metrics::{HandshakeFailure, OpenConnection, Side},
+    },
+};
+
+/// How long a connection waits for the proxy's first certificate, or for discovery's answer, before it is
+/// refused: below the 5 s after which Airflow's own clients give up.
+pub(crate) const READY_WAIT: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) config: Arc<Config>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) drain: Drain,
+    pub(crate) destinations: Destinations,
+    pub(crate) mesh: MeshPool,
+    /// To the workload.
+    pub(crate) workload: PlaintextClient,
+    /// To endpoints without a sidecar, in the mesh's services or outside.
+    pub(crate) endpoints: PlaintextClient,
+    pub(crate) forwarding: Forwarding,
+    /// What the workload offers, by its ports.
+    served: HashMap<u16, Served>,
+    identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
+    policy: RefCell<PolicySnapshot>,
+}
+
+#[derive(Debug)]
+struct PolicySnapshot {
+    updates: watch::Receiver<Option<Arc<v1::InboundPolicy>>>,
+    compiled: Option<Arc<InboundPolicy>>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        control: &Control,
+        telemetry: Telemetry,
+        drain: Drain,
+    ) -> Self {
+        let traffic = &config.traffic;
+        let mut policy_updates = control.inbound_policy.clone();
+        policy_updates.mark_changed();
+        Self {
+            destinations: Destinations::new(Arc::clone(&config), control.discovery.clone()),
+            mesh: MeshPool::new(
+                PoolSettings {
+                    connect_timeout: traffic.connect_timeout,
+                    handshake_timeout: traffic.handshake_timeout,
+                    keepalive: KeepaliveSettings {
+                        idle_timeout: traffic.mesh_idle_timeout,
+                        ..KeepaliveSettings::default()
+                    },
+                    ..PoolSettings::default()
+                },
+                Box::new(MeshEvents(telemetry.clone())),
+            ),
+            workload: PlaintextClient::to_workload(
+                traffic.connect_timeout,
+                traffic.pool_idle_timeout,
+            ),
+            endpoints: PlaintextClient::to_endpoints(
+                traffic.connect_timeout,
+                traffic.pool_idle_timeout,
+            ),
+            forwarding: Forwarding::new(&config),
+            served: served(&config.workload.serve),
+            identity: control.identity.clone(),
+            policy: RefCell::new(PolicySnapshot {
+                updates: policy_updates,
+                compiled: None,
+            }),
+            telemetry,
+            drain,
+            config,
+        }
+    }
+
+    /// The service that a port of the workload belongs to.
+    pub(crate) fn served(&self, port: u16) -> Option<Rc<str>> {
+        self.served.get(&port)?.service.clone()
+    }
+
+    /// Whether a port of the workload is declared as HTTP, so that nothing else may reach it: a server that believes
+    /// `x-forwarded-client-cert` must get no request that this proxy has not read.
+    pub(crate) fn serves_http(&self, port: u16) -> bool {
+        self.served.get(&port).is_some_and(|served| served.http)
+    }
+
+    /// The proxy's present certificate, if it has one that is still valid.
+    pub(crate) fn identity(&self) -> Result<Arc<MeshIdentity>, ProxyError> {
+        match self.identity.borrow().as_ref() {
+            None => Err(ProxyError::new(
+                ErrorCode::IdentityUnavailable,
+                "This proxy has no certificate yet; its readiness detail says why.",
+            )),
+            Some(identity) if identity.not_after <= SystemTime::now() => Err(ProxyError::new(
+                ErrorCode::IdentityExpired,
+                format_args!(
+                    "The certificate of {} has expired and could not be renewed.",
+                    identity.id
+                ),
+            )),
+            Some(identity) => Ok(Arc::clone(identity)),
+        }
+    }
+
+    /// The same, waiting for the first certificate of a proxy that has just started.
+    pub(crate) async fn wait_for_identity(&self) -> Result<Arc<MeshIdentity>, ProxyError> {
+        if self.identity.borrow().is_none() {
+            let mut identity = self.identity.clone();
+            let first = identity.wait_for(Option::is_some);
+            drop(tokio::time::timeout(READY_WAIT, first).await);
+        }
+        self.identity()
+    }
+
+    /// Who may call the workload; an error until the control plane has said so.
+    pub(crate) fn inbound_policy(&self) -> Result<Arc<InboundPolicy>, ProxyError> {
+        let mut policy = self.policy.borrow_mut();
+        if policy.updates.has_changed().unwrap_or(false) {
+            let update = policy.updates.borrow_and_update().clone();
+            // A policy that cannot be read is no reason to go on with what it replaces: inbound refuses.
+            policy.compiled = update
+                .and_then(|update| self.compile(&update))
+                .map(Arc::new);
+        }
+        policy.compiled.clone().ok_or_else(|| {
+            ProxyError::new(
+                ErrorCode::PolicyNotReady,
+                "This proxy has not received its policy from the control plane yet.",
+            )
+        })
+    }
+
+    fn compile(&self, update: &v1::InboundPolicy) -> Option<InboundPolicy> {
+        let mut update = update.clone();
+        // The control plane may demand strictness as well; the stricter of the two holds.
+        if self.config.traffic.inbound_plaintext == Some(InboundPlaintext::Strict) {
+            update.set_plaintext(v1::PlaintextMode::Strict);
+        }
+        InboundPolicy::compile(&update)
+            .inspect_err(|error| {
+                tracing::error!(error = %Chain(error), "the policy cannot be read, so inbound refuses");
+            })
+            .ok()
+    }
+
+    /// Lets go of mesh connections made under certificates that were renewed, for as long as the worker lives.
+    /// They close with their last stream.
+    pub(crate) async fn follow_identity(self: Rc<Self>) {
+        let mut identity = self.identity.clone();
+        while identity.changed().await.is_ok() {
+            let renewed = identity.borrow_and_update().clone();
+            if let Some(renewed) = renewed {
+                self.mesh.retire_older(&renewed);
+            }
+        }
+    }
+
+    /// Serves HTTP to one client, who speaks HTTP/2 with prior knowledge when `http2`, with `service` for each
+    /// request.
+    pub(crate) async fn serve_http<T, S, F>(
+        self: &Rc<Self>,
+        stream: T,
+        http2: bool,
+        direction: Direction,
+        half_close: bool,
+        drain: impl Future<Output = ()>,
+        service: S,
+    ) where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Fn(Request<Body>) -> F + 'static,
+        F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
+    {
+        let limits = &self.config.limits;
+        if http2 {
+            let settings = H2ServerSettings {
+                handshake_timeout: limits.header_timeout,
+                max_header_bytes: limits.max_header_bytes,
+                ..H2ServerSettings::default()
+            };
+            let served = serve_h2(stream, Rc::new(service), &settings, drain).await;
+            if let Err(error) = served {
+                let code = match &error {
+                    H2ServerError::HandshakeTimeout(_) => ErrorCode::ClientTimeout,
+                    H2ServerError::Http2(error) if error.is_io() || error.is_remote() => {
+                        ErrorCode::ClientClosed
+                    }
+                    H2ServerError::Http2(_) => ErrorCode::BadRequest,
+                };
+                self.not_http(direction, code, &error);
+            }
+        } else {
+            let settings = H1ServerSettings {
+                header_timeout: limits.header_timeout,
+                idle_timeout: limits.client_idle_timeout,
+                max_header_bytes: limits.max_header_bytes,
+                half_close,
+                ..H1ServerSettings::default()
+            };
+            let served = serve_h1(stream, &service, &settings, drain).await;
+            if let Err(error) = served {
+                let code = match &error {
+                    H1ServerError::HeaderTimeout(_) => ErrorCode::ClientTimeout,
+                    H1ServerError::Http(error) if error.is_parse_too_large() => {
+                        ErrorCode::HeaderTooLarge
+                    }
+                    H1ServerError::Http(error) if error.is_parse() => ErrorCode::BadRequest,
+                    H1ServerError::Http(_) | H1ServerError::Io(_) => ErrorCode::ClientClosed,
+                };
+                self.not_http(direction, code, &error);
+            }
+        }
+    }
+
+    /// Counts an HTTP connection that failed outside of any request, and logs it once a minute for each cause
+    /// that is the client's doing. A client that went away is no news.
+    pub(crate) fn not_http(
+        &self,
+        direction: Direction,
+        code: ErrorCode,
+        error: &(dyn Error + 'static),
+    ) {
+        static SLOW: Throttle = Throttle::new();
+        static LARGE: Throttle = Throttle::new();
+        static GARBAGE: Throttle = Throttle::new();
+        let throttle = match code {
+            ErrorCode::ClientTimeout => &SLOW,
+            ErrorCode::HeaderTooLarge => &LARGE,
+            ErrorCode::BadRequest => &GARBAGE,
+            _ => {
+                tracing::debug!(error = %Chain(error), "an HTTP connection ended");
+                return;
+            }
+        };
+        self.telemetry.metrics().error(direction, code);
+        if let Some(suppressed) = throttle.admit() {
+            tracing::warn!(direction = direction.as_str(), %code, error = %Chain(error), suppressed, "an HTTP connection was closed");
+        }
+    }
+
+    /// Counts an HTTP connection as open for as long as what is given back lives.
+    pub(crate) fn open_http(
+        &self,
+        direction: Direction,
+        http2: bool,
+        service: &str,
+        peer: Option<&SpiffeId>,
+    ) -> OpenConnection {
+        let protocol = if http2 {
+            Protocol::Http2
+        } else {
+            Protocol::Http1
+        };
+        let tls = peer.is_some();
+        self.telemetry
+            .metrics()
+            .connection_handles(
+                direction,
+                protocol,
+                service,
+                peer.map(SpiffeId::as_str),
+                tls,
+            )
+            .open()
+    }
+
+    /// Counts and, once a minute, logs a connection that was refused before it could be told why.
+    pub(crate) fn refused(&self, client: SocketAddr, error: &ProxyError) {
+        static REFUSED: Throttle = Throttle::new();
+        self.telemetry
+            .metrics()
+            .error(Direction::Inbound, error.code());
+        if let Some(suppressed) = REFUSED.admit() {
+            tracing::warn!(%client, code = %error.code(), error = %error.chain(), suppressed, "a connection was refused");
+        }
+    }
+
+    /// The same for a failed handshake on the mesh port.
+    pub(crate) fn handshake_failed(&self, client: SocketAddr, error: &AcceptError) {
+        static FAILED: Throttle = Throttle::new();
+        if let Some(suppressed) = FAILED.admit() {
+            tracing::warn!(%client, cause = error.cause(), error = %Chain(error), suppressed, "a mesh handshake failed");
+        }
+    }
+
+    /// The same for a connection of which nobody knows what it was for.
+    pub(crate) fn not_captured(
+        &self,
+        direction: Direction,
+        client: SocketAddr,
+        error: &CaptureError,
+    ) {
+        static LOST: Throttle = Throttle::new();
+        self.telemetry
+            .metrics()
+            .error(direction, ErrorCode::LoopDetected);
+        if let Some(suppressed) = LOST.admit() {
+            tracing::warn!(%client, error = %Chain(error), suppressed, "a connection was closed: its destination is not known");
+        }
+    }
+
+    /// Counts a connection that found the listener full.
+    pub(crate) fn overloaded(&self, direction: Direction) {
+        self.telemetry
+            .metrics()
+            .error(direction, ErrorCode::Overloaded);
+    }
+
+    /// Names the remedy for a client that said nothing while its protocol was to be detected.
+    pub(crate) fn silent_client(&self, destination: &dyn std::fmt::Display, waited: Duration) {
+        static SILENT: Throttle = Throttle::new();
+        if let Some(suppressed) = SILENT.admit() {
+            tracing::warn!(%destination, ?waited, suppressed, "a client said nothing, so its connection counts as opaque TCP; declare the port's protocol as tcp to spare its connections the wait");
+        }
+    }
+}
+
+/// What is declared of one port of the workload.
+#[derive(Debug)]
+struct Served {
+    service: Option<Rc<str>>,
+    http: bool,
+}
+
+fn served(ports: &[ServedPort]) -> HashMap<u16, Served> {
+    let declared = ports.iter().map(|port| {
+        let served = Served {
+            service: port.service.as_deref().map(Rc::from),
+            http: matches!(
+                port.protocol,
+                v1::Protocol::Http | v1::Protocol::Http2 | v1::Protocol::Grpc
+            ),
+        };
+        (port.target_port, served)
+    });
+    declared.collect()
+}
+
+/// Counts the handshakes that this proxy makes as a client.
+#[derive(Debug)]
+struct MeshEvents(Telemetry);
+
+impl PoolEvents for MeshEvents {
+    fn connected(&self, _: SocketAddr, took: Duration) {
+        self.0.metrics().handshake(Side::Client, Ok(()), took);
+    }
+
+    fn connect_failed(&self, error: &ConnectError) {
+        let failure = match error {
+            ConnectError::Handshake { source, .. } => HandshakeFailure::from(&**source),
+            ConnectError::HandshakeTimeout { .. } => HandshakeFailure::Timeout,
+            ConnectError::Alpn { .. } => HandshakeFailure::Incompatible,
+            ConnectError::NoIdentity { .. } => HandshakeFailure::BadCertificate,
+            ConnectError::WrongIdentity { .. } => HandshakeFailure::WrongIdentity,
+            ConnectError::Http2 { .. } => HandshakeFailure::Protocol,
+            // No handshake was begun.
+            _ => return,
+        };
+        self.0
+            .metrics()
+            .handshake(Side::Client, Err(failure), Duration::ZERO);
+    }
+}
