@@ -1,0 +1,130 @@
+//! What the kernel says of a process and of the machine.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::Serialize;
+
+use crate::Result;
+
+/// Proportional set size in bytes: private memory, and a share of what others map too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub(crate) struct Pss(pub(crate) u64);
+
+/// The kernel's USER_HZ, the same on every architecture that Sidewind runs on.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// User and system time of a process with all its threads, ended ones included.
+pub(crate) fn cpu_time(process: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let ticks = parse_stat(&stat).ok_or_else(|| format!("/proc/{process}/stat reads: {stat}"))?;
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// Fields 14 and 15 of `/proc/PID/stat`, counted after the name, which may hold spaces and brackets.
+fn parse_stat(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+pub(crate) fn pss(process: u32) -> Result<Pss> {
+    let path = format!("/proc/{process}/smaps_rollup");
+    let text = std::fs::read_to_string(&path)?;
+    parse_pss(&text).ok_or_else(|| format!("{path} names no Pss").into())
+}
+
+fn parse_pss(text: &str) -> Option<Pss> {
+    let kibibytes: u64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))?
+        .trim()
+        .strip_suffix(" kB")?
+        .parse()
+        .ok()?;
+    Some(Pss(kibibytes * 1024))
+}
+
+/// The facts that figures depend on.
+pub(crate) fn machine() -> BTreeMap<String, String> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let processors = read("/proc/cpuinfo");
+    let model = processors
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned());
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    BTreeMap::from([
+        ("cpu".to_owned(), model.unwrap_or_default()),
+        ("cores".to_owned(), cores.to_string()),
+        (
+            "kernel".to_owned(),
+            read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        ),
+        (
+            "load average at the end".to_owned(),
+            read("/proc/loadavg").trim().to_owned(),
+        ),
+    ])
+}
+
+/// Raises the soft limit of open files to the hard one; children inherit it.
+pub(crate) fn raise_open_files() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    )?;
+    Ok(())
+}
+
+/// The middle one, or the mean of the two in the middle; `None` of nothing.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    if values.len() % 2 == 1 {
+        return Some(upper);
+    }
+    Some(f64::midpoint(*values.get(middle.checked_sub(1)?)?, upper))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_with_brackets_and_spaces_shifts_no_field() {
+        let stat = "42 (a ) (b) S 1 42 42 0 -1 4194560 500 0 0 0 70 30 0 0 20 0 1 0 100";
+        assert_eq!(parse_stat(stat), Some(100));
+        assert_eq!(parse_stat("42 (cut"), None);
+    }
+
+    #[test]
+    fn pss_is_read_in_bytes() {
+        let text = "55e-7ff ---p 00000000 00:00 0  [rollup]\nRss:   9000 kB\nPss:      2048 kB\nPss_Dirty: 1 kB\n";
+        assert_eq!(parse_pss(text), Some(Pss(2 * 1024 * 1024)));
+        assert_eq!(parse_pss("Rss: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn our_own_figures_can_be_read() {
+        let own = std::process::id();
+        assert!(pss(own).unwrap().0 > 0);
+        assert!(cpu_time(own).unwrap() < Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn medians_are_of_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median([4.0, 1.0]), Some(2.5));
+        assert_eq!(median([]), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! The end-to-end harness: real processes in networks of their own.
+//!
+//! | room | what is in it |
+//! | --- | --- |
+//! | [`lan`], [`place`] | network namespaces, and making sockets or starting programs in one |
+//! | [`invocation`], [`process`] | a program run to its end, or beside the test |
+//! | [`scratch`], [`cleanup`] | logs and files of a test; nothing stays behind, also after a signal |
+//! | [`mesh`] | a control plane and workloads with sidecars |
+//! | [`workloads`] | unmodified servers |
+//! | [`load`], [`http`] | requests: a steady stream of them, or one exact one |
+//! | [`authority`], [`peer`] | certificates of our own, and a client of the mesh port that uses them |
+//! | [`wire`], [`relay`] | what a listener on the wire sees |
+//! | [`collector`], [`metrics`], [`access_log`] | what sidecars say about themselves |
+//! | [`wait`] | conditions with deadlines |
+//!
+//! What needs root panics without it; no test is ever skipped.
+
+pub mod access_log;
+pub mod authority;
+pub mod binaries;
+pub mod cleanup;
+pub mod collector;
+pub mod http;
+pub mod invocation;
+pub mod lan;
+pub mod load;
+pub mod mesh;
+pub mod metrics;
+pub mod peer;
+pub mod place;
+pub mod process;
+pub mod relay;
+pub mod scratch;
+pub mod wait;
+pub mod wire;
+pub mod workloads;

@@ -1,0 +1,230 @@
+//! A workload: a host, and a sidecar beside whatever a test runs there.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::{JoinToken, Mesh, Sidecar, TRUST_DOMAIN};
+use crate::invocation::Invocation;
+use crate::lan::Host;
+use crate::place::Place;
+use crate::process::Process;
+use crate::relay::Relay;
+use crate::wait::PATIENCE;
+
+/// A workload to be.
+#[derive(Debug)]
+#[must_use]
+pub struct WorkloadPlan<'m> {
+    mesh: &'m mut Mesh,
+    name: String,
+    token: JoinToken,
+    serves: Vec<String>,
+    flags: Vec<String>,
+    waits: bool,
+    relayed: bool,
+}
+
+impl<'m> WorkloadPlan<'m> {
+    pub(super) fn new(mesh: &'m mut Mesh, namespace: &str, name: &str) -> Self {
+        let spiffe_id = format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{name}");
+        let token = JoinToken {
+            spiffe_id,
+            ..JoinToken::default()
+        };
+        Self {
+            mesh,
+            name: name.into(),
+            token,
+            serves: Vec::new(),
+            flags: Vec::new(),
+            waits: true,
+            relayed: false,
+        }
+    }
+
+    /// Has it offer a port, in the form of `--serve`: `[SERVICE[:PORT]=]TARGETPORT[/PROTOCOL]`. The token allows the
+    /// service, and under transparent capture all hosts know its name.
+    pub fn serves(mut self, port: &str) -> Self {
+        if let Some((service, _)) = port.split_once('=') {
+            let service = service.split(':').next().unwrap_or_default().to_owned();
+            if !self.token.services.contains(&service) {
+                self.token.services.push(service);
+            }
+        }
+        self.serves.push(port.into());
+        self
+    }
+
+    /// Adds a flag of the sidecar.
+    pub fn flag(mut self, flag: &str, value: impl Into<String>) -> Self {
+        self.flags.extend([flag.into(), value.into()]);
+        self
+    }
+
+    /// Has its SVIDs live this long.
+    pub fn svid_ttl(mut self, ttl: &str) -> Self {
+        self.token.svid_ttl = Some(ttl.into());
+        self
+    }
+
+    /// Does not wait until the sidecar is ready.
+    pub fn without_waiting(mut self) -> Self {
+        self.waits = false;
+        self
+    }
+
+    /// Has a listener in the middle stand before its mesh port; with explicit capture alone.
+    pub fn relayed(mut self) -> Self {
+        self.relayed = true;
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When a step fails, or the sidecar does not become ready.
+    #[track_caller]
+    pub fn start(self) -> Workload {
+        let host = self.mesh.ground.host(&self.name);
+        self.start_at(host)
+    }
+
+    /// Starts it on a host that is there already.
+    ///
+    /// # Panics
+    /// As [`WorkloadPlan::start`].
+    #[track_caller]
+    pub fn start_at(self, host: Host) -> Workload {
+        let transparent = self.mesh.is_transparent();
+        if transparent {
+            for service in &self.token.services {
+                self.mesh.lan().name(service, host.address);
+            }
+            self.mesh.redirect(&host);
+        }
+        let (mesh_address, relay) = if self.relayed {
+            let (address, relay) = start_relay(&host);
+            (address, Some(relay))
+        } else {
+            (host.address, None)
+        };
+        let process = self.start_sidecar(&host, mesh_address);
+        let local = if transparent {
+            Ipv4Addr::LOCALHOST
+        } else {
+            host.address
+        };
+        let mut sidecar = Sidecar::new(host.place.clone(), (local, 15020).into(), process);
+        if self.waits {
+            sidecar.wait_ready(PATIENCE);
+        }
+        Workload {
+            name: self.name,
+            spiffe_id: self.token.spiffe_id,
+            place: host.place,
+            address: host.address,
+            transparent,
+            relay,
+            sidecar,
+        }
+    }
+
+    fn start_sidecar(&self, host: &Host, mesh_address: Ipv4Addr) -> Process {
+        let Mesh {
+            scratch,
+            control_plane,
+            ..
+        } = &*self.mesh;
+        let uid = self.mesh.is_transparent().then_some(super::SIDECAR_UID);
+        let token = format!("{}-{}.token", self.name, host.address);
+        let token = scratch.write_secret(&token, control_plane.token(&self.token), uid);
+        let mut proxy = self.mesh.proxy_behind(host, mesh_address);
+        proxy = proxy
+            .arg("--join-token-file")
+            .arg(token)
+            .args(["--workload-name", &self.name]);
+        for port in &self.serves {
+            proxy = proxy.args(["--serve", port]);
+        }
+        proxy
+            .args(&self.flags)
+            .start(&format!("{}-sidecar", self.name), scratch)
+    }
+}
+
+/// A relay at the address that peers dial, and where the sidecar is to listen in its stead.
+fn start_relay(host: &Host) -> (Ipv4Addr, Relay) {
+    let [first, second, third, last] = host.address.octets();
+    let behind = Ipv4Addr::new(first, second + 1, third, last);
+    let target = (behind, super::MESH_PORT).into();
+    let relay = Relay::start(&host.place, (host.address, super::MESH_PORT).into(), target);
+    (
+        behind,
+        relay.unwrap_or_else(|error| panic!("no relay at {}: {error}", host.address)),
+    )
+}
+
+/// A workload's host with its sidecar.
+#[derive(Debug)]
+pub struct Workload {
+    /// Its name.
+    pub name: String,
+    /// Its SPIFFE ID.
+    pub spiffe_id: String,
+    /// Where its programs run.
+    pub place: Place,
+    /// Its address.
+    pub address: Ipv4Addr,
+    transparent: bool,
+    /// The listener in the middle, if it was asked for.
+    pub relay: Option<Relay>,
+    /// Its sidecar.
+    pub sidecar: Sidecar,
+}
+
+impl Workload {
+    /// `address:port`, as others see it.
+    pub fn at(&self, port: u16) -> SocketAddr {
+        (self.address, port).into()
+    }
+
+    /// Where its own programs reach that port.
+    pub fn local(&self, port: u16) -> SocketAddr {
+        (
+            if self.transparent {
+                Ipv4Addr::LOCALHOST
+            } else {
+                self.address
+            },
+            port,
+        )
+            .into()
+    }
+
+    /// Where its programs should listen.
+    pub fn bind(&self) -> Ipv4Addr {
+        if self.transparent {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            self.address
+        }
+    }
+
+    /// The user that its programs run as, where that matters.
+    pub fn uid(&self) -> Option<u32> {
+        self.transparent.then_some(super::WORKLOAD_UID)
+    }
+
+    /// A program of the workload, as the user of workloads.
+    pub fn program(&self, program: &str) -> Invocation {
+        self.place.program(program).user(self.uid())
+    }
+
+    /// `curl` with the arguments, quiet but for errors, with a deadline.
+    pub fn curl(&self, arguments: &[&str]) -> Invocation {
+        self.program("curl")
+            .args(["-sS", "--max-time", "30"])
+            .args(arguments)
+            .timeout(Duration::from_secs(40))
+    }
+}

@@ -1,0 +1,251 @@
+//! Explicit capture: no redirection and no privileges, everything on loopback addresses.
+
+use std::time::SystemTime;
+
+use http::{Method, Request};
+use sidewind_tests::authority::TestAuthority;
+use sidewind_tests::http::Reply;
+use sidewind_tests::mesh::{MESH_PORT, Mesh, Workload};
+use sidewind_tests::peer::Peer;
+use sidewind_tests::workloads;
+
+use crate::support::{Answer, allow};
+
+const API: &str = "http://orders-api.data";
+
+/// `curl` by way of the sidecar as an HTTP proxy.
+fn curl(task: &Workload, arguments: &[&str]) -> String {
+    let proxy = format!("http://{}", task.at(15001));
+    let curl = task
+        .curl(arguments)
+        .env("http_proxy", &proxy)
+        .env("https_proxy", &proxy);
+    curl.finish().success()
+}
+
+#[test]
+fn a_client_that_honours_http_proxy_calls_through_the_mesh() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let api = mesh
+        .workload("data", "orders-api")
+        .serves("orders-api.data:80=8080/http")
+        .start();
+    let _server = workloads::api(&api, 8080, &mesh.scratch);
+    let task = mesh.workload("airflow", "task").start();
+    let echoed = curl(&task, &[&format!("{API}/echo?q")]);
+    assert!(
+        echoed.contains(&format!("URI={}", task.spiffe_id)),
+        "{echoed}"
+    );
+    assert!(
+        !echoed.to_lowercase().contains("proxy-connection"),
+        "{echoed}"
+    );
+    let outbound = task
+        .sidecar
+        .wait_for_access("the call", |record| record.path() == "/echo");
+    assert_eq!(
+        (outbound.destination_id(), outbound.tls()),
+        (api.spiffe_id.clone(), true),
+        "{outbound}"
+    );
+    assert_eq!(outbound.text("service"), "orders-api.data");
+    let inbound = api
+        .sidecar
+        .wait_for_access("the call", |record| record.path() == "/echo");
+    assert_eq!(inbound.source_id(), task.spiffe_id, "{inbound}");
+}
+
+#[test]
+fn a_503_is_retried_there_too() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let api = mesh
+        .workload("data", "orders-api")
+        .serves("orders-api.data:80=8080/http")
+        .start();
+    let _server = workloads::api(&api, 8080, &mesh.scratch);
+    let task = mesh.workload("airflow", "task").start();
+    for _ in 0..6 {
+        let answer = Answer::parse(&curl(&task, &["-i", &format!("{API}/flaky")]));
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    task.sidecar
+        .wait_for_access("a retry", |record| record.attempts() == 2);
+}
+
+#[test]
+fn connect_makes_a_tunnel_through_the_mesh() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let api = mesh
+        .workload("data", "orders-api")
+        .serves("orders-api.data:80=8080")
+        .start();
+    let _server = workloads::api(&api, 8080, &mesh.scratch);
+    let task = mesh.workload("airflow", "task").start();
+    // `-p`: curl asks for a tunnel even for http.
+    let answer = Answer::parse(&curl(&task, &["-i", "-p", &format!("{API}/orders")]));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.body.contains("anemometer"), "{answer:?}");
+    let record = api
+        .sidecar
+        .wait_for_access("the call", |record| record.source_id() == task.spiffe_id);
+    assert!(record.tls(), "{record}");
+}
+
+#[test]
+fn a_loopback_port_stands_for_a_service() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let server = mesh
+        .workload("data", "redis")
+        .serves("redis.data:6379=6379/tcp")
+        .start();
+    let _redis = workloads::redis(&server, 6379, false, &mesh.scratch);
+    let task = mesh
+        .workload("airflow", "task")
+        .flag("--listen", "127.0.0.1:16379=redis.data:6379")
+        .start();
+    let redis = |arguments: &[&str]| {
+        let redis = task
+            .program("redis-cli")
+            .args(["-h", "127.0.0.1", "-p", "16379"])
+            .args(arguments);
+        redis.finish().success().trim().to_owned()
+    };
+    assert_eq!(redis(&["SET", "key", "value"]), "OK");
+    assert_eq!(redis(&["GET", "key"]), "value");
+    let record = task
+        .sidecar
+        .wait_for_access("the connection", |record| !record.is_request());
+    assert_eq!(
+        (record.destination_id(), record.tls()),
+        (server.spiffe_id.clone(), true),
+        "{record}"
+    );
+    assert_eq!(record.text("service"), "redis.data");
+}
+
+#[test]
+fn plaintext_comes_in_by_a_port_of_its_own_and_is_judged_there() {
+    for (mode, status) in [("permissive", 200), ("strict", 403)] {
+        let mut mesh = Mesh::plan()
+            .flag("--inbound-plaintext", mode)
+            .start_on_loopback();
+        let plan = mesh
+            .workload("data", "orders-api")
+            .serves("orders-api.data:80=8080/http");
+        let api = plan
+            .flag("--plaintext-listen", "127.77.0.100:8080=8080")
+            .start();
+        let _server = workloads::api(&api, 8080, &mesh.scratch);
+        let answer = Answer::parse(
+            &api.curl(&["-i", "http://127.77.0.100:8080/orders"])
+                .finish()
+                .success(),
+        );
+        assert_eq!(answer.status, status, "{mode}: {answer:?}");
+        if status == 403 {
+            assert_eq!(answer.error, "plaintext-refused");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_identity_is_refused_there_too() {
+    let id = "spiffe://sidewind.local/ns/data/sa/orders-api";
+    let policy = allow(id, &["spiffe://sidewind.local/ns/airflow/sa/task"], "");
+    let mut mesh = Mesh::plan()
+        .config("policy.yaml", &policy)
+        .start_on_loopback();
+    let api = mesh
+        .workload("data", "orders-api")
+        .serves("orders-api.data:80=8080/http")
+        .start();
+    let _server = workloads::api(&api, 8080, &mesh.scratch);
+    let task = mesh.workload("airflow", "task").start();
+    let other = mesh.workload("airflow", "other").start();
+    let ask = |from: &Workload| Answer::parse(&curl(from, &["-i", &format!("{API}/orders")]));
+    assert_eq!(ask(&task).status, 200);
+    assert_eq!(ask(&other).error, "policy-denied");
+}
+
+#[test]
+fn requests_that_name_no_destination_are_refused() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let task = mesh.workload("airflow", "task").start();
+    let answer = Answer::parse(
+        &task
+            .curl(&["-i", &format!("http://{}/orders", task.at(15001))])
+            .finish()
+            .success(),
+    );
+    assert_eq!(
+        (answer.status, answer.error.as_str()),
+        (400, "bad-request"),
+        "{answer:?}"
+    );
+}
+
+/// What a peer with an SVID of the trust domain gets for a tunnel to `port` of a workload, asked of its sidecar.
+fn tunnel_to(
+    mesh: &Mesh,
+    authority: &TestAuthority,
+    from: &Workload,
+    to: &Workload,
+    port: u16,
+) -> Result<Reply, String> {
+    let thief = "spiffe://sidewind.local/ns/airflow/sa/thief";
+    let svid = authority.svid_files(&mesh.scratch, "thief", thief, SystemTime::now());
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = to.at(port).to_string().parse().unwrap();
+    Peer::new(&from.place, to.at(MESH_PORT), "h2")
+        .with(&svid)
+        .ask(request, "PING\r\n")
+}
+
+fn is_refused(reply: &Result<Reply, String>) -> bool {
+    match reply {
+        Ok(reply) => reply.status >= 400 && !reply.text().contains("PONG"),
+        Err(error) => !error.contains("PONG"),
+    }
+}
+
+#[test]
+fn a_peer_borrows_no_identity_by_the_loopback_ports_of_another() {
+    let authority = TestAuthority::new();
+    let mut mesh = Mesh::plan().root(&authority).start_on_loopback();
+    let server = mesh
+        .workload("data", "redis")
+        .serves("redis.data:6379=6379/tcp")
+        .start();
+    let _redis = workloads::redis(&server, 6379, false, &mesh.scratch);
+    let host = mesh.outsider("task");
+    let mapped = format!("{}:16379=redis.data:6379", host.address);
+    let plan = mesh
+        .workload("airflow", "task")
+        .serves("task.airflow=8793/http");
+    let task = plan.flag("--listen", mapped).start_at(host);
+    // The port at which the task's sidecar takes the task's own connections, asked for through the mesh.
+    let reply = tunnel_to(&mesh, &authority, &server, &task, 16379);
+    assert!(is_refused(&reply), "{reply:?}");
+    let log = server.sidecar.access_log();
+    assert!(log.is_empty(), "{log:?}");
+}
+
+#[test]
+fn a_port_of_the_workload_that_is_not_served_is_not_opened_to_the_mesh() {
+    let authority = TestAuthority::new();
+    let mut mesh = Mesh::plan().root(&authority).start_on_loopback();
+    let server = mesh
+        .workload("data", "orders-api")
+        .serves("orders-api.data:80=8080/http,redis.data=6379/tcp")
+        .start();
+    // For programs on its own host alone, which is what listening on loopback means.
+    let _redis = workloads::redis(&server, 6379, true, &mesh.scratch);
+    let _other = workloads::redis(&server, 6380, true, &mesh.scratch);
+    let task = mesh.workload("airflow", "task").start();
+    let reply = tunnel_to(&mesh, &authority, &task, &server, 6379).unwrap();
+    assert!(reply.text().contains("PONG"), "{reply:?}");
+    let reply = tunnel_to(&mesh, &authority, &task, &server, 6380);
+    assert!(is_refused(&reply), "{reply:?}");
+}

@@ -1,0 +1,21 @@
+//! Every story is told by real processes in network namespaces of its own.
+//!
+//! [`harness`] tells what the harness itself is worth; the others are about the mesh, each named after what it shows.
+
+mod support;
+
+mod bad_input;
+mod control_plane;
+mod demo;
+mod discovery;
+mod drain;
+mod explicit;
+mod harness;
+mod mesh_port;
+mod opaque;
+mod policy;
+mod retries;
+mod rotation;
+mod startup;
+mod telemetry;
+mod transparent;
