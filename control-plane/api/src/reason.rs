@@ -40,6 +40,26 @@ reasons! {
     JoinTokenUsed = "join-token-used",
     /// The join token has expired.
     JoinTokenExpired = "join-token-expired",
+    /// The control plane is not configured for this kind of evidence.
+    AttestorNotConfigured = "attestor-not-configured",
+    /// The evidence was checked and is not good.
+    EvidenceRefused = "evidence-refused",
+    /// What checks the evidence (an API server, STS, an issuer's keys) cannot be reached just now.
+    EvidenceUnverifiable = "evidence-unverifiable",
+    /// The nonce was not given by this process, was used, or is too old: ask for another challenge.
+    ChallengeUnknown = "challenge-unknown",
+    /// The evidence is good, and no registration has its selectors.
+    NoRegistrationMatches = "no-registration-matches",
+    /// The identity or certificate is banned.
+    Banned = "banned",
+    /// Too many calls from one address or identity.
+    RateLimited = "rate-limited",
+    /// The audience of a JWT-SVID is missing or cannot be used.
+    AudienceRefused = "audience-refused",
+    /// The authority that is meant does not exist or may not be changed so.
+    AuthorityRefused = "authority-refused",
+    /// This control plane does not offer the call.
+    NotOffered = "not-offered",
     /// The certificate signing request cannot be taken: form, signature, key type or size.
     CsrRefused = "csr-refused",
     /// The call needs a client certificate, and none was presented.
@@ -100,22 +120,31 @@ impl Reason {
     #[must_use]
     pub const fn code(self) -> tonic::Code {
         match self {
-            Self::EvidenceMissing | Self::CsrRefused | Self::InvalidMessage => {
-                tonic::Code::InvalidArgument
-            }
+            Self::EvidenceMissing
+            | Self::CsrRefused
+            | Self::InvalidMessage
+            | Self::AudienceRefused => tonic::Code::InvalidArgument,
             Self::JoinTokenUnknown
             | Self::JoinTokenUsed
             | Self::JoinTokenExpired
             | Self::NotRegistered
+            | Self::EvidenceRefused
+            | Self::ChallengeUnknown
+            | Self::NoRegistrationMatches
+            | Self::Banned
             | Self::NotAWorkload
             | Self::AddressRefused => tonic::Code::PermissionDenied,
             Self::CertificateRequired | Self::CertificateExpired => tonic::Code::Unauthenticated,
-            Self::LimitExceeded => tonic::Code::ResourceExhausted,
-            Self::LifetimeRefused => tonic::Code::FailedPrecondition,
-            Self::Replaced => tonic::Code::Aborted,
-            Self::ShuttingDown | Self::StoreUnavailable | Self::Overloaded => {
-                tonic::Code::Unavailable
+            Self::LimitExceeded | Self::RateLimited => tonic::Code::ResourceExhausted,
+            Self::LifetimeRefused | Self::AuthorityRefused | Self::AttestorNotConfigured => {
+                tonic::Code::FailedPrecondition
             }
+            Self::NotOffered => tonic::Code::Unimplemented,
+            Self::Replaced => tonic::Code::Aborted,
+            Self::ShuttingDown
+            | Self::StoreUnavailable
+            | Self::EvidenceUnverifiable
+            | Self::Overloaded => tonic::Code::Unavailable,
             Self::Internal => tonic::Code::Internal,
         }
     }

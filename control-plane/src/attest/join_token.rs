@@ -106,7 +106,12 @@ pub fn mint() -> Result<(Zeroizing<String>, [u8; 32]), Refusal> {
 
 /// The hash that a token is kept and found by. Finding by hash leaks nothing about the token in its timing.
 fn sha256_of(evidence: &Evidence) -> Result<[u8; 32], Refusal> {
-    let Evidence::JoinToken(evidence) = evidence;
+    let Evidence::JoinToken(evidence) = evidence else {
+        return Err(Refusal::new(
+            Reason::EvidenceMissing,
+            "this is no join token",
+        ));
+    };
     let token = evidence.token.trim();
     let length = PREFIX.len() + (RANDOM_BYTES * 8).div_ceil(6);
     if token.len() == length && token.starts_with(PREFIX) {

@@ -56,6 +56,10 @@ impl Attestors {
     ) -> Result<(&'a dyn Attestor, &'a Evidence), Refusal> {
         match evidence {
             Some(evidence @ Evidence::JoinToken(_)) => Ok((&self.join_token, evidence)),
+            Some(_) => Err(Refusal::new(
+                Reason::AttestorNotConfigured,
+                "this control plane is not configured for this kind of evidence; it takes join tokens",
+            )),
             None => Err(Refusal::new(
                 Reason::EvidenceMissing,
                 "the request holds no evidence that this control plane takes; it takes join tokens",

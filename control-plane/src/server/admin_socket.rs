@@ -165,6 +165,48 @@ impl AdminService for AdminApi {
             workloads: self.registry.workloads(),
         }))
     }
+
+    async fn rotate_authority(
+        &self,
+        _request: Request<v1::RotateAuthorityRequest>,
+    ) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
+        Err(Reason::NotOffered.status("not offered yet"))
+    }
+
+    async fn taint_authority(
+        &self,
+        _request: Request<v1::TaintAuthorityRequest>,
+    ) -> Result<Response<v1::TaintAuthorityResponse>, Status> {
+        Err(Reason::NotOffered.status("not offered yet"))
+    }
+
+    async fn revoke_authority(
+        &self,
+        _request: Request<v1::RevokeAuthorityRequest>,
+    ) -> Result<Response<v1::RevokeAuthorityResponse>, Status> {
+        Err(Reason::NotOffered.status("not offered yet"))
+    }
+
+    async fn set_ban(
+        &self,
+        _request: Request<v1::SetBanRequest>,
+    ) -> Result<Response<v1::SetBanResponse>, Status> {
+        Err(Reason::NotOffered.status("not offered yet"))
+    }
+
+    async fn list_bans(
+        &self,
+        _request: Request<v1::ListBansRequest>,
+    ) -> Result<Response<v1::ListBansResponse>, Status> {
+        Err(Reason::NotOffered.status("not offered yet"))
+    }
+
+    async fn explain(
+        &self,
+        _request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        Err(Reason::NotOffered.status("not offered yet"))
+    }
 }
 
 impl AdminApi {
@@ -240,6 +282,7 @@ fn authority(role: &str, authority: &sidewind_identity::Authority) -> v1::Author
         not_before_unix: unix_seconds(authority.not_before()),
         not_after_unix: unix_seconds(authority.not_after()),
         certificate: der.to_vec(),
+        ..v1::Authority::default()
     }
 }
 

@@ -65,4 +65,18 @@ impl IdentityService for IdentityApi {
         let response = self.issuer.renew(request.get_ref(), peer, address)?;
         Ok(Response::new(response))
     }
+
+    async fn challenge(
+        &self,
+        _request: Request<v1::ChallengeRequest>,
+    ) -> Result<Response<v1::ChallengeResponse>, Status> {
+        Err(Reason::NotOffered.status("no attestor here takes a challenge"))
+    }
+
+    async fn mint_jwt_svid(
+        &self,
+        _request: Request<v1::MintJwtSvidRequest>,
+    ) -> Result<Response<v1::MintJwtSvidResponse>, Status> {
+        Err(Reason::NotOffered.status("this control plane signs no JWT-SVIDs"))
+    }
 }

@@ -59,6 +59,7 @@ impl Session {
         let hello = v1::ControlHello {
             version: sidewind_api::VERSION.to_owned(),
             refused,
+            ..v1::ControlHello::default()
         };
         // The channel is empty.
         let _ = self.sender.try_send(Ok(control(ToProxy::Hello(hello))));
@@ -107,6 +108,7 @@ impl Session {
             Some(FromProxy::Hello(_)) => {
                 Err(Reason::InvalidMessage.status("a stream has one hello, its first message"))
             }
+            Some(FromProxy::Acknowledge(_)) => Ok(()),
             // A newer proxy may say what this version does not know.
             None => Ok(()),
         }

@@ -197,7 +197,9 @@ impl StreamTask {
     fn apply(&mut self, message: Option<Message>) {
         match message {
             // A kind of message that a newer control plane knows.
-            None => tracing::debug!("a message of an unknown kind was ignored"),
+            None | Some(Message::Bans(_) | Message::TaintedAuthorities(_)) => {
+                tracing::debug!("a message of an unknown kind was ignored");
+            }
             Some(Message::Hello(_)) => self.complain("a second hello"),
             Some(Message::TrustBundles(message)) => {
                 match self.shared.publisher.update_bundles(message.bundles) {

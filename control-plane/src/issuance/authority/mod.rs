@@ -170,6 +170,7 @@ impl CertificateAuthority {
                 trust_domain: bundle.trust_domain().to_string(),
                 sequence: bundle.sequence(),
                 authorities: authorities.map(|a| a.certificate().to_vec()).collect(),
+                ..v1::TrustBundle::default()
             }],
         }
     }

@@ -86,6 +86,7 @@ impl Authority {
             trust_domain: "sidewind.local".to_owned(),
             sequence,
             authorities: vec![self.root.certificate().to_vec()],
+            ..v1::TrustBundle::default()
         }
     }
 
@@ -394,6 +395,20 @@ impl IdentityService for Service {
         });
         Ok(response)
     }
+
+    async fn challenge(
+        &self,
+        _request: Request<v1::ChallengeRequest>,
+    ) -> Result<Response<v1::ChallengeResponse>, Status> {
+        Err(Status::unimplemented("challenge"))
+    }
+
+    async fn mint_jwt_svid(
+        &self,
+        _request: Request<v1::MintJwtSvidRequest>,
+    ) -> Result<Response<v1::MintJwtSvidResponse>, Status> {
+        Err(Status::unimplemented("mint_jwt_svid"))
+    }
 }
 
 #[tonic::async_trait]
@@ -414,6 +429,7 @@ impl MeshService for Service {
         let answer = v1::ControlHello {
             version: "9.9.9".to_owned(),
             refused: vec!["port 1 is not yours".to_owned()],
+            ..v1::ControlHello::default()
         };
         send(&answers, Message::Hello(answer)).await;
         let _ = self.events.send(Seen::Opened {
