@@ -5,17 +5,20 @@
 //! - [`destination`]: how a proxy names what its workload connects to
 //! - [`service`]: names of services, and names of protocols
 //! - [`pattern`]: what an authorization rule may say about methods and paths
+//! - [`bans`]: identities and certificates that are refused although they are good
 //! - [`duration`]: durations as people write them in flags and resources
 //!
 //! Nothing here does input or output, and nothing here decides: rules are evaluated in the proxy and
 //! made from resources in the control plane.
 
+pub mod bans;
 pub mod destination;
 pub mod duration;
 pub mod pattern;
 pub mod reason;
 pub mod service;
 
+pub use bans::{BanList, Banned};
 pub use destination::{Destination, DestinationError};
 pub use reason::Reason;
 pub use service::{ServiceName, ServiceNameError};

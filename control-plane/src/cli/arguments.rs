@@ -2,7 +2,7 @@
 
 use crate::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sidewind_api::{ServiceName, duration};
+use sidewind_api::{Banned, ServiceName, duration};
 use sidewind_identity::{SpiffeId, TrustDomain};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,6 +44,16 @@ pub enum Command {
     Ca(AuthorityCommand),
     /// List the workloads of the mesh.
     Workloads(WorkloadsFlags),
+    /// Cut an identity or a certificate off, everywhere and at once.
+    ///
+    /// Every proxy refuses it from then on and closes its living connections, within a second. A banned identity
+    /// (with the task identities derived from it) also gets no new certificate; a banned certificate's workload
+    /// does, so ban the identity when its evidence is stolen too.
+    Ban(BanFlags),
+    /// Lift a ban.
+    Unban(UnbanFlags),
+    /// List what is banned.
+    Bans(BansFlags),
     /// Look at resources: policies, service entries, routes.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -226,6 +236,52 @@ pub struct AuthorityShowFlags {
 /// Flags of `workloads`.
 #[derive(Debug, Args)]
 pub struct WorkloadsFlags {
+    /// Form of the output.
+    #[arg(
+        short,
+        long,
+        env = "SIDEWIND_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub output: OutputFormat,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Flags of `ban`.
+#[derive(Debug, Args)]
+pub struct BanFlags {
+    /// A SPIFFE ID, or the serial number of a certificate in hexadecimal.
+    #[arg(value_name = "SPIFFE_ID|SERIAL")]
+    pub subject: Banned,
+
+    /// Why, for whoever reads the list later.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Flags of `unban`.
+#[derive(Debug, Args)]
+pub struct UnbanFlags {
+    /// The SPIFFE ID or serial number, as `sidewind bans` shows it.
+    #[arg(value_name = "SPIFFE_ID|SERIAL")]
+    pub subject: Banned,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Flags of `bans`.
+#[derive(Debug, Args)]
+pub struct BansFlags {
     /// Form of the output.
     #[arg(
         short,

@@ -68,7 +68,7 @@ fn whole_seconds(flag: &str, duration: Duration) -> Result<u64, Failure> {
 }
 
 /// Asks one thing of the control plane that the flags name.
-fn ask<T>(
+pub(super) fn ask<T>(
     flags: &SocketFlags,
     call: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<tonic::Response<T>, Status>,
 ) -> Result<T, Failure> {

@@ -3,9 +3,11 @@
 //! - [`arguments`]: every command and flag
 //! - `serve`: flags into settings; signals
 //! - `client`: the admin socket of a running server, and the commands that ask it
+//! - `bans`: ban, unban, bans
 //! - `check`: `config check`, offline
 
 pub mod arguments;
+mod bans;
 mod check;
 mod client;
 mod output;
@@ -62,6 +64,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Token(TokenCommand::Create(flags)) => client::create_token(flags),
         Command::Ca(AuthorityCommand::Show(flags)) => client::show_authority(&flags),
         Command::Workloads(flags) => client::list_workloads(&flags),
+        Command::Ban(flags) => bans::ban(flags),
+        Command::Unban(flags) => bans::unban(flags),
+        Command::Bans(flags) => bans::list(&flags),
         Command::Config(ConfigCommand::Check { directory }) => check::run(&directory),
     }
 }

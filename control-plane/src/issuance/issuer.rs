@@ -2,6 +2,7 @@
 
 use super::Refusal;
 use super::authority::{CertificateAuthority, Issued, is_reserved};
+use super::bans::Bans;
 use super::registrations::{Registrations, name};
 use crate::attest::{Attestors, Settlement};
 use crate::store::writer::{Write, Writer};
@@ -21,6 +22,7 @@ pub struct Issuer {
     authority: Arc<CertificateAuthority>,
     attestors: Attestors,
     registrations: Arc<Registrations>,
+    bans: Arc<Bans>,
     writer: Writer,
     metrics: Arc<Metrics>,
     refusal_records: Mutex<Allowance>,
@@ -37,6 +39,7 @@ impl Issuer {
         authority: Arc<CertificateAuthority>,
         attestors: Attestors,
         registrations: Arc<Registrations>,
+        bans: Arc<Bans>,
         writer: Writer,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -44,6 +47,7 @@ impl Issuer {
             authority,
             attestors,
             registrations,
+            bans,
             writer,
             metrics,
             refusal_records: Mutex::new(Allowance::full()),
@@ -73,6 +77,7 @@ impl Issuer {
         let (attestor, evidence) = self.attestors.of(request.evidence.as_ref())?;
         let registration = attestor.attest(evidence, audit.at).await?;
         audit.spiffe_id = Some(registration.spiffe_id.to_string());
+        self.bans.check(&registration.spiffe_id, "")?;
         // Signed before the evidence is used up: a bad request must not cost its sender the token.
         let issued = self.sign(&request.csr, &registration, audit.at)?;
         note(audit, &registration, &issued);
@@ -132,7 +137,7 @@ impl Issuer {
     /// The registration that a peer's calls go by.
     ///
     /// # Errors
-    /// When the peer showed no certificate, or one that has ended or has no registration.
+    /// When the peer showed no certificate, or one that has ended, is banned or has no registration.
     pub fn registration_of(
         &self,
         peer: Option<&PeerIdentity>,
@@ -157,6 +162,7 @@ impl Issuer {
                 format!("{} is not a workload of this control plane", peer.id),
             ));
         }
+        self.bans.check(&peer.id, &peer.serial_hex)?;
         self.registrations.of(peer).ok_or_else(|| {
             Refusal::new(
                 Reason::NotRegistered,

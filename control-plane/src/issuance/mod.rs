@@ -1,11 +1,13 @@
 //! The one place that certificates leave from.
 //!
 //! - [`authority`]: the root, the signing intermediate made from it, the trust bundle
+//! - [`bans`]: who gets none although the evidence is good
 //! - [`registrations`]: what each living certificate may be renewed to
 //! - [`issuer`]: attest and renew: who is asking, what they may have, the certificate, the audit
 //! - [`own`]: the control plane's own identity
 
 pub mod authority;
+pub mod bans;
 pub mod issuer;
 pub mod own;
 pub mod registrations;

@@ -28,7 +28,7 @@ use crate::telemetry::Metrics;
 use directory::Directory;
 use outbox::EndReason;
 use resolve::View;
-use sidewind_api::{ServiceName, v1};
+use sidewind_api::{BanList, ServiceName, v1};
 use sidewind_identity::SpiffeId;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -77,6 +77,8 @@ struct State {
     config: Arc<Config>,
     policy_version: u64,
     bundles: Arc<v1::TrustBundles>,
+    bans: Arc<v1::Bans>,
+    ban_list: BanList,
     dirty: HashSet<Topic>,
     unconfirmed_until: Instant,
 }
@@ -85,6 +87,7 @@ struct State {
 struct Stream {
     key: WorkloadKey,
     outbox: Arc<Outbox>,
+    serial_hex: String,
 }
 
 /// A stream's place in the registry; dropping it takes the workload out of discovery.
@@ -111,6 +114,8 @@ impl Registry {
             config: Arc::default(),
             policy_version: unix_milliseconds(),
             bundles: Arc::new(bundles),
+            bans: Arc::default(),
+            ban_list: BanList::default(),
             dirty: HashSet::new(),
             unconfirmed_until: Instant::now() + CONFIRMATION_TIME,
         };
@@ -141,7 +146,12 @@ impl Registry {
 
     /// Registers a workload for as long as what is given back lives. A stream of the same process is
     /// replaced, without the workload leaving discovery in between.
-    pub fn connect(self: &Arc<Self>, record: WorkloadRecord, outbox: Arc<Outbox>) -> Connected {
+    pub fn connect(
+        self: &Arc<Self>,
+        record: WorkloadRecord,
+        serial_hex: &str,
+        outbox: Arc<Outbox>,
+    ) -> Connected {
         let id = StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed));
         let key = record.key.clone();
         let persisted = record.to_api();
@@ -150,9 +160,20 @@ impl Registry {
         let state = &mut *state;
         let topics = state.directory.insert(record, Some(id));
         state.dirty.extend(topics);
+        if state.ban_list.refuses(&key.spiffe_id, serial_hex) {
+            // Banned since it was let in.
+            outbox.end(EndReason::Banned);
+        }
+        outbox.put_bans(Arc::clone(&state.bans));
         outbox.put_bundles(Arc::clone(&state.bundles));
         outbox.put_policy(self.policy(state, &key.spiffe_id));
-        state.streams.insert(id, Stream { key, outbox });
+        let serial_hex = serial_hex.to_owned();
+        let stream = Stream {
+            key,
+            outbox,
+            serial_hex,
+        };
+        state.streams.insert(id, stream);
         self.measure(state);
         self.notify(state);
         self.writer.write(Write::WorkloadCame(Box::new(persisted)));
@@ -185,6 +206,22 @@ impl Registry {
         state.bundles = Arc::new(bundles);
         for stream in state.streams.values() {
             stream.outbox.put_bundles(Arc::clone(&state.bundles));
+        }
+    }
+
+    /// Sends who is banned to every stream, and ends the streams of those who are.
+    pub fn set_bans(&self, bans: v1::Bans) {
+        // What cannot be read was refused when it was set.
+        let (list, _) = BanList::from_api(&bans);
+        let mut state = self.state();
+        state.bans = Arc::new(bans);
+        state.ban_list = list.clone();
+        for stream in state.streams.values() {
+            if list.refuses(&stream.key.spiffe_id, &stream.serial_hex) {
+                stream.outbox.end(EndReason::Banned);
+            } else {
+                stream.outbox.put_bans(Arc::clone(&state.bans));
+            }
         }
     }
 

@@ -13,6 +13,8 @@ pub enum EndReason {
     Replaced,
     /// The control plane is stopping.
     ShuttingDown,
+    /// Its identity or certificate was banned.
+    Banned,
 }
 
 /// One thing to send.
@@ -22,6 +24,8 @@ pub enum Outgoing {
     End(EndReason),
     /// The trust bundles.
     Bundles(Arc<v1::TrustBundles>),
+    /// Who is banned.
+    Bans(Arc<v1::Bans>),
     /// Who may call the workload.
     Policy(Arc<v1::InboundPolicy>),
     /// The answer to a subscription.
@@ -39,6 +43,7 @@ pub struct Outbox {
 struct Content {
     end: Option<EndReason>,
     bundles: Option<Arc<v1::TrustBundles>>,
+    bans: Option<Arc<v1::Bans>>,
     policy: Option<Arc<v1::InboundPolicy>>,
     /// The policy that was last taken out, to pass over one that says the same.
     policy_taken: Option<Arc<v1::InboundPolicy>>,
@@ -53,6 +58,11 @@ impl Outbox {
 
     pub(super) fn put_bundles(&self, bundles: Arc<v1::TrustBundles>) {
         self.content().bundles = Some(bundles);
+        self.filled.notify_one();
+    }
+
+    pub(super) fn put_bans(&self, bans: Arc<v1::Bans>) {
+        self.content().bans = Some(bans);
         self.filled.notify_one();
     }
 
@@ -98,6 +108,10 @@ impl Content {
     fn take(&mut self) -> Option<Outgoing> {
         if let Some(reason) = self.end {
             return Some(Outgoing::End(reason));
+        }
+        // Nothing is more urgent than to cut somebody off.
+        if let Some(bans) = self.bans.take() {
+            return Some(Outgoing::Bans(bans));
         }
         // What to verify peers with comes before whom to expect.
         if let Some(bundles) = self.bundles.take() {

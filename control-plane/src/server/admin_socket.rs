@@ -4,6 +4,7 @@ use super::Shutdown;
 use crate::attest::join_token::mint;
 use crate::issuance::Refusal;
 use crate::issuance::authority::{CertificateAuthority, is_reserved};
+use crate::issuance::bans::Bans;
 use crate::issuance::issuer::{check_lifetime, hex};
 use crate::registry::Registry;
 use crate::store::{AuditRecord, GRANTED, JoinTokenRecord, Store, unix_seconds};
@@ -33,6 +34,7 @@ pub(super) struct AdminApi {
     pub(super) authority: Arc<CertificateAuthority>,
     pub(super) store: Store,
     pub(super) registry: Arc<Registry>,
+    pub(super) bans: Arc<Bans>,
     pub(super) svid_ttl: Duration,
 }
 
@@ -95,14 +97,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<v1::CreateJoinTokenRequest>,
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
-        let uid = request
-            .extensions()
-            .get::<UdsConnectInfo>()
-            .and_then(|info| info.peer_cred)
-            .map_or_else(
-                || "uid unknown".to_owned(),
-                |peer| format!("uid {}", peer.uid()),
-            );
+        let caller = caller(&request);
         let now = SystemTime::now();
         let (token, expires_in) = self.check_token(request.get_ref())?;
         let (secret, sha256) = mint()?;
@@ -116,7 +111,7 @@ impl AdminService for AdminApi {
             registration: None,
             serial: None,
             not_after: Some(expires_at),
-            caller: uid,
+            caller,
             csr_sha256: None,
         };
         self.store
@@ -189,16 +184,19 @@ impl AdminService for AdminApi {
 
     async fn set_ban(
         &self,
-        _request: Request<v1::SetBanRequest>,
+        request: Request<v1::SetBanRequest>,
     ) -> Result<Response<v1::SetBanResponse>, Status> {
-        Err(Reason::NotOffered.status("not offered yet"))
+        let caller = caller(&request);
+        let answer = self.change_ban(request.into_inner(), caller).await?;
+        Ok(Response::new(answer))
     }
 
     async fn list_bans(
         &self,
         _request: Request<v1::ListBansRequest>,
     ) -> Result<Response<v1::ListBansResponse>, Status> {
-        Err(Reason::NotOffered.status("not offered yet"))
+        let v1::Bans { version, bans } = self.bans.api();
+        Ok(Response::new(v1::ListBansResponse { version, bans }))
     }
 
     async fn explain(
@@ -250,7 +248,7 @@ impl AdminApi {
         Ok((token, expires_in))
     }
 
-    fn check_id(&self, text: &str) -> Result<SpiffeId, Refusal> {
+    pub(super) fn check_id(&self, text: &str) -> Result<SpiffeId, Refusal> {
         let id = SpiffeId::parse(text).map_err(|error| {
             let text: String = text.chars().take(128).collect();
             let message = format!("{text:?} is not a SPIFFE ID: {error}");
@@ -269,6 +267,15 @@ impl AdminApi {
         }
         Ok(id)
     }
+}
+
+/// Who is at the other end of the socket, for the audit.
+pub(super) fn caller<T>(request: &Request<T>) -> String {
+    let info = request.extensions().get::<UdsConnectInfo>();
+    info.and_then(|info| info.peer_cred).map_or_else(
+        || "uid unknown".to_owned(),
+        |peer| format!("uid {}", peer.uid()),
+    )
 }
 
 fn authority(role: &str, authority: &sidewind_identity::Authority) -> v1::Authority {

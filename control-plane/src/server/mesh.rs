@@ -71,7 +71,9 @@ impl MeshService for MeshApi {
         let (sender, receiver) = mpsc::channel(MESSAGES_UNDER_WAY);
         let outbox = Arc::new(Outbox::default());
         let session = Session {
-            connected: self.registry.connect(record, Arc::clone(&outbox)),
+            connected: self
+                .registry
+                .connect(record, &identity.serial_hex, Arc::clone(&outbox)),
             outbox,
             inbound,
             sender,

@@ -7,6 +7,7 @@
 //! - `admin_socket`, `admin_http`: the command line's socket; probes and metrics
 //! - `measure`: how long calls take
 
+mod admin_bans;
 mod admin_http;
 mod admin_socket;
 mod identity;

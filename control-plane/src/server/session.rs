@@ -134,6 +134,11 @@ impl Session {
             Outgoing::End(EndReason::ShuttingDown) => {
                 return Err(Reason::ShuttingDown.status("the control plane is stopping"));
             }
+            Outgoing::End(EndReason::Banned) => {
+                let message = format!("{} is banned", self.identity.id);
+                return Err(Reason::Banned.status(message));
+            }
+            Outgoing::Bans(bans) => ("bans", ToProxy::Bans(bans.as_ref().clone())),
             Outgoing::Bundles(bundles) => (
                 "trust-bundles",
                 ToProxy::TrustBundles(bundles.as_ref().clone()),

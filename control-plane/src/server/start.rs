@@ -13,6 +13,7 @@ use crate::config::ConfigErrors;
 use crate::config::watch::Watcher;
 use crate::issuance::Refusal;
 use crate::issuance::authority::{AuthorityStartError, CertificateAuthority};
+use crate::issuance::bans::Bans;
 use crate::issuance::issuer::{Issuer, check_lifetime};
 use crate::issuance::own::{OwnIdentity, OwnIdentityError};
 use crate::issuance::registrations::Registrations;
@@ -116,6 +117,7 @@ struct Rooms {
     authority: Arc<CertificateAuthority>,
     own: Arc<OwnIdentity>,
     registrations: Arc<Registrations>,
+    bans: Arc<Bans>,
     registry: Arc<Registry>,
     writer: Writer,
     svid_ttl: Duration,
@@ -238,6 +240,7 @@ impl Rooms {
         state.write_trust_bundle(&authority.bundle().to_pem())?;
         let own = OwnIdentity::new(Arc::clone(&authority), Arc::clone(&metrics), now)?;
 
+        let bans = Arc::new(Bans::open(store.clone()).await?);
         let registrations = restore_registrations(&store, now).await?;
         let known = restore_workloads(&store, now).await?;
         let (writer, writing) = writer(store.clone(), Arc::clone(&metrics));
@@ -249,6 +252,7 @@ impl Rooms {
             writer.clone(),
             Arc::clone(&metrics),
         ));
+        registry.set_bans(bans.api());
         for registration in registrations.all() {
             registry.learn_services(&registration);
         }
@@ -264,6 +268,7 @@ impl Rooms {
             authority,
             own: Arc::new(own),
             registrations: Arc::new(registrations),
+            bans,
             registry,
             writer,
             svid_ttl: settings.svid_ttl,
@@ -289,6 +294,7 @@ impl Rooms {
             Arc::clone(&self.authority),
             attestors,
             Arc::clone(&self.registrations),
+            Arc::clone(&self.bans),
             self.writer.clone(),
             Arc::clone(&self.metrics),
         ));
@@ -325,6 +331,7 @@ impl Rooms {
             authority: Arc::clone(&self.authority),
             store: self.store.clone(),
             registry: Arc::clone(&self.registry),
+            bans: Arc::clone(&self.bans),
             svid_ttl: self.svid_ttl,
         }
     }
@@ -359,6 +366,14 @@ impl Rooms {
                 Err(error) => tracing::error!(
                     error = chain(&error),
                     "the signing certificate cannot be replaced; the present one stays in use"
+                ),
+            }
+            match self.bans.maintain(now).await {
+                Ok(true) => self.registry.set_bans(self.bans.api()),
+                Ok(false) => {}
+                Err(error) => tracing::error!(
+                    error = chain(&error),
+                    "the bans cannot be read; those known stay in force"
                 ),
             }
             if let Err(error) = self.own.maintain(now) {

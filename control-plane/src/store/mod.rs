@@ -6,6 +6,7 @@
 
 mod audit;
 mod authorities;
+mod bans;
 mod registrations;
 mod state_dir;
 mod tokens;
@@ -14,6 +15,7 @@ pub mod writer;
 
 pub use audit::{AuditRecord, GRANTED};
 pub use authorities::{AuthorityRecord, AuthorityRole};
+pub use bans::{BanRecord, BanRecords};
 pub use registrations::{Registration, RegistrationId};
 pub use state_dir::{StateDir, StateDirError, check_private};
 pub use tokens::{JoinTokenRecord, Redemption, RefusedToken};

@@ -6,6 +6,7 @@
 //! - `bounds`: what strangers can cost
 //! - `lifecycle`: restarts, signals, bad flags and files, with the real program
 
+mod bans;
 mod bounds;
 mod discovery;
 mod issuance;

@@ -93,7 +93,7 @@ impl Mesh {
     fn join(&self, record: WorkloadRecord) -> Member {
         let outbox = Arc::new(Outbox::default());
         let id = record.key.spiffe_id.clone();
-        let connected = self.registry.connect(record, Arc::clone(&outbox));
+        let connected = self.registry.connect(record, "01", Arc::clone(&outbox));
         let member = Member {
             outbox,
             connected,

@@ -3,12 +3,15 @@
 use super::*;
 
 #[tokio::test]
-async fn a_stream_begins_with_bundles_and_policy() {
+async fn a_stream_begins_with_bans_and_bundles_and_policy() {
     let mesh = mesh().await;
     let member = mesh.join(record("a", "10.0.0.1", &[]));
     let first = member.take();
     assert!(
-        matches!(first[..], [Outgoing::Bundles(_), Outgoing::Policy(_)]),
+        matches!(
+            first[..],
+            [Outgoing::Bans(_), Outgoing::Bundles(_), Outgoing::Policy(_)]
+        ),
         "{first:?}"
     );
 }

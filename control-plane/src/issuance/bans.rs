@@ -1,0 +1,163 @@
+//! Who gets no certificate although their evidence is good, and is cut off everywhere.
+
+use super::Refusal;
+use crate::store::{AuditRecord, BanRecord, BanRecords, Store, StoreError, unix_seconds};
+use arc_swap::ArcSwap;
+use sidewind_api::bans::{MAX_BAN_REASON_BYTES, MAX_BANS};
+use sidewind_api::{BanList, Banned, Reason, v1};
+use sidewind_identity::SpiffeId;
+use sidewind_identity::authority::MAX_SVID_TTL;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::Mutex;
+
+/// How long the ban of a certificate is kept: longer than any certificate lives.
+const CERTIFICATE_BAN: Duration = MAX_SVID_TTL.saturating_mul(2);
+
+/// The bans: in the store, and in memory to be asked.
+#[derive(Debug)]
+pub struct Bans {
+    store: Store,
+    current: ArcSwap<Current>,
+    /// One change at a time, so that an older list never replaces a newer one.
+    changing: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    list: BanList,
+    api: v1::Bans,
+}
+
+impl Current {
+    fn new(records: BanRecords) -> Self {
+        let list = BanList::new(
+            records.version,
+            records.bans.iter().map(|ban| ban.banned.clone()),
+        );
+        let api = v1::Bans {
+            version: records.version,
+            bans: records.bans.into_iter().map(to_api).collect(),
+        };
+        Self { list, api }
+    }
+}
+
+impl Bans {
+    /// The bans of a store.
+    ///
+    /// # Errors
+    /// When the store fails: without its bans a control plane must not begin.
+    pub async fn open(store: Store) -> Result<Self, StoreError> {
+        let current = Current::new(store.bans().await?);
+        Ok(Self {
+            store,
+            current: ArcSwap::from_pointee(current),
+            changing: Mutex::default(),
+        })
+    }
+
+    /// Refuses an identity or a certificate that is banned.
+    ///
+    /// # Errors
+    /// That it is.
+    pub fn check(&self, id: &SpiffeId, serial_hex: &str) -> Result<(), Refusal> {
+        if !self.current.load().list.refuses(id, serial_hex) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Reason::Banned,
+            format!("{id} is banned; `sidewind unban` lifts it"),
+        ))
+    }
+
+    /// The list in the API's form.
+    #[must_use]
+    pub fn api(&self) -> v1::Bans {
+        self.current.load().api.clone()
+    }
+
+    /// Bans somebody, or lifts a ban.
+    ///
+    /// # Errors
+    /// When there are too many, when what is to be lifted is not banned, or when the store fails.
+    pub async fn change(
+        &self,
+        banned: Banned,
+        reason: String,
+        lift: bool,
+        audit: &AuditRecord,
+    ) -> Result<(), Refusal> {
+        let _changing = self.changing.lock().await;
+        let current = self.current.load();
+        let subject = v1::ban::Subject::from(banned.clone());
+        let known = current
+            .api
+            .bans
+            .iter()
+            .any(|ban| ban.subject.as_ref() == Some(&subject));
+        if lift && !known {
+            let message = format!("{banned} is not banned");
+            return Err(Refusal::new(Reason::InvalidMessage, message));
+        }
+        if !lift && !known && current.api.bans.len() >= MAX_BANS {
+            let message = format!("there are {MAX_BANS} bans already; lift some");
+            return Err(Refusal::new(Reason::LimitExceeded, message));
+        }
+        if reason.len() > MAX_BAN_REASON_BYTES {
+            let message = format!("a reason has at most {MAX_BAN_REASON_BYTES} bytes");
+            return Err(Refusal::new(Reason::LimitExceeded, message));
+        }
+        let ban = BanRecord {
+            banned,
+            reason,
+            since: audit.at,
+        };
+        let changed = self.store.change_ban(&ban, lift, audit).await;
+        changed.map_err(|error| Refusal::store(&error))?;
+        audit.log();
+        self.read().await.map_err(|error| Refusal::store(&error))
+    }
+
+    /// Takes up what another process has changed, and forgets bans of certificates that have ended. Gives back
+    /// whether anything changed.
+    ///
+    /// # Errors
+    /// When the store fails; what is known stays in force.
+    pub async fn maintain(&self, now: SystemTime) -> Result<bool, StoreError> {
+        let _changing = self.changing.lock().await;
+        let before = self.current.load().list.version();
+        if let Some(end) = now.checked_sub(CERTIFICATE_BAN)
+            && self.has_certificate_bans(end)
+        {
+            self.store.forget_bans_of_certificates(end).await?;
+        }
+        self.read().await?;
+        Ok(self.current.load().list.version() != before)
+    }
+
+    fn has_certificate_bans(&self, before: SystemTime) -> bool {
+        let before = unix_seconds(before);
+        let current = self.current.load();
+        let mut bans = current.api.bans.iter();
+        bans.any(|ban| {
+            matches!(ban.subject, Some(v1::ban::Subject::Serial(_))) && ban.since_unix < before
+        })
+    }
+
+    async fn read(&self) -> Result<(), StoreError> {
+        let records = self.store.bans().await?;
+        if records.version != self.current.load().list.version() {
+            self.current.store(Arc::new(Current::new(records)));
+        }
+        Ok(())
+    }
+}
+
+fn to_api(ban: BanRecord) -> v1::Ban {
+    v1::Ban {
+        subject: Some(ban.banned.into()),
+        reason: ban.reason,
+        since_unix: unix_seconds(ban.since),
+    }
+}

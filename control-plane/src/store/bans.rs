@@ -1,0 +1,190 @@
+//! What is banned.
+
+use super::{AuditRecord, Store, StoreError, audit, from_unix_seconds, unix_seconds};
+use sidewind_api::Banned;
+use sqlx::Row as _;
+use std::time::SystemTime;
+
+/// One ban.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BanRecord {
+    /// Who or what.
+    pub banned: Banned,
+    /// Why, for people; may be empty.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// Every ban, and the number of changes so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BanRecords {
+    /// Grows with each change.
+    pub version: u64,
+    /// The bans, the oldest first.
+    pub bans: Vec<BanRecord>,
+}
+
+impl Store {
+    /// Every ban.
+    ///
+    /// # Errors
+    /// When the store fails, or holds what cannot be read.
+    pub async fn bans(&self) -> Result<BanRecords, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let version: Option<String> =
+            sqlx::query_scalar("SELECT value FROM settings WHERE name = 'bans_version'")
+                .fetch_optional(&mut *transaction)
+                .await?;
+        let rows = sqlx::query("SELECT subject, reason, since FROM bans ORDER BY since, subject")
+            .fetch_all(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        let corrupt = |why: String| StoreError::Corrupt { what: "ban", why };
+        let bans = rows.iter().map(|row| {
+            let subject: String = row.try_get("subject")?;
+            Ok(BanRecord {
+                banned: subject
+                    .parse()
+                    .map_err(|error| corrupt(format!("{subject:?}: {error}")))?,
+                reason: row.try_get("reason")?,
+                since: from_unix_seconds(row.try_get("since")?),
+            })
+        });
+        Ok(BanRecords {
+            version: version.map_or(Ok(0), |text| {
+                text.parse()
+                    .map_err(|_| corrupt(format!("the version {text:?} is not a number")))
+            })?,
+            bans: bans.collect::<Result<_, StoreError>>()?,
+        })
+    }
+
+    /// Bans somebody or lifts a ban, with the record of it, all or nothing. A ban that is there already takes
+    /// the new reason.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing has changed.
+    pub async fn change_ban(
+        &self,
+        ban: &BanRecord,
+        lift: bool,
+        audit: &AuditRecord,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let subject = ban.banned.to_string();
+        if lift {
+            sqlx::query("DELETE FROM bans WHERE subject = $1")
+                .bind(subject)
+                .execute(&mut *transaction)
+                .await?;
+        } else {
+            sqlx::query(
+                "INSERT INTO bans (subject, reason, since) VALUES ($1, $2, $3)
+                 ON CONFLICT (subject) DO UPDATE SET reason = excluded.reason",
+            )
+            .bind(subject)
+            .bind(ban.reason.as_str())
+            .bind(unix_seconds(ban.since))
+            .execute(&mut *transaction)
+            .await?;
+        }
+        raise_version(&mut transaction).await?;
+        audit::insert(&mut transaction, audit).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Forgets bans of certificates that were made before a time: those certificates have ended by then.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget_bans_of_certificates(&self, before: SystemTime) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let forgotten =
+            sqlx::query("DELETE FROM bans WHERE since < $1 AND subject NOT LIKE 'spiffe:%'")
+                .bind(unix_seconds(before))
+                .execute(&mut *transaction)
+                .await?;
+        if forgotten.rows_affected() > 0 {
+            raise_version(&mut transaction).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+async fn raise_version(connection: &mut sqlx::SqliteConnection) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO settings (name, value) VALUES ('bans_version', '1')
+         ON CONFLICT (name) DO UPDATE
+         SET value = CAST(CAST(settings.value AS BIGINT) + 1 AS TEXT)",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::empty_store;
+    use super::*;
+    use crate::store::GRANTED;
+    use std::time::Duration;
+
+    fn audit_record() -> AuditRecord {
+        AuditRecord {
+            at: SystemTime::now(),
+            event: "ban",
+            outcome: GRANTED,
+            detail: None,
+            spiffe_id: None,
+            registration: None,
+            serial: None,
+            not_after: None,
+            caller: "uid 0".to_owned(),
+            csr_sha256: None,
+        }
+    }
+
+    fn ban(subject: &str, since: SystemTime) -> BanRecord {
+        BanRecord {
+            banned: subject.parse().unwrap(),
+            reason: "stolen".to_owned(),
+            since: from_unix_seconds(unix_seconds(since)),
+        }
+    }
+
+    #[tokio::test]
+    async fn bans_are_kept_until_they_are_lifted_and_each_change_counts() {
+        let (_directory, store) = empty_store().await;
+        assert_eq!(store.bans().await.unwrap(), BanRecords::default());
+        let now = SystemTime::now();
+        let (id, serial) = (ban("spiffe://td/x", now), ban("0f", now));
+        for one in [&id, &serial, &id] {
+            store.change_ban(one, false, &audit_record()).await.unwrap();
+        }
+        let bans = vec![serial.clone(), id.clone()];
+        let kept = store.bans().await.unwrap();
+        assert_eq!(kept, BanRecords { version: 3, bans });
+        store.change_ban(&id, true, &audit_record()).await.unwrap();
+        let kept = store.bans().await.unwrap();
+        assert_eq!((kept.version, kept.bans), (4, vec![serial]));
+    }
+
+    #[tokio::test]
+    async fn bans_of_certificates_end_with_the_certificates_and_bans_of_identities_do_not() {
+        let (_directory, store) = empty_store().await;
+        let now = SystemTime::now();
+        let (id, serial) = (ban("spiffe://td/x", now), ban("0f", now));
+        for one in [&id, &serial] {
+            store.change_ban(one, false, &audit_record()).await.unwrap();
+        }
+        let forget = async |before| store.forget_bans_of_certificates(before).await.unwrap();
+        forget(now - Duration::from_secs(60)).await;
+        assert_eq!(store.bans().await.unwrap().version, 2);
+        forget(now + Duration::from_secs(60)).await;
+        let kept = store.bans().await.unwrap();
+        assert_eq!((kept.version, kept.bans), (3, vec![id]));
+    }
+}

@@ -1,0 +1,145 @@
+//! Who is banned is cut off, told to everybody, and stays so.
+
+use crate::support::{ControlPlane, Proxy, hello, port, refusal, within};
+use sidewind_api::v1::ban::Subject;
+use sidewind_api::v1::control_message::Message as ToProxy;
+use sidewind_api::{BanList, Reason, v1};
+use sidewind_identity::{PrivateKey, SpiffeId};
+
+const ORDERS: &str = "spiffe://sidewind.local/ns/data/sa/orders";
+const WORKER: &str = "spiffe://sidewind.local/ns/airflow/sa/worker";
+
+fn csr() -> Vec<u8> {
+    PrivateKey::generate().unwrap().csr_der().unwrap()
+}
+
+async fn change(
+    control_plane: &ControlPlane,
+    subject: Subject,
+    lift: bool,
+) -> Result<u64, tonic::Status> {
+    let ban = v1::Ban {
+        subject: Some(subject),
+        reason: "its node was stolen".to_owned(),
+        since_unix: 0,
+    };
+    let request = v1::SetBanRequest {
+        ban: Some(ban),
+        lift,
+    };
+    let mut admin = control_plane.client.admin_service().await;
+    within(admin.set_ban(request))
+        .await
+        .map(|answer| answer.into_inner().version)
+}
+
+async fn ban(control_plane: &ControlPlane, subject: Subject) -> u64 {
+    change(control_plane, subject, false).await.unwrap()
+}
+
+/// The next list that says something.
+async fn bans(proxy: &mut Proxy) -> BanList {
+    loop {
+        let bans = proxy
+            .next_of(|message| match message {
+                ToProxy::Bans(bans) => Some(bans),
+                _ => None,
+            })
+            .await;
+        let (list, problems) = BanList::from_api(&bans);
+        assert_eq!(problems, [""; 0]);
+        if list.version() > 0 {
+            return list;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_banned_identity_loses_its_stream_its_renewals_and_its_tokens_and_everybody_hears_of_it()
+{
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    let mut orders = client.proxy(ORDERS, vec![port(8080, "orders.data")]).await;
+    let mut worker = client.proxy(WORKER, vec![]).await;
+    let token = client.token(ORDERS, &[]).await;
+    ban(&control_plane, Subject::SpiffeId(ORDERS.to_owned())).await;
+
+    assert_eq!(Reason::of(&orders.end().await), Some(Reason::Banned));
+    let list = bans(&mut worker).await;
+    assert!(list.refuses(&SpiffeId::parse(ORDERS).unwrap(), "1"));
+    assert!(!list.refuses(&SpiffeId::parse(WORKER).unwrap(), "1"));
+    let (reason, _) = refusal(client.renew(&orders.svid, csr()).await);
+    assert_eq!(reason, Reason::Banned);
+    let (reason, message) = refusal(client.attest(&token, csr()).await);
+    assert_eq!(reason, Reason::Banned, "{message}");
+    let (reason, _) = refusal(client.stream(&orders.svid, hello(vec![])).await);
+    assert_eq!(reason, Reason::Banned);
+
+    let outcomes = control_plane.audit().await;
+    let count = |event: &str, outcome: &str| {
+        let all = outcomes.iter();
+        all.filter(|(e, o, _)| e == event && o == outcome).count()
+    };
+    assert_eq!((count("ban", "granted"), count("renew", "banned")), (1, 1));
+    assert_eq!(count("attest", "banned"), 1);
+
+    // The token was not used up by the refusal.
+    let lifted = change(&control_plane, Subject::SpiffeId(ORDERS.to_owned()), true).await;
+    assert_eq!(lifted.unwrap(), 2);
+    assert!(bans(&mut worker).await.is_empty());
+    client.attest(&token, csr()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_banned_certificate_is_refused_and_another_of_the_same_identity_is_not() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    let stolen = client.svid(ORDERS, &[]).await;
+    let good = client.svid(ORDERS, &[]).await;
+    ban(
+        &control_plane,
+        Subject::Serial(stolen.serial_hex().to_owned()),
+    )
+    .await;
+    let (reason, _) = refusal(client.renew(&stolen, csr()).await);
+    assert_eq!(reason, Reason::Banned);
+    client.renew(&good, csr()).await.unwrap();
+}
+
+#[tokio::test]
+async fn bans_outlive_a_restart() {
+    let control_plane = ControlPlane::start().await;
+    let svid = control_plane.client.svid(ORDERS, &[]).await;
+    ban(&control_plane, Subject::SpiffeId(ORDERS.to_owned())).await;
+    let directory = control_plane.stop().await;
+    let control_plane = ControlPlane::start_in(directory, |_| ()).await;
+    let (reason, _) = refusal(control_plane.client.renew(&svid, csr()).await);
+    assert_eq!(reason, Reason::Banned);
+    let mut admin = control_plane.client.admin_service().await;
+    let list = within(admin.list_bans(v1::ListBansRequest {})).await;
+    let list = list.unwrap().into_inner();
+    assert_eq!((list.version, list.bans.len()), (1, 1));
+    assert_eq!(list.bans[0].reason, "its node was stolen");
+}
+
+#[tokio::test]
+async fn what_cannot_be_banned_or_lifted_is_refused_with_the_reason() {
+    let control_plane = ControlPlane::start().await;
+    for (subject, lift, expected) in [
+        (
+            Subject::SpiffeId("spiffe://sidewind.local/sidewind/control-plane".to_owned()),
+            false,
+            "reserved",
+        ),
+        (
+            Subject::SpiffeId("spiffe://elsewhere.example/x".to_owned()),
+            false,
+            "trust domain",
+        ),
+        (Subject::Serial("xyz".to_owned()), false, "hexadecimal"),
+        (Subject::Serial("0f".to_owned()), true, "not banned"),
+    ] {
+        let (_, message) = refusal(change(&control_plane, subject, lift).await);
+        assert!(message.contains(expected), "{message}");
+    }
+}
