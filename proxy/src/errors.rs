@@ -88,6 +88,8 @@ error_codes! {
         "The TLS handshake with the endpoint's proxy failed.";
     WrongIdentity, "wrong-identity", StatusCode::BAD_GATEWAY, UNAVAILABLE, unsent,
         "The endpoint presented another SPIFFE ID than discovery named for it.";
+    PeerBanned, "peer-banned", StatusCode::BAD_GATEWAY, UNAVAILABLE, unsent,
+        "The endpoint, or the certificate that it presented, is banned.";
     WorkloadUnavailable, "workload-unavailable", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
         "The workload beside the answering proxy did not accept a connection.";
     UpstreamReset, "upstream-reset", StatusCode::BAD_GATEWAY, UNAVAILABLE, maybe,

@@ -23,6 +23,7 @@ use crate::{
     control::{self, Control},
     drain::{self, Drain, DrainTrigger},
     listen::{self, ListenError, ListenPlan},
+    mesh::Proofs,
     outbound::Destinations,
     status,
     telemetry::{
@@ -221,6 +222,7 @@ impl Workers {
             listen::check_free(plan.address)?;
         }
         let (stop, stopped) = watch::channel(false);
+        let proofs = Proofs::default();
         let mut threads = Vec::new();
         for index in 0..config.limits.workers.get() {
             let (started, start) = mpsc::sync_channel(1);
@@ -232,6 +234,7 @@ impl Workers {
                 drain: drain.clone(),
                 plans: plans.clone(),
                 stopped: stopped.clone(),
+                proofs: proofs.clone(),
             };
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -260,6 +263,7 @@ struct WorkerThread {
     drain: Drain,
     plans: Vec<ListenPlan>,
     stopped: watch::Receiver<bool>,
+    proofs: Proofs,
 }
 
 type Started = mpsc::SyncSender<Result<(), Failure>>;
@@ -284,6 +288,7 @@ impl WorkerThread {
             &self.control,
             telemetry.clone(),
             self.drain.clone(),
+            self.proofs.clone(),
         ));
         if let Err(error) = self.listen(&worker) {
             let _ = started.send(Err(error.into()));
@@ -294,6 +299,7 @@ impl WorkerThread {
         tokio::task::spawn_local(worker.workload.sweeper());
         tokio::task::spawn_local(worker.endpoints.sweeper());
         tokio::task::spawn_local(Rc::clone(&worker).follow_identity());
+        tokio::task::spawn_local(Rc::clone(&worker).watch_peers());
         tokio::task::spawn_local(Destinations::forget_unused(Rc::clone(&worker)));
         // An error means that the control thread has gone, and the process with it.
         let _ = self.stopped.wait_for(|stopped| *stopped).await;

@@ -30,20 +30,26 @@ use crate::{
         Body, H1ServerError, H1ServerSettings, H2ServerError, H2ServerSettings, serve_h1, serve_h2,
     },
     inbound::Forwarding,
-    mesh::{AcceptError, ConnectError, KeepaliveSettings, MeshPool, PoolEvents, PoolSettings},
+    mesh::{
+        AcceptError, Census, ConnectError, KeepaliveSettings, MeshPool, PoolEvents, PoolSettings,
+        Proofs,
+    },
     outbound::Destinations,
     plaintext::PlaintextClient,
     policy::InboundPolicy,
     telemetry::{
         Direction, Protocol, Telemetry,
         logs::Throttle,
-        metrics::{HandshakeFailure, OpenConnection, Side},
+        metrics::{CutOff, HandshakeFailure, OpenConnection, Side},
     },
 };
 
 /// How long a connection waits for the proxy's first certificate, or for discovery's answer, before it is
 /// refused: below the 5 s after which Airflow's own clients give up.
 pub(crate) const READY_WAIT: Duration = Duration::from_secs(3);
+
+/// How often the wall clock is held against the certificates of peers.
+const PEER_REVIEW: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -52,6 +58,8 @@ pub(crate) struct Worker {
     pub(crate) drain: Drain,
     pub(crate) destinations: Destinations,
     pub(crate) mesh: MeshPool,
+    /// Who is at the other ends of mesh connections.
+    pub(crate) census: Census,
     /// To the workload.
     pub(crate) workload: PlaintextClient,
     /// To endpoints without a sidecar, in the mesh's services or outside.
@@ -75,7 +83,9 @@ impl Worker {
         control: &Control,
         telemetry: Telemetry,
         drain: Drain,
+        proofs: Proofs,
     ) -> Self {
+        let census = Census::new(control.bans.clone(), proofs);
         let traffic = &config.traffic;
         let mut policy_updates = control.inbound_policy.clone();
         policy_updates.mark_changed();
@@ -92,7 +102,9 @@ impl Worker {
                     ..PoolSettings::default()
                 },
                 Box::new(MeshEvents(telemetry.clone())),
+                census.clone(),
             ),
+            census,
             workload: PlaintextClient::to_workload(
                 traffic.connect_timeout,
                 traffic.pool_idle_timeout,
@@ -192,6 +204,35 @@ impl Worker {
             let renewed = identity.borrow_and_update().clone();
             if let Some(renewed) = renewed {
                 self.mesh.retire_older(&renewed);
+            }
+        }
+    }
+
+    /// Cuts off peers that are banned or whose certificates have ended, and meets those again in time whose
+    /// connections are to live on; for as long as the worker lives.
+    pub(crate) async fn watch_peers(self: Rc<Self>) {
+        let mut bans = self.census.bans();
+        let mut tick = tokio::time::interval(PEER_REVIEW);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = bans.changed() => if changed.is_err() {
+                    return;
+                },
+                _ = tick.tick() => {}
+            }
+            let review = self.census.review(SystemTime::now());
+            let metrics = self.telemetry.metrics();
+            metrics.cut_off(CutOff::Banned, review.banned);
+            metrics.cut_off(CutOff::CertificateEnded, review.ended);
+            let Ok(identity) = self.identity() else {
+                continue;
+            };
+            for due in review.due {
+                let (worker, identity) = (Rc::clone(&self), Arc::clone(&identity));
+                tokio::task::spawn_local(async move {
+                    worker.mesh.meet_again(&identity, &due).await;
+                });
             }
         }
     }
@@ -392,6 +433,7 @@ impl PoolEvents for MeshEvents {
             ConnectError::Alpn { .. } => HandshakeFailure::Incompatible,
             ConnectError::NoIdentity { .. } => HandshakeFailure::BadCertificate,
             ConnectError::WrongIdentity { .. } => HandshakeFailure::WrongIdentity,
+            ConnectError::Banned { .. } => HandshakeFailure::Banned,
             ConnectError::Http2 { .. } => HandshakeFailure::Protocol,
             // No handshake was begun.
             _ => return,

@@ -144,6 +144,15 @@ impl BanList {
         self.version
     }
 
+    /// What this list and another ban together, under this list's version.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        both.identities.extend(other.identities.iter().cloned());
+        both.serials.extend(other.serials.iter().cloned());
+        both
+    }
+
     /// Whether nothing is banned.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -50,7 +50,7 @@ impl AuditRecord {
         if *outcome == GRANTED {
             tracing::info!(
                 target: "sidewind::audit",
-                event, outcome, spiffe_id, registration, serial, not_after, caller, csr_sha256,
+                event, outcome, detail, spiffe_id, registration, serial, not_after, caller, csr_sha256,
                 "granted"
             );
         } else {

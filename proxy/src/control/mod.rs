@@ -29,7 +29,7 @@ mod tests;
 use std::future::Future;
 use std::sync::Arc;
 
-use sidewind_api::v1;
+use sidewind_api::{BanList, v1};
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -56,6 +56,8 @@ pub(crate) struct Control {
     pub(crate) identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
     /// None until it has arrived: inbound refuses until then.
     pub(crate) inbound_policy: watch::Receiver<Option<Arc<v1::InboundPolicy>>>,
+    /// Who is banned: empty until the control plane has said so.
+    pub(crate) bans: watch::Receiver<Arc<BanList>>,
     /// What destinations are.
     pub(crate) discovery: Discovery,
     /// For readiness, metrics and people.
@@ -110,6 +112,7 @@ fn within(
     let discovery = Discovery::default();
     let (status, status_receiver) = watch::channel(ControlStatus::default());
     let (policy, policy_receiver) = watch::channel(None);
+    let (bans, bans_receiver) = watch::channel(Arc::default());
     let (hello, hello_receiver) = watch::channel(hello(config));
     let shared = Arc::new(Shared {
         publisher: Publisher::new(config.control.trust_domain.clone()),
@@ -120,6 +123,7 @@ fn within(
     let control = Control {
         identity: shared.publisher.subscribe(),
         inbound_policy: policy_receiver,
+        bans: bans_receiver,
         discovery,
         status: status_receiver,
         registration: Arc::new(hello),
@@ -130,6 +134,7 @@ fn within(
         dialler,
         shared,
         policy,
+        bans,
         hello_receiver,
     );
     let work = async move {

@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sidewind_api::v1;
 use sidewind_api::v1::control_message::Message;
+use sidewind_api::{BanList, v1};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -37,6 +37,7 @@ pub(super) struct StreamTask {
     dialler: Dialler,
     shared: Arc<Shared>,
     policy: watch::Sender<Option<Arc<v1::InboundPolicy>>>,
+    bans: watch::Sender<Arc<BanList>>,
     /// What to register; without ports once the workload is being withdrawn.
     hello: watch::Receiver<v1::ProxyHello>,
     /// Which of the control planes is asked next.
@@ -54,6 +55,7 @@ impl StreamTask {
         dialler: Dialler,
         shared: Arc<Shared>,
         policy: watch::Sender<Option<Arc<v1::InboundPolicy>>>,
+        bans: watch::Sender<Arc<BanList>>,
         hello: watch::Receiver<v1::ProxyHello>,
     ) -> Self {
         Self {
@@ -61,6 +63,7 @@ impl StreamTask {
             dialler,
             shared,
             policy,
+            bans,
             hello,
             next: 0,
             backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
@@ -197,7 +200,8 @@ impl StreamTask {
     fn apply(&mut self, message: Option<Message>) {
         match message {
             // A kind of message that a newer control plane knows.
-            None | Some(Message::Bans(_) | Message::TaintedAuthorities(_)) => {
+            Some(Message::Bans(bans)) => self.apply_bans(&bans),
+            None | Some(Message::TaintedAuthorities(_)) => {
                 tracing::debug!("a message of an unknown kind was ignored");
             }
             Some(Message::Hello(_)) => self.complain("a second hello"),
@@ -220,6 +224,26 @@ impl StreamTask {
                 Err(problem) => self.complain(&format!("inbound policy: {problem}")),
             },
         }
+    }
+
+    /// An older list, as a control plane restored from a copy has it, lifts nothing: what it adds counts as well.
+    fn apply_bans(&mut self, message: &v1::Bans) {
+        let (list, problems) = BanList::from_api(message);
+        for problem in problems {
+            self.complain(&problem);
+        }
+        self.bans.send_if_modified(|present| {
+            let next = match list.version() < present.version() {
+                true => present.with(&list),
+                false => list.clone(),
+            };
+            let is_new = next != **present;
+            if is_new {
+                tracing::info!(version = next.version(), "the list of bans has changed");
+                *present = Arc::new(next);
+            }
+            is_new
+        });
     }
 
     fn apply_destination(&mut self, update: v1::DestinationUpdate) {

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::mesh::testing::Bouncer;
 use crate::mesh::testing::{Realm, TestServer, into_tunnel, spiffe_id, until};
 use crate::mesh::{MeshPool, PoolSettings, ServerSettings};
 
@@ -53,7 +54,11 @@ async fn through_a_tunnel() -> Path {
     )
     .await;
 
-    let pool = MeshPool::new(PoolSettings::default(), Box::new(()));
+    let pool = MeshPool::new(
+        PoolSettings::default(),
+        Box::new(()),
+        Bouncer::default().census(),
+    );
     let (client, outbound) = connected().await;
     let tunnel = pool
         .tunnel(
@@ -282,7 +287,11 @@ async fn many_small_frames_to_a_stalled_reader_are_joined_and_arrive() {
         },
     )
     .await;
-    let pool = MeshPool::new(PoolSettings::default(), Box::new(()));
+    let pool = MeshPool::new(
+        PoolSettings::default(),
+        Box::new(()),
+        Bouncer::default().census(),
+    );
     let (identity, expected) = (realm.identity("client", 1), spiffe_id("server"));
     let authority = "10.0.0.9:5432".parse().unwrap();
     let tunnel = pool

@@ -54,7 +54,14 @@ pub(crate) async fn serve(
         Err(error) => return worker.refused(client, &error),
     };
     let began = Instant::now();
-    let accepted = mesh::accept(stream, &identity, &port.gate, &port.settings).await;
+    let accepted = mesh::accept(
+        stream,
+        &identity,
+        &port.gate,
+        &port.settings,
+        &worker.census,
+    )
+    .await;
     let outcome = accepted.as_ref().map(drop).map_err(handshake_failure);
     worker
         .telemetry
@@ -108,6 +115,7 @@ fn handshake_failure(error: &AcceptError) -> HandshakeFailure {
         AcceptError::Handshake(error) => HandshakeFailure::from(error),
         AcceptError::Alpn => HandshakeFailure::Incompatible,
         AcceptError::NoIdentity(_) => HandshakeFailure::BadCertificate,
+        AcceptError::Banned(_) => HandshakeFailure::Banned,
         AcceptError::Http2(_) => HandshakeFailure::Protocol,
     }
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
-#[cfg(test)]
 use sidewind_identity::tls::PeerIdentity;
 use sidewind_identity::{SpiffeId, tls};
 use tokio::net::TcpStream;
@@ -33,8 +32,8 @@ type Transport = Gather<TlsStream<ReadAhead<TcpStream>>>;
 /// What pool, driver and users of one connection share.
 #[derive(Debug)]
 pub(crate) struct ConnectionState {
-    #[cfg(test)]
-    peer: PeerIdentity,
+    /// Who the peer is, as verified.
+    pub(crate) peer: PeerIdentity,
     pub(crate) wire: Wire,
     /// Streams that the peer allows at a time.
     max_streams: Cell<usize>,
@@ -102,9 +101,13 @@ impl MeshConnection {
     }
 
     /// Who the peer is, as verified.
-    #[cfg(test)]
     pub(crate) fn peer(&self) -> &PeerIdentity {
         &self.lease.0.peer
+    }
+
+    /// What pool and users share of the connection.
+    pub(crate) fn state(&self) -> &Rc<ConnectionState> {
+        &self.lease.0
     }
 
     /// A handle to send one request with; it was ready when this connection was handed out.
@@ -228,7 +231,6 @@ async fn handshake(
                 source: Arc::new(error),
             })?;
     let state = Rc::new(ConnectionState {
-        #[cfg(test)]
         peer,
         wire,
         max_streams: Cell::new(0),
@@ -256,7 +258,10 @@ fn failed_start(endpoint: SocketAddr, error: DriverError) -> ConnectError {
         DriverError::Http2(error) => error
             .into_io()
             .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
-        DriverError::PeerGone => io::ErrorKind::TimedOut.into(),
+        // The other two come to connections that have started.
+        DriverError::PeerGone | DriverError::Banned | DriverError::CertificateEnded => {
+            io::ErrorKind::TimedOut.into()
+        }
     };
     ConnectError::Handshake {
         endpoint,

@@ -54,6 +54,12 @@ pub(crate) enum ConnectError {
         expected: SpiffeId,
         got: SpiffeId,
     },
+    /// The peer is banned.
+    #[error("{peer} at {endpoint} is banned")]
+    Banned {
+        endpoint: SocketAddr,
+        peer: SpiffeId,
+    },
     /// HTTP/2 did not come up.
     #[error("HTTP/2 with {endpoint} failed")]
     Http2 {
@@ -126,6 +132,12 @@ pub(crate) enum DriverError {
     /// The peer answered no PING.
     #[error("the peer stopped answering")]
     PeerGone,
+    /// The peer was banned.
+    #[error("the peer is banned")]
+    Banned,
+    /// The peer's certificate has ended, and it has not come with another.
+    #[error("the peer's certificate has ended")]
+    CertificateEnded,
 }
 
 /// Why an inbound connection did not become a mesh connection.
@@ -146,6 +158,9 @@ pub(crate) enum AcceptError {
     /// The client's certificate carries no usable SPIFFE identity.
     #[error("the client has no usable identity: {0}")]
     NoIdentity(String),
+    /// The client is banned.
+    #[error("{0} is banned")]
+    Banned(SpiffeId),
     /// HTTP/2 did not come up.
     #[error("HTTP/2 failed")]
     Http2(#[source] h2::Error),
@@ -160,6 +175,7 @@ impl AcceptError {
             Self::Handshake(_) => "tls",
             Self::Alpn => "alpn",
             Self::NoIdentity(_) => "identity",
+            Self::Banned(_) => "banned",
             Self::Http2(_) => "http2",
         }
     }

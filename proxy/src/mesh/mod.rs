@@ -7,6 +7,7 @@
 //! carries TCP in CONNECT streams (HBONE).
 
 mod buffers;
+mod census;
 mod client;
 mod error;
 mod gate;
@@ -20,6 +21,7 @@ mod socket;
 mod tunnel;
 
 pub(crate) use self::buffers::{Scratch, give_growable, take_growable};
+pub(crate) use self::census::{Census, Proofs};
 pub(crate) use self::client::StreamLease;
 pub(crate) use self::error::{AcceptError, ConnectError, DriverError, TunnelError};
 pub(crate) use self::gate::HandshakeGate;

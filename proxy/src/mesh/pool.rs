@@ -7,16 +7,20 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use sidewind_identity::SpiffeId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::census::{Census, Due, Member, Standing};
 use super::client::{
     ClientDriver, ConnectionState, DialSettings, MeshConnection, OpenConnection, dial,
 };
@@ -25,6 +29,7 @@ use super::keepalive::KeepaliveSettings;
 use super::slots::{DialOutcome, Key, Slots};
 use super::tunnel::TunnelStream;
 use crate::control::MeshIdentity;
+use crate::errors::Chain;
 
 /// How often a stream that surely was not sent is tried on another connection.
 const MAX_MOVES: usize = 3;
@@ -88,6 +93,7 @@ pub(crate) struct MeshPool(Rc<Inner>);
 struct Inner {
     settings: PoolSettings,
     events: Box<dyn PoolEvents>,
+    census: Census,
     slots: RefCell<Slots>,
     /// Connections that exist, in the pool or on their way in or out.
     connections: Cell<usize>,
@@ -108,10 +114,11 @@ impl fmt::Debug for MeshPool {
 
 impl MeshPool {
     /// A pool with nothing in it.
-    pub(crate) fn new(settings: PoolSettings, events: Box<dyn PoolEvents>) -> Self {
+    pub(crate) fn new(settings: PoolSettings, events: Box<dyn PoolEvents>, census: Census) -> Self {
         Self(Rc::new(Inner {
             settings,
             events,
+            census,
             slots: RefCell::default(),
             connections: Cell::new(0),
         }))
@@ -182,6 +189,32 @@ impl MeshPool {
         self.0.slots.borrow_mut().retire_older(identity);
     }
 
+    /// Meets the peer of a connection again, so that its streams outlive the certificates that it was made
+    /// under. New streams go to the connection that this makes, and the old one ends with its last.
+    pub(crate) async fn meet_again(&self, identity: &Arc<MeshIdentity>, due: &Due) {
+        let Some((endpoint, state)) = due.connection() else {
+            return;
+        };
+        due.put_off(SystemTime::now());
+        self.0.slots.borrow_mut().remove(endpoint, state);
+        if state.is_unused() {
+            return;
+        }
+        match self.connect(identity, endpoint, due.peer()).await {
+            Ok(connection) => {
+                let end = identity.not_after.min(connection.peer().not_after);
+                if !due.prove(end, SystemTime::now()) {
+                    // Of no later certificates than the old one: the next try makes another.
+                    let mut slots = self.0.slots.borrow_mut();
+                    slots.remove(endpoint, connection.state());
+                }
+            }
+            Err(error) => {
+                tracing::debug!(error = %Chain(&error), "a peer could not be met again");
+            }
+        }
+    }
+
     fn pick(
         &self,
         identity: &Arc<MeshIdentity>,
@@ -217,6 +250,17 @@ impl MeshPool {
         tokio::task::spawn_local(task.run(announce));
         Ok(Pick::Wait(outcome))
     }
+}
+
+/// Drives a connection to its end, for as long as its peer may stay.
+async fn driven(driver: ClientDriver, member: &Member) -> Result<(), DriverError> {
+    let mut driver = pin!(driver);
+    poll_fn(|cx| match member.poll_standing(cx) {
+        Standing::Good | Standing::Ending => driver.as_mut().poll(cx),
+        Standing::Banned => Poll::Ready(Err(DriverError::Banned)),
+        Standing::Ended => Poll::Ready(Err(DriverError::CertificateEnded)),
+    })
+    .await
 }
 
 /// Counts one connection as existing.
@@ -262,7 +306,10 @@ impl DialTask {
         drop(announce);
 
         if let Some((state, driver)) = driver {
-            let ended = driver.await;
+            let own_end = self.identity.not_after;
+            let member =
+                (pool.0.census).dialled(&state.peer, self.endpoint, own_end, Rc::clone(&state));
+            let ended = driven(driver, &member).await;
             pool.0.slots.borrow_mut().remove(self.endpoint, &state);
             pool.0.events.closed(self.endpoint, ended.as_ref().err());
         }
@@ -277,7 +324,16 @@ impl DialTask {
             handshake_timeout: settings.handshake_timeout,
             keepalive: settings.keepalive,
         };
-        dial(&self.identity, self.endpoint, &self.expected, &limits).await
+        let census = &self.count.0.0.census;
+        dial(&self.identity, self.endpoint, &self.expected, &limits)
+            .await
+            .and_then(|made| match census.refuses(&made.0.state.peer) {
+                false => Ok(made),
+                true => Err(ConnectError::Banned {
+                    endpoint: self.endpoint,
+                    peer: self.expected.clone(),
+                }),
+            })
     }
 
     /// Ends the slot's dialling and puts the connection there. A slot that was retired meanwhile

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::census::{Census, Member, Standing};
 use super::error::{AcceptError, DriverError};
 use super::gate::HandshakeGate;
 use super::gather::Gather;
@@ -72,6 +73,7 @@ pub(crate) async fn accept(
     identity: &Arc<MeshIdentity>,
     gate: &HandshakeGate,
     settings: &ServerSettings,
+    census: &Census,
 ) -> Result<MeshServerConnection, AcceptError> {
     let remote = tcp.peer_addr().map_err(AcceptError::Handshake)?;
     let local = tcp.local_addr().map_err(AcceptError::Handshake)?;
@@ -82,7 +84,7 @@ pub(crate) async fn accept(
     let after = settings.handshake_timeout;
     timeout(
         after,
-        Box::pin(handshake(tcp, identity, (remote, local), settings)),
+        Box::pin(handshake(tcp, identity, (remote, local), settings, census)),
     )
     .await
     .map_err(|_| AcceptError::HandshakeTimeout { after })?
@@ -93,6 +95,7 @@ async fn handshake(
     identity: &Arc<MeshIdentity>,
     (remote, local): (SocketAddr, SocketAddr),
     settings: &ServerSettings,
+    census: &Census,
 ) -> Result<MeshServerConnection, AcceptError> {
     let accepting = TlsAcceptor::from(Arc::clone(&identity.server_tls)).accept(ReadAhead::new(tcp));
     let tls = match accepting.into_fallible().await {
@@ -106,6 +109,9 @@ async fn handshake(
     let wire = Wire::from_alpn(session.alpn_protocol()).ok_or(AcceptError::Alpn)?;
     let peer = tls::peer_identity(session.peer_certificates())
         .map_err(|error| AcceptError::NoIdentity(error.to_string()))?;
+    if census.refuses(&peer) {
+        return Err(AcceptError::Banned(peer.id));
+    }
 
     let io = Gather::new(tls);
     let mut starting = pin!(builder(settings).handshake(io.clone()));
@@ -119,6 +125,7 @@ async fn handshake(
     .await?;
     let keepalive = Keepalive::new(settings.keepalive, h2.ping_pong());
     Ok(MeshServerConnection {
+        member: census.accepted(&peer, remote.ip()),
         peer: Rc::new(peer),
         wire,
         remote,
@@ -171,6 +178,7 @@ pub(crate) struct MeshServerConnection {
     pub(crate) remote: SocketAddr,
     /// The address that it connected to.
     pub(crate) local: SocketAddr,
+    member: Member,
     h2: Connection<Transport, Bytes>,
     io: Transport,
     keepalive: Keepalive,
@@ -236,6 +244,13 @@ where
     ) -> Poll<Result<(), DriverError>> {
         if !self.draining && drain.poll(cx).is_ready() {
             self.drain();
+        }
+        match self.connection.member.poll_standing(cx) {
+            Standing::Good => {}
+            Standing::Ending if self.draining => {}
+            Standing::Ending => self.drain(),
+            Standing::Banned => return Poll::Ready(Err(DriverError::Banned)),
+            Standing::Ended => return Poll::Ready(Err(DriverError::CertificateEnded)),
         }
         loop {
             if let Poll::Ready(result) = self.poll_turn(cx) {

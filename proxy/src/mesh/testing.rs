@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Request, Response};
+use sidewind_api::BanList;
 use sidewind_identity::authority::{SigningAuthority, SvidTemplate, generate_root};
 use sidewind_identity::{
     ClientAuth, PrivateKey, SpiffeId, Svid, TrustBundle, TrustBundles, TrustDomain, tls,
@@ -18,11 +19,14 @@ use sidewind_identity::{
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::{HandshakeGate, ServerSettings, TunnelStream, accept};
+use super::{Census, HandshakeGate, Proofs, ServerSettings, TunnelStream, accept};
 use crate::control::MeshIdentity;
 
 /// ALPN as Sidewind offers it.
 pub(crate) const ALPN: &[&[u8]] = &[b"sidewind/1", b"h2"];
+
+/// How long certificates live unless a test says so.
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 /// A trust domain with one signing CA.
 pub(crate) struct Realm {
@@ -63,7 +67,17 @@ impl Realm {
         generation: u64,
         alpn: &[&[u8]],
     ) -> Arc<MeshIdentity> {
-        self.sign(&self.bundles, name, generation, alpn)
+        self.sign(&self.bundles, name, generation, alpn, HOUR)
+    }
+
+    /// An identity whose certificate lives as long as that.
+    pub(crate) fn identity_for(
+        &self,
+        name: &str,
+        generation: u64,
+        ttl: Duration,
+    ) -> Arc<MeshIdentity> {
+        self.sign(&self.bundles, name, generation, ALPN, ttl)
     }
 
     /// An identity of `other` that believes what this realm believes.
@@ -73,7 +87,7 @@ impl Realm {
         name: &str,
         generation: u64,
     ) -> Arc<MeshIdentity> {
-        other.sign(&self.bundles, name, generation, ALPN)
+        other.sign(&self.bundles, name, generation, ALPN, HOUR)
     }
 
     fn sign(
@@ -82,10 +96,10 @@ impl Realm {
         name: &str,
         generation: u64,
         alpn: &[&[u8]],
+        ttl: Duration,
     ) -> Arc<MeshIdentity> {
         let id = spiffe_id(name);
         let key = PrivateKey::generate().unwrap();
-        let ttl = Duration::from_secs(3600);
         let template = SvidTemplate {
             id: id.clone(),
             ttl,
@@ -112,6 +126,33 @@ pub(crate) fn spiffe_id(name: &str) -> SpiffeId {
     SpiffeId::parse(&format!("spiffe://example.org/ns/test/sa/{name}")).unwrap()
 }
 
+/// Bans for a census of its own.
+#[derive(Clone)]
+pub(crate) struct Bouncer {
+    bans: watch::Sender<Arc<BanList>>,
+    proofs: Proofs,
+}
+
+impl Default for Bouncer {
+    fn default() -> Self {
+        Self {
+            bans: watch::Sender::new(Arc::default()),
+            proofs: Proofs::default(),
+        }
+    }
+}
+
+impl Bouncer {
+    pub(crate) fn census(&self) -> Census {
+        Census::new(self.bans.subscribe(), self.proofs.clone())
+    }
+
+    pub(crate) fn ban(&self, banned: &str) {
+        let list = BanList::new(1, [banned.parse().unwrap()]);
+        self.bans.send_replace(Arc::new(list));
+    }
+}
+
 /// A mesh server whose state the test sees.
 #[derive(Clone)]
 pub(crate) struct TestServer {
@@ -120,6 +161,8 @@ pub(crate) struct TestServer {
     pub(crate) accepted: Rc<Cell<usize>>,
     pub(crate) open: Rc<Cell<usize>>,
     pub(crate) refused: Rc<RefCell<Vec<String>>>,
+    pub(crate) bouncer: Bouncer,
+    pub(crate) census: Census,
     drain: watch::Sender<u64>,
 }
 
@@ -135,7 +178,10 @@ impl TestServer {
         F: Future<Output = ()> + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let bouncer = Bouncer::default();
         let server = Self {
+            census: bouncer.census(),
+            bouncer,
             address: listener.local_addr().unwrap(),
             gate: HandshakeGate::new(8, 8),
             accepted: Rc::default(),
@@ -149,7 +195,7 @@ impl TestServer {
                 let (server, identity) = (this.clone(), Arc::clone(&identity));
                 let handler = handler.clone();
                 tokio::task::spawn_local(async move {
-                    match accept(tcp, &identity, &server.gate, &settings).await {
+                    match accept(tcp, &identity, &server.gate, &settings, &server.census).await {
                         Ok(connection) => {
                             server.accepted.set(server.accepted.get() + 1);
                             server.open.set(server.open.get() + 1);

@@ -3,14 +3,15 @@
 use bytes::Bytes;
 use http::Request;
 
-use super::{MeshPool, PoolSettings, client::MeshConnection};
+use super::{MeshPool, PoolSettings, client::MeshConnection, testing::Bouncer};
 
 mod pool;
 mod server;
+mod standing;
 mod tunnel;
 
 pub(super) fn pool(settings: PoolSettings) -> MeshPool {
-    MeshPool::new(settings, Box::new(()))
+    MeshPool::new(settings, Box::new(()), Bouncer::default().census())
 }
 
 pub(super) fn get(path: &str) -> Request<()> {

@@ -172,6 +172,7 @@ impl EndpointDesc {
             ConnectError::Tcp { .. } | ConnectError::GivenUp { .. } => ErrorCode::ConnectFailed,
             ConnectError::PoolFull { .. } => ErrorCode::Overloaded,
             ConnectError::WrongIdentity { .. } => ErrorCode::WrongIdentity,
+            ConnectError::Banned { .. } => ErrorCode::PeerBanned,
             _ => ErrorCode::TlsFailed,
         };
         let message = match code {
@@ -183,6 +184,7 @@ impl EndpointDesc {
                 "Somebody else than {} answers at {}.",
                 mesh.id, mesh.address
             ),
+            ErrorCode::PeerBanned => format!("{} at {} is banned.", mesh.id, mesh.address),
             ErrorCode::TlsFailed => format!("No mutual TLS with {} at {}.", mesh.id, mesh.address),
             _ => format!(
                 "The proxy of {} at {} accepted no connection.",

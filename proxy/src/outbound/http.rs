@@ -148,7 +148,8 @@ fn outcome(result: &Result<Response<Body>, ProxyError>) -> Option<Outcome> {
             ErrorCode::ConnectFailed
             | ErrorCode::ConnectTimeout
             | ErrorCode::TlsFailed
-            | ErrorCode::WrongIdentity => Outcome::ConnectFailed,
+            | ErrorCode::WrongIdentity
+            | ErrorCode::PeerBanned => Outcome::ConnectFailed,
             ErrorCode::IdentityUnavailable
             | ErrorCode::IdentityExpired
             | ErrorCode::Overloaded
@@ -165,6 +166,7 @@ impl RetryError for ProxyError {
             | ErrorCode::ConnectTimeout
             | ErrorCode::TlsFailed
             | ErrorCode::WrongIdentity
+            | ErrorCode::PeerBanned
             | ErrorCode::WorkloadUnavailable => Progress::Unsent,
             ErrorCode::UpstreamReset | ErrorCode::RequestTimeout => Progress::Sent,
             _ => Progress::Final,

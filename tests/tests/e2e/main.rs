@@ -5,6 +5,7 @@
 mod support;
 
 mod bad_input;
+mod bans;
 mod control_plane;
 mod demo;
 mod discovery;

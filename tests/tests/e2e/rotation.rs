@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sidewind_tests::load::Load;
-use sidewind_tests::mesh::Mesh;
+use sidewind_tests::mesh::{Mesh, Workload};
 use sidewind_tests::wait::{PATIENCE, eventually};
 
 use crate::support::Pair;
@@ -73,10 +73,10 @@ fn an_opaque_connection_outlives_the_certificate_that_it_began_with() {
         .place
         .connect(server.at(6379), Duration::from_secs(10))
         .unwrap();
-    // Past the end of that certificate, not only past its renewal.
+    // Past the end of that certificate and the grace after it, not only past its renewal: the two have met again.
     eventually(
         "the certificate's end has passed",
-        Duration::from_secs(90),
+        Duration::from_secs(100),
         || {
             stream.write_all(b"PING\r\n").unwrap();
             stream.read_exact(&mut [0; 7]).unwrap();
@@ -84,10 +84,51 @@ fn an_opaque_connection_outlives_the_certificate_that_it_began_with() {
                 .elapsed()
                 .unwrap()
                 .as_secs_f64();
-            (now > expiry + 2.0).then_some(())
+            (now > expiry + 13.0).then_some(())
         },
     );
     assert!(client.sidecar.certificate_expiry() > expiry);
+    for workload in [&client, &server] {
+        assert_eq!(cut_off(workload), 0.0);
+    }
+}
+
+#[test]
+fn a_connection_ends_when_nobody_renews_the_certificates_that_it_rests_on() {
+    use std::io::{Read, Write};
+    let mut mesh = Mesh::plan().flag("--svid-ttl", "60s").start();
+    let server = mesh
+        .workload("data", "redis")
+        .serves("redis.data=6379/tcp")
+        .start();
+    let _redis = sidewind_tests::workloads::redis(&server, 6379, false, &mesh.scratch);
+    let client = mesh.workload("airflow", "task").start();
+    let mut stream = client
+        .place
+        .connect(server.at(6379), Duration::from_secs(10))
+        .unwrap();
+    let mut ping = || {
+        let mut answer = [0; 7];
+        stream
+            .write_all(b"PING\r\n")
+            .and_then(|()| stream.read_exact(&mut answer))
+    };
+    ping().expect("the certificates are good for a while");
+    mesh.control_plane.kill();
+    eventually(
+        "the connection is cut off",
+        Duration::from_secs(100),
+        || ping().is_err().then_some(()),
+    );
+    eventually("the reason is counted", PATIENCE, || {
+        (cut_off(&client) + cut_off(&server) > 0.0).then_some(())
+    });
+}
+
+fn cut_off(workload: &Workload) -> f64 {
+    let reason = [("reason", "certificate-ended")];
+    let metrics = workload.sidecar.metrics();
+    metrics.sum("sidewind_mesh_connections_cut_total", &reason)
 }
 
 mod soak {

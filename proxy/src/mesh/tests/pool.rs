@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{fetch, get, pool};
-use crate::mesh::testing::{Realm, TestServer, answer, spiffe_id, until};
+use crate::mesh::testing::{Bouncer, Realm, TestServer, answer, spiffe_id, until};
 use crate::mesh::*;
 
 #[tokio::test(flavor = "local")]
@@ -376,7 +376,11 @@ async fn the_pool_tells_what_happens() {
     )
     .await;
     let log = Log::default();
-    let pool = MeshPool::new(PoolSettings::default(), Box::new(log.clone()));
+    let pool = MeshPool::new(
+        PoolSettings::default(),
+        Box::new(log.clone()),
+        Bouncer::default().census(),
+    );
     let identity = realm.identity("client", 1);
     pool.connect(&identity, server.address, &spiffe_id("other"))
         .await

@@ -51,6 +51,8 @@ words! {
         BadCertificate = "bad-certificate",
         /// The other side's certificate has expired or is not valid yet.
         ExpiredCertificate = "expired-certificate",
+        /// The certificate is good and it, or its SPIFFE ID, is banned.
+        Banned = "banned",
         /// The certificate is good and its SPIFFE ID is not the expected one.
         WrongIdentity = "wrong-identity",
         /// The other side refused this one, by a TLS alert.
@@ -126,6 +128,16 @@ words! {
 }
 
 words! {
+    /// Why a mesh connection was cut off.
+    CutOff {
+        /// Its peer was banned.
+        Banned = "banned",
+        /// Its peer's certificate has ended, and the peer has not come with another.
+        CertificateEnded = "certificate-ended",
+    }
+}
+
+words! {
     /// How a handshake ended.
     Outcome {
         /// It completed.
@@ -135,7 +147,7 @@ words! {
     }
 }
 
-encode_as_str!(Side, RetryReason, RetryOutcome, Outcome);
+encode_as_str!(CutOff, Side, RetryReason, RetryOutcome, Outcome);
 
 /// A handshake's failure or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -168,6 +180,12 @@ pub(super) struct CodeLabels {
     pub(super) code: ErrorCode,
 }
 
+/// Labels of `sidewind_mesh_connections_cut_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct CutLabels {
+    pub(super) reason: CutOff,
+}
+
 /// Labels of `sidewind_retries_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct RetryLabels {
@@ -185,7 +203,7 @@ macro_rules! closed_set {
         }
     )+ };
 }
-closed_set!(HandshakeLabels, SideLabels, CodeLabels);
+closed_set!(CutLabels, HandshakeLabels, SideLabels, CodeLabels);
 
 impl Labels for RetryLabels {
     fn overflow(&self) -> Self {

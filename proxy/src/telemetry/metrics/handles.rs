@@ -12,8 +12,8 @@ use http::{Method, StatusCode};
 use super::Metrics;
 use super::cell::{Counter, Gauge, Histogram, Latency, Lifetime};
 use super::events::{
-    CodeLabels, FailureLabel, HandshakeFailure, HandshakeLabels, Outcome, RetryLabels,
-    RetryOutcome, RetryReason, Side, SideLabels,
+    CodeLabels, CutLabels, CutOff, FailureLabel, HandshakeFailure, HandshakeLabels, Outcome,
+    RetryLabels, RetryOutcome, RetryReason, Side, SideLabels,
 };
 use super::labels::{
     ConnectionLabels, ErrorLabel, GrpcStatus, MethodLabel, Name, PairLabels, RequestLabels,
@@ -136,6 +136,14 @@ impl WorkerMetrics {
         let counter = self.shared.errors.cell(self.worker, &labels);
         counter.inc();
         errors.push(ErrorCounter { labels, counter });
+    }
+
+    /// Counts mesh connections that were cut off.
+    pub(crate) fn cut_off(&self, reason: CutOff, connections: usize) {
+        if connections > 0 {
+            let cell = self.shared.cut.cell(self.worker, &CutLabels { reason });
+            cell.add(u64::try_from(connections).unwrap_or(u64::MAX));
+        }
     }
 
     /// Counts a TLS handshake and how long it took.

@@ -21,14 +21,14 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 pub(crate) use cell::{Counter, Gauge};
-pub(crate) use events::{HandshakeFailure, RetryOutcome, RetryReason, Side};
+pub(crate) use events::{CutOff, HandshakeFailure, RetryOutcome, RetryReason, Side};
 pub(crate) use exposition::Format;
 pub(crate) use handles::{
     ConnectionHandles, FinishedRequest, OpenConnection, RequestHandles, WorkerMetrics,
 };
 
 use cell::{Cell, Histogram, Latency, Lifetime};
-use events::{CodeLabels, HandshakeLabels, RetryLabels, SideLabels};
+use events::{CodeLabels, CutLabels, HandshakeLabels, RetryLabels, SideLabels};
 use family::{Family, Labels, Single};
 use labels::{ConnectionLabels, PairLabels, RequestLabels};
 
@@ -46,6 +46,7 @@ pub(crate) struct Metrics {
     connections: ConnectionFamilies,
     handshakes: HandshakeFamilies,
     errors: Family<CodeLabels, Counter>,
+    cut: Family<CutLabels, Counter>,
     certificate_expiry: Arc<Gauge>,
     control_plane_connected: Arc<Gauge>,
     /// Access-log lines that were dropped because the log's destination is too slow or fails.
@@ -65,6 +66,10 @@ impl Metrics {
         let connections = ConnectionFamilies::register(&mut families);
         let handshakes = HandshakeFamilies::register(&mut families);
         let errors = families.add("sidewind_errors", "Failures of the proxy's own, by code");
+        let cut = families.add(
+            "sidewind_mesh_connections_cut",
+            "Mesh connections that were cut off because their peer may not stay",
+        );
         let certificate_expiry = register_certificate(&mut registry);
         let control_plane_connected = single(
             &mut registry,
@@ -93,6 +98,7 @@ impl Metrics {
             connections,
             handshakes,
             errors,
+            cut,
             certificate_expiry,
             control_plane_connected,
             dropped_log_lines,

@@ -43,6 +43,7 @@ fn exercise(metrics: &WorkerMetrics) {
     metrics.error(Direction::Inbound, ErrorCode::PolicyDenied);
     let timeout = Err(HandshakeFailure::Timeout);
     metrics.handshake(Side::Server, timeout, Duration::from_secs(10));
+    metrics.cut_off(CutOff::Banned, 1);
     metrics
         .shared()
         .set_certificate_expiry(SystemTime::now() + Duration::from_secs(60));

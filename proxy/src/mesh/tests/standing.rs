@@ -1,0 +1,175 @@
+//! Who may stay: bans, ends of certificates, and meeting again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::control::MeshIdentity;
+use crate::mesh::testing::{Bouncer, HOUR, Realm, TestServer, into_tunnel, spiffe_id, until};
+use crate::mesh::*;
+
+async fn echo(request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let (mut read, mut write) = tokio::io::split(into_tunnel(request, respond));
+    let _ = tokio::io::copy(&mut read, &mut write).await;
+}
+
+/// A client with a tunnel through a server that echoes.
+struct Tunnelled {
+    server: TestServer,
+    bouncer: Bouncer,
+    census: Census,
+    pool: MeshPool,
+    tunnel: TunnelStream,
+}
+
+impl Tunnelled {
+    /// The server's certificate lives for a day, the client's for an hour.
+    async fn new() -> Self {
+        let realm = Realm::shared();
+        let identity = realm.identity_for("server", 1, 24 * HOUR);
+        let server = TestServer::start(identity, ServerSettings::default(), echo).await;
+        let bouncer = Bouncer::default();
+        let census = bouncer.census();
+        let pool = MeshPool::new(PoolSettings::default(), Box::new(()), census.clone());
+        let client = realm.identity("client", 1);
+        let tunnel = open(&pool, &client, &server).await.unwrap();
+        let mut this = Self {
+            server,
+            bouncer,
+            census,
+            pool,
+            tunnel,
+        };
+        assert!(this.works().await);
+        this
+    }
+
+    async fn works(&mut self) -> bool {
+        let mut back = [0; 4];
+        self.tunnel.write_all(b"ping").await.is_ok()
+            && self.tunnel.read_exact(&mut back).await.is_ok()
+    }
+}
+
+async fn open(
+    pool: &MeshPool,
+    client: &Arc<MeshIdentity>,
+    server: &TestServer,
+) -> Result<TunnelStream, TunnelError> {
+    let authority = "10.0.0.9:5432".parse().unwrap();
+    let expected = spiffe_id("server");
+    pool.tunnel(
+        client,
+        server.address,
+        &expected,
+        authority,
+        HeaderMap::new(),
+    )
+    .await
+}
+
+fn after(duration: Duration) -> SystemTime {
+    SystemTime::now() + duration
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_banned_client_is_cut_off_and_not_let_in_again() {
+    let mut it = Tunnelled::new().await;
+    it.server.bouncer.ban(spiffe_id("client").as_str());
+    let review = it.server.census.review(SystemTime::now());
+    assert_eq!((review.banned, review.ended), (1, 0));
+    assert!(!it.works().await);
+    until("the connection ends", || it.server.open.get() == 0).await;
+    // The client sees its new connection closed, whatever its certificate.
+    let client = Realm::shared().identity("client", 2);
+    assert!(open(&it.pool, &client, &it.server).await.is_err());
+    assert_eq!(it.server.refused.borrow().as_slice(), ["banned"]);
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_banned_server_loses_its_clients_and_gets_no_more() {
+    let mut it = Tunnelled::new().await;
+    it.bouncer.ban(spiffe_id("server").as_str());
+    assert_eq!(it.census.review(SystemTime::now()).banned, 1);
+    assert!(!it.works().await);
+    let client = Realm::shared().identity("client", 1);
+    let refused = open(&it.pool, &client, &it.server).await.unwrap_err();
+    assert!(
+        matches!(refused, TunnelError::Connect(ConnectError::Banned { .. })),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "local")]
+async fn somebody_elses_ban_disturbs_nobody() {
+    let mut it = Tunnelled::new().await;
+    it.server.bouncer.ban(spiffe_id("another").as_str());
+    assert_eq!(it.server.census.review(SystemTime::now()).banned, 0);
+    assert!(it.works().await);
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_connection_ends_soon_after_its_clients_certificate() {
+    let mut it = Tunnelled::new().await;
+    let ended = |at| it.server.census.review(at).ended;
+    assert_eq!(ended(after(HOUR - Duration::from_secs(1))), 0);
+    assert_eq!(ended(after(HOUR + Duration::from_secs(5))), 0);
+    assert!(it.works().await, "it has a moment to finish");
+    let ended = |at| it.server.census.review(at).ended;
+    assert_eq!(ended(after(HOUR + Duration::from_secs(11))), 1);
+    assert!(!it.works().await);
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_tunnel_outlives_the_certificates_that_it_was_made_under_because_the_two_meet_again() {
+    let mut it = Tunnelled::new().await;
+    let early = it.census.review(after(HOUR / 2));
+    assert!(early.due.is_empty(), "half of the time is left");
+    let review = it.census.review(after(HOUR - Duration::from_secs(120)));
+    assert_eq!(review.due.len(), 1);
+    let renewed = Realm::shared().identity_for("client", 2, 2 * HOUR);
+    it.pool.meet_again(&renewed, &review.due[0]).await;
+    assert_eq!(it.server.accepted.get(), 2);
+
+    let later = after(HOUR + Duration::from_secs(60));
+    assert_eq!(it.server.census.review(later).ended, 0);
+    let review = it.census.review(later);
+    assert_eq!((review.ended, review.due.len()), (0, 0));
+    assert!(it.works().await);
+    assert_eq!(it.server.accepted.get(), 2);
+}
+
+#[tokio::test(flavor = "local")]
+async fn meeting_again_under_the_same_certificate_proves_nothing() {
+    let mut it = Tunnelled::new().await;
+    let same = Realm::shared().identity_for("client", 2, HOUR / 2);
+    let near_the_end = after(HOUR - Duration::from_secs(60));
+    let review = it.census.review(near_the_end);
+    it.pool.meet_again(&same, &review.due[0]).await;
+    let too_late = after(HOUR + Duration::from_secs(60));
+    assert_eq!(it.server.census.review(too_late).ended, 2);
+    assert!(!it.works().await);
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_connection_that_nobody_uses_is_not_made_again() {
+    let it = Tunnelled::new().await;
+    let Tunnelled {
+        server,
+        census,
+        pool,
+        tunnel,
+        ..
+    } = it;
+    drop(tunnel);
+    let review = census.review(after(HOUR - Duration::from_secs(60)));
+    let renewed = Realm::shared().identity_for("client", 2, 2 * HOUR);
+    pool.meet_again(&renewed, &review.due[0]).await;
+    until("the connection ends", || server.open.get() == 0).await;
+    assert_eq!(server.accepted.get(), 1);
+}
