@@ -75,7 +75,10 @@ impl StartError {
         match self {
             Self::Lifetime(_) | Self::Config(_) => true,
             Self::StateDir(error) => !matches!(error, StateDirError::InUse { .. }),
-            Self::Store(error) => matches!(error, StoreError::OtherTrustDomain { .. }),
+            Self::Store(error) => matches!(
+                error,
+                StoreError::OtherTrustDomain { .. } | StoreError::StateDir(_)
+            ),
             Self::Authority(error) => matches!(
                 error,
                 AuthorityStartError::Load { .. }

@@ -1,7 +1,7 @@
 //! The record of every issuance and refusal.
 
 use super::{StoreError, unix_seconds};
-use sqlx::{SqliteConnection, SqliteTransaction};
+use sqlx::{Any, AnyConnection, Transaction};
 use std::time::SystemTime;
 
 /// One thing that was granted or refused. Holds no secret: no token, no key, no request body.
@@ -65,13 +65,13 @@ impl AuditRecord {
 
 /// Adds a record.
 pub(super) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     record: &AuditRecord,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO audit (at, event, outcome, detail, spiffe_id, registration, serial, not_after,
                             caller, csr_sha256)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
     .bind(unix_seconds(record.at))
     .bind(record.event)
@@ -90,13 +90,13 @@ pub(super) async fn insert(
 
 /// Deletes records beyond 90 days and beyond a number that a disk bears.
 pub(super) async fn prune(
-    transaction: &mut SqliteTransaction<'_>,
+    transaction: &mut Transaction<'_, Any>,
     now: i64,
 ) -> Result<(), StoreError> {
     const KEPT_SECONDS: i64 = 90 * 86_400;
     const KEPT_RECORDS: i64 = 2_000_000;
     sqlx::query(
-        "DELETE FROM audit WHERE at < ? OR id <= (SELECT coalesce(max(id), 0) - ? FROM audit)",
+        "DELETE FROM audit WHERE at < $1 OR id <= (SELECT coalesce(max(id), 0) - $2 FROM audit)",
     )
     .bind(now - KEPT_SECONDS)
     .bind(KEPT_RECORDS)

@@ -2,7 +2,7 @@
 
 use super::{Store, StoreError, unix_seconds};
 use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 use std::time::SystemTime;
 use zeroize::Zeroizing;
 
@@ -53,7 +53,7 @@ impl Store {
     ) -> Result<Option<AuthorityRecord>, StoreError> {
         let row = sqlx::query(
             "SELECT certificate, private_key, not_after FROM authorities
-             WHERE role = ? AND state = 'active'",
+             WHERE role = $1 AND state = 'active'",
         )
         .bind(role.as_str())
         .fetch_optional(&self.pool)
@@ -67,7 +67,7 @@ impl Store {
     /// When the store fails.
     pub async fn trusted_roots(&self, now: SystemTime) -> Result<Vec<Vec<u8>>, StoreError> {
         let certificates = sqlx::query_scalar(
-            "SELECT certificate FROM authorities WHERE role = 'root' AND not_after >= ?
+            "SELECT certificate FROM authorities WHERE role = 'root' AND not_after >= $1
              ORDER BY state = 'active' DESC, id DESC",
         )
         .bind(unix_seconds(now))
@@ -87,14 +87,14 @@ impl Store {
         authority: &AuthorityRecord,
         now: SystemTime,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query("UPDATE authorities SET state = 'old' WHERE role = ? AND state = 'active'")
+        let mut transaction = self.begin().await?;
+        sqlx::query("UPDATE authorities SET state = 'old' WHERE role = $1 AND state = 'active'")
             .bind(role.as_str())
             .execute(&mut *transaction)
             .await?;
         sqlx::query(
             "INSERT INTO authorities (role, state, certificate, private_key, not_after, created_at)
-             VALUES (?, 'active', ?, ?, ?, ?)
+             VALUES ($1, 'active', $2, $3, $4, $5)
              ON CONFLICT (certificate) DO UPDATE SET state = 'active'",
         )
         .bind(role.as_str())
@@ -107,7 +107,7 @@ impl Store {
         if role == AuthorityRole::Root {
             sqlx::query(
                 "INSERT INTO settings (name, value) VALUES ('bundle_sequence', '1')
-                 ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
+                 ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(settings.value AS BIGINT) + 1 AS TEXT)",
             )
             .execute(&mut *transaction)
             .await?;
@@ -115,7 +115,7 @@ impl Store {
         // An old signing key has no further use, and what is not there cannot leak. A new root makes new
         // signing authorities.
         sqlx::query(
-            "DELETE FROM authorities WHERE role = 'signing' AND (state = 'old' OR ? = 'root')",
+            "DELETE FROM authorities WHERE role = 'signing' AND (state = 'old' OR $1 = 'root')",
         )
         .bind(role.as_str())
         .execute(&mut *transaction)
@@ -125,7 +125,7 @@ impl Store {
     }
 }
 
-fn record(row: &SqliteRow) -> Result<AuthorityRecord, StoreError> {
+fn record(row: &AnyRow) -> Result<AuthorityRecord, StoreError> {
     let key: Option<Vec<u8>> = row.try_get("private_key")?;
     Ok(AuthorityRecord {
         certificate: row.try_get("certificate")?,

@@ -71,7 +71,7 @@ impl Store {
         lift: bool,
         audit: &AuditRecord,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin().await?;
         let subject = ban.banned.to_string();
         if lift {
             sqlx::query("DELETE FROM bans WHERE subject = $1")
@@ -100,7 +100,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn forget_bans_of_certificates(&self, before: SystemTime) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin().await?;
         let forgotten =
             sqlx::query("DELETE FROM bans WHERE since < $1 AND subject NOT LIKE 'spiffe:%'")
                 .bind(unix_seconds(before))
@@ -114,7 +114,7 @@ impl Store {
     }
 }
 
-async fn raise_version(connection: &mut sqlx::SqliteConnection) -> Result<(), StoreError> {
+async fn raise_version(connection: &mut sqlx::AnyConnection) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO settings (name, value) VALUES ('bans_version', '1')
          ON CONFLICT (name) DO UPDATE

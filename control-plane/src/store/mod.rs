@@ -1,12 +1,17 @@
 //! The state that survives a restart: authorities, registrations, join tokens, workloads, audit.
 //!
-//! One SQLite file in the state directory, used by one process at a time. What must be true before an
-//! answer leaves (a token is used once) is written in a transaction by the caller; what may follow it
-//! (audit of renewals, workloads) goes through [`writer`], so that renewals need no store.
+//! It is one SQLite file in the state directory, used by one process at a time, or a PostgreSQL database
+//! shared by any number of replicas. Each query is written once for both: parameters are `$1`, integers are
+//! `i64`, truth values are not read back, and what differs is in the migrations and in [`database`].
+//!
+//! What must be true before an answer leaves (a token is used once) is written in a transaction by the
+//! caller; what may follow it (audit of renewals, workloads) goes through [`writer`], so that renewals need
+//! no store.
 
 mod audit;
 mod authorities;
 mod bans;
+pub mod database;
 mod registrations;
 mod state_dir;
 mod tokens;
@@ -16,24 +21,27 @@ pub mod writer;
 pub use audit::{AuditRecord, GRANTED};
 pub use authorities::{AuthorityRecord, AuthorityRole};
 pub use bans::{BanRecord, BanRecords};
+pub use database::{Location, LocationError};
 pub use registrations::{Registration, RegistrationId};
-pub use state_dir::{StateDir, StateDirError, check_private};
+pub use state_dir::{StateDir, StateDirError, check_group_private, check_private};
 pub use tokens::{JoinTokenRecord, Redemption, RefusedToken};
 
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use database::Kind;
+use sqlx::{Any, AnyPool, Transaction};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// SQLite refused or failed.
+    /// The database refused or failed.
     #[error("the store failed")]
-    Sqlite(#[from] sqlx::Error),
+    Database(#[from] sqlx::Error),
     /// The schema could not be brought up to date.
     #[error("the store's schema cannot be used; was it written by a newer sidewind?")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The state directory does not take a database.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
     /// A row does not hold what it should.
     #[error("the store holds a {what} that cannot be read: {why}")]
     Corrupt {
@@ -44,7 +52,7 @@ pub enum StoreError {
     },
     /// The store was made for another trust domain.
     #[error(
-        "the state directory belongs to trust domain {stored}, but {asked} was asked for; give --trust-domain {stored}, or another --state-dir"
+        "the store belongs to trust domain {stored}, but {asked} was asked for; give --trust-domain {stored}, or another --state-dir or --store"
     )]
     OtherTrustDomain {
         /// The trust domain that the store was made for.
@@ -57,7 +65,8 @@ pub enum StoreError {
 /// The store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: SqlitePool,
+    pool: AnyPool,
+    kind: Kind,
 }
 
 impl Store {
@@ -67,25 +76,53 @@ impl Store {
     /// # Errors
     /// When the file cannot be opened, or was written by a newer version.
     pub async fn open(state: &StateDir) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::new()
-            .filename(state.database())
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // A used token must stay used through a power failure.
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(5));
-        // SQLite has one writer at a time: one connection queues fairly where several would collide.
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .min_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options)
-            .await?;
-        sqlx::migrate!("./migrations").run(&pool).await?;
-        Ok(Self { pool })
+        Self::open_at(state, &Location::StateDir).await
+    }
+
+    /// Opens the store where it is and brings its schema up to date.
+    ///
+    /// # Errors
+    /// When it cannot be opened or reached, or was written by a newer version.
+    pub async fn open_at(state: &StateDir, location: &Location) -> Result<Self, StoreError> {
+        let (pool, kind) = database::open(state, location).await?;
+        Ok(Self { pool, kind })
+    }
+
+    /// Begins a transaction that will write. On SQLite it is the only one from the start; on PostgreSQL it is
+    /// READ COMMITTED, where `UPDATE … WHERE` on what must still be so, and the number of rows that it
+    /// changed, decide who of several was first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        Ok(match self.kind {
+            Kind::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await?,
+            Kind::Postgres => self.pool.begin().await?,
+        })
+    }
+
+    /// Begins a transaction that no other of the same name runs beside, in this replica or another.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn begin_alone(
+        &self,
+        name: &'static str,
+    ) -> Result<Transaction<'static, Any>, StoreError> {
+        let mut transaction = self.begin().await?;
+        if self.kind == Kind::Postgres {
+            sqlx::query("SELECT pg_advisory_xact_lock($1)")
+                .bind(database::lock_number(name))
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction)
+    }
+
+    /// Whether other replicas may use this store at the same time.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.kind == Kind::Postgres
     }
 
     /// Claims the store for a trust domain, or checks that it is the one that it was made for.
@@ -117,7 +154,7 @@ impl Store {
     }
 
     async fn setting(&self, name: &str) -> Result<Option<String>, StoreError> {
-        let value = sqlx::query_scalar("SELECT value FROM settings WHERE name = ?")
+        let value = sqlx::query_scalar("SELECT value FROM settings WHERE name = $1")
             .bind(name)
             .fetch_optional(&self.pool)
             .await?;
@@ -125,7 +162,7 @@ impl Store {
     }
 
     async fn set_default(&self, name: &str, value: &str) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING")
             .bind(name)
             .bind(value)
             .execute(&self.pool)
@@ -143,19 +180,19 @@ impl Store {
         const GRACE_SECONDS: i64 = 7 * 86_400;
         const TOKEN_SECONDS: i64 = 30 * 86_400;
         let now = unix_seconds(now);
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query("DELETE FROM svids WHERE not_after < ?")
+        let mut transaction = self.begin().await?;
+        sqlx::query("DELETE FROM svids WHERE not_after < $1")
             .bind(now - GRACE_SECONDS)
             .execute(&mut *transaction)
             .await?;
         sqlx::query(
-            "DELETE FROM registrations WHERE created_at < ?
+            "DELETE FROM registrations WHERE created_at < $1
              AND NOT EXISTS (SELECT 1 FROM svids WHERE registration = registrations.id)",
         )
         .bind(now - GRACE_SECONDS)
         .execute(&mut *transaction)
         .await?;
-        sqlx::query("DELETE FROM join_tokens WHERE expires_at < ?")
+        sqlx::query("DELETE FROM join_tokens WHERE expires_at < $1")
             .bind(now - TOKEN_SECONDS)
             .execute(&mut *transaction)
             .await?;
@@ -164,7 +201,7 @@ impl Store {
         Ok(())
     }
 
-    /// Writes what is pending into the database file and closes it.
+    /// Writes what is pending and closes the database.
     pub async fn close(&self) {
         self.pool.close().await;
     }
@@ -186,36 +223,4 @@ pub fn from_unix_seconds(seconds: i64) -> SystemTime {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// An empty store in a directory of its own.
-    pub(crate) async fn empty_store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(&directory.path().join("state")).unwrap();
-        let store = Store::open(&state).await.unwrap();
-        (directory, store)
-    }
-
-    #[tokio::test]
-    async fn a_store_stays_with_its_trust_domain() {
-        let (_directory, store) = empty_store().await;
-        store.claim_trust_domain("one.example").await.unwrap();
-        store.claim_trust_domain("one.example").await.unwrap();
-        let error = store.claim_trust_domain("two.example").await.unwrap_err();
-        assert!(error.to_string().contains("--trust-domain one.example"));
-    }
-
-    #[tokio::test]
-    async fn the_database_file_is_for_its_owner_alone() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let (directory, _store) = empty_store().await;
-        let state = directory.path().join("state");
-        let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&state), 0o700);
-        for entry in std::fs::read_dir(&state).unwrap() {
-            let path = entry.unwrap().path();
-            assert_eq!(mode(&path), 0o600, "{}", path.display());
-        }
-    }
-}
+pub(crate) mod tests;

@@ -3,8 +3,8 @@
 use super::{Store, StoreError, from_unix_seconds, unix_seconds};
 use sidewind_api::ServiceName;
 use sidewind_identity::SpiffeId;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Row as _};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -65,12 +65,12 @@ impl Store {
         let rows = sqlx::query(
             "SELECT id, spiffe_id, attestor, svid_ttl_seconds, services, serial, not_after
              FROM registrations JOIN svids ON registration = id
-             WHERE not_after >= ? ORDER BY created_at, id, not_after",
+             WHERE not_after >= $1 ORDER BY created_at, id, not_after",
         )
         .bind(unix_seconds(now))
         .fetch_all(&self.pool)
         .await?;
-        let read = |row: &SqliteRow| {
+        let read = |row: &AnyRow| {
             let not_after = from_unix_seconds(row.try_get("not_after")?);
             Ok((registration(row)?, row.try_get("serial")?, not_after))
         };
@@ -80,13 +80,13 @@ impl Store {
 
 /// Adds a registration.
 pub(super) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     registration: &Registration,
     now: SystemTime,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO registrations (id, spiffe_id, attestor, svid_ttl_seconds, services, created_at)
-         VALUES (?, ?, ?, ?, ?, ?)",
+         VALUES ($1, $2, $3, $4, $5, $6)",
     )
     .bind(registration.id.as_str())
     .bind(registration.spiffe_id.as_str())
@@ -102,14 +102,14 @@ pub(super) async fn insert(
 /// Notes that a certificate came of a registration. One that has been deleted meanwhile is passed over, so
 /// that a batch of writes never fails for it.
 pub(super) async fn insert_svid(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     serial: &str,
     registration: &RegistrationId,
     not_after: SystemTime,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO svids (serial, registration, not_after) SELECT ?1, ?2, ?3
-         WHERE EXISTS (SELECT 1 FROM registrations WHERE id = ?2)",
+        "INSERT INTO svids (serial, registration, not_after) SELECT $1, $2, $3
+         WHERE EXISTS (SELECT 1 FROM registrations WHERE id = $2)",
     )
     .bind(serial)
     .bind(registration.as_str())
@@ -119,7 +119,7 @@ pub(super) async fn insert_svid(
     Ok(())
 }
 
-fn registration(row: &SqliteRow) -> Result<Registration, StoreError> {
+fn registration(row: &AnyRow) -> Result<Registration, StoreError> {
     let attestor: &str = row.try_get("attestor")?;
     let corrupt = |why: String| StoreError::Corrupt {
         what: "registration",
@@ -136,7 +136,7 @@ fn registration(row: &SqliteRow) -> Result<Registration, StoreError> {
     })
 }
 
-pub(super) fn spiffe_id(row: &SqliteRow, what: &'static str) -> Result<SpiffeId, StoreError> {
+pub(super) fn spiffe_id(row: &AnyRow, what: &'static str) -> Result<SpiffeId, StoreError> {
     let text: &str = row.try_get("spiffe_id")?;
     SpiffeId::parse(text).map_err(|error| StoreError::Corrupt {
         what,
@@ -144,15 +144,12 @@ pub(super) fn spiffe_id(row: &SqliteRow, what: &'static str) -> Result<SpiffeId,
     })
 }
 
-pub(super) fn svid_ttl(row: &SqliteRow) -> Result<Duration, StoreError> {
+pub(super) fn svid_ttl(row: &AnyRow) -> Result<Duration, StoreError> {
     let seconds: i64 = row.try_get("svid_ttl_seconds")?;
     Ok(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
-pub(super) fn services(
-    row: &SqliteRow,
-    what: &'static str,
-) -> Result<Vec<ServiceName>, StoreError> {
+pub(super) fn services(row: &AnyRow, what: &'static str) -> Result<Vec<ServiceName>, StoreError> {
     let corrupt = |why: String| StoreError::Corrupt { what, why };
     let names: Vec<String> = serde_json::from_str(row.try_get("services")?)
         .map_err(|error| corrupt(error.to_string()))?;

@@ -29,6 +29,19 @@ pub enum StateDirError {
         /// Its permission bits.
         mode: u32,
     },
+    /// A file that holds a secret may be used by others than its owner and group.
+    #[error(
+        "{} holds {what} but has mode {mode:04o}, so others may use it; run: chmod 0440 {}",
+        path.display(), path.display()
+    )]
+    OpenToOthers {
+        /// What it holds.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// Another process uses the directory.
     #[error(
         "another sidewind process{} is using {}; one process alone may use a state directory, so stop that one or give another --state-dir",
@@ -53,7 +66,7 @@ impl StateDir {
     /// Takes a state directory, created with mode 0700 where it is missing.
     ///
     /// # Errors
-    /// When it cannot be made, another process has it, or the database in it is open to others.
+    /// When it cannot be made, or another process has it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |action, path: &Path| {
             let path = path.to_owned();
@@ -70,11 +83,18 @@ impl StateDir {
                 .create(path)
                 .map_err(failed("create the state directory", path))?;
         }
-        let state = Self {
+        Ok(Self {
             _lock: lock(path)?,
             path: path.to_owned(),
-        };
-        let database = state.database();
+        })
+    }
+
+    /// Makes the SQLite file where it is missing, and checks that it is open to its owner alone.
+    ///
+    /// # Errors
+    /// When it cannot be made, or others may use it.
+    pub fn create_database(&self) -> Result<PathBuf, StateDirError> {
+        let database = self.database();
         // Made here and not by SQLite, which would go by the umask; its side files take the same mode.
         OpenOptions::new()
             .create(true)
@@ -82,9 +102,13 @@ impl StateDir {
             .mode(0o600)
             .custom_flags(nofollow())
             .open(&database)
-            .map_err(failed("open the database", &database))?;
+            .map_err(|source| StateDirError::Io {
+                action: "open the database",
+                path: database.clone(),
+                source,
+            })?;
         check_private(&database)?;
-        Ok(state)
+        Ok(database)
     }
 
     /// The directory.
@@ -187,17 +211,35 @@ fn lock(directory: &Path) -> Result<File, StateDirError> {
 /// # Errors
 /// When it cannot be read, or any permission bit of group or others is set.
 pub fn check_private(path: &Path) -> Result<(), StateDirError> {
-    let metadata = path.metadata().map_err(|source| StateDirError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    let mode = metadata.permissions().mode() & 0o7777;
+    let mode = mode_of(path)?;
     if mode & 0o077 == 0 {
         return Ok(());
     }
     let path = path.to_owned();
     Err(StateDirError::TooOpen { path, mode })
+}
+
+/// Checks that a file with secrets in it is open to its owner, and for reading to its group, at most: an
+/// orchestrator gives secrets to a process by its group.
+///
+/// # Errors
+/// When it cannot be read, or more is allowed.
+pub fn check_group_private(path: &Path, what: &'static str) -> Result<(), StateDirError> {
+    let mode = mode_of(path)?;
+    if mode & 0o037 == 0 {
+        return Ok(());
+    }
+    let path = path.to_owned();
+    Err(StateDirError::OpenToOthers { what, path, mode })
+}
+
+fn mode_of(path: &Path) -> Result<u32, StateDirError> {
+    let metadata = path.metadata().map_err(|source| StateDirError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(metadata.permissions().mode() & 0o7777)
 }
 
 #[cfg(test)]
@@ -221,10 +263,11 @@ mod tests {
     #[test]
     fn a_database_that_others_may_read_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        drop(StateDir::open(directory.path()).unwrap());
+        let state = StateDir::open(directory.path()).unwrap();
+        state.create_database().unwrap();
         let database = directory.path().join("sidewind.db");
         std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let error = StateDir::open(directory.path()).unwrap_err().to_string();
+        let error = state.create_database().unwrap_err().to_string();
         assert!(
             error.contains("0644") && error.contains("chmod 600"),
             "{error}"

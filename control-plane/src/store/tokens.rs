@@ -59,11 +59,11 @@ impl Store {
         expires_at: SystemTime,
         audit: &AuditRecord,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin().await?;
         sqlx::query(
             "INSERT INTO join_tokens (sha256, spiffe_id, svid_ttl_seconds, services, created_at,
                                       expires_at)
-             VALUES (?, ?, ?, ?, ?, ?)",
+             VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(sha256.as_slice())
         .bind(token.spiffe_id.as_str())
@@ -89,7 +89,7 @@ impl Store {
     ) -> Result<Result<JoinTokenRecord, RefusedToken>, StoreError> {
         let row = sqlx::query(
             "SELECT spiffe_id, svid_ttl_seconds, services, expires_at, used_at FROM join_tokens
-             WHERE sha256 = ?",
+             WHERE sha256 = $1",
         )
         .bind(sha256.as_slice())
         .fetch_optional(&self.pool)
@@ -117,10 +117,10 @@ impl Store {
     /// When the store fails; then the token is not used.
     pub async fn redeem_join_token(&self, redemption: &Redemption<'_>) -> Result<bool, StoreError> {
         let now = redemption.audit.at;
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin().await?;
         let used = sqlx::query(
-            "UPDATE join_tokens SET used_at = ?1
-             WHERE sha256 = ?2 AND used_at IS NULL AND expires_at > ?1",
+            "UPDATE join_tokens SET used_at = $1
+             WHERE sha256 = $2 AND used_at IS NULL AND expires_at > $1",
         )
         .bind(unix_seconds(now))
         .bind(redemption.sha256.as_slice())
@@ -142,7 +142,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::empty_store;
+    use super::super::tests::{TestStore, each_store};
     use super::super::{RegistrationId, audit::GRANTED};
     use super::*;
 
@@ -163,19 +163,21 @@ mod tests {
         }
     }
 
-    async fn store_with_token(expires_at: SystemTime) -> (tempfile::TempDir, Store) {
-        let (directory, store) = empty_store().await;
+    async fn stores_with_token(expires_at: SystemTime) -> [TestStore; 2] {
+        let stores = each_store().await;
         let token = JoinTokenRecord {
             spiffe_id: SpiffeId::parse("spiffe://example.org/ns/data/sa/orders").unwrap(),
             svid_ttl: MINUTE,
             services: vec!["orders.data".parse().unwrap()],
         };
         let audit = audit_record("token-create", SystemTime::now());
-        store
-            .insert_join_token([7; 32], &token, expires_at, &audit)
-            .await
-            .unwrap();
-        (directory, store)
+        for store in &stores {
+            store
+                .insert_join_token([7; 32], &token, expires_at, &audit)
+                .await
+                .unwrap();
+        }
+        stores
     }
 
     async fn redeem(store: &Store, at: SystemTime) -> bool {
@@ -204,35 +206,38 @@ mod tests {
     #[tokio::test]
     async fn a_join_token_is_used_once() {
         let now = SystemTime::now();
-        let (_directory, store) = store_with_token(now + MINUTE).await;
-        assert!(store.join_token([7; 32], now).await.unwrap().is_ok());
-        assert!(redeem(&store, now).await);
-        assert!(!redeem(&store, now).await);
-        let refused = store.join_token([7; 32], now).await.unwrap();
-        assert_eq!(refused, Err(RefusedToken::Used));
-        let living = store.living_registrations(now).await.unwrap();
-        assert_eq!(living.len(), 1);
-        assert_eq!(living[0].0.services[0].as_str(), "orders.data");
+        for store in stores_with_token(now + MINUTE).await {
+            assert!(store.join_token([7; 32], now).await.unwrap().is_ok());
+            assert!(redeem(&store, now).await);
+            assert!(!redeem(&store, now).await);
+            let refused = store.join_token([7; 32], now).await.unwrap();
+            assert_eq!(refused, Err(RefusedToken::Used));
+            let living = store.living_registrations(now).await.unwrap();
+            assert_eq!(living.len(), 1);
+            assert_eq!(living[0].0.services[0].as_str(), "orders.data");
+        }
     }
 
     #[tokio::test]
     async fn an_expired_or_made_up_join_token_gives_nothing() {
         let now = SystemTime::now();
-        let (_directory, store) = store_with_token(now + MINUTE).await;
-        let late = now + MINUTE + Duration::from_secs(1);
-        let refused = store.join_token([7; 32], late).await.unwrap();
-        assert_eq!(refused, Err(RefusedToken::Expired));
-        assert!(!redeem(&store, late).await);
-        let refused = store.join_token([8; 32], now).await.unwrap();
-        assert_eq!(refused, Err(RefusedToken::Unknown));
+        for store in stores_with_token(now + MINUTE).await {
+            let late = now + MINUTE + Duration::from_secs(1);
+            let refused = store.join_token([7; 32], late).await.unwrap();
+            assert_eq!(refused, Err(RefusedToken::Expired));
+            assert!(!redeem(&store, late).await);
+            let refused = store.join_token([8; 32], now).await.unwrap();
+            assert_eq!(refused, Err(RefusedToken::Unknown));
+        }
     }
 
     #[tokio::test]
     async fn the_audit_cannot_be_changed() {
-        let (_directory, store) = store_with_token(SystemTime::now() + MINUTE).await;
-        let changed = sqlx::query("UPDATE audit SET caller = 'nobody'")
-            .execute(&store.pool)
-            .await;
-        assert!(changed.unwrap_err().to_string().contains("append-only"));
+        for store in stores_with_token(SystemTime::now() + MINUTE).await {
+            let changed = sqlx::query("UPDATE audit SET caller = 'nobody'")
+                .execute(&store.pool)
+                .await;
+            assert!(changed.unwrap_err().to_string().contains("append-only"));
+        }
     }
 }

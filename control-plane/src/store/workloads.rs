@@ -3,7 +3,7 @@
 use super::{Store, StoreError};
 use prost::Message as _;
 use sidewind_api::v1;
-use sqlx::SqliteConnection;
+use sqlx::AnyConnection;
 
 impl Store {
     /// Every workload that was registered when it was last written.
@@ -26,11 +26,11 @@ impl Store {
 
 /// Writes a workload as it is now.
 pub(super) async fn upsert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     workload: &v1::Workload,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO workloads (spiffe_id, instance_id, record) VALUES (?, ?, ?)
+        "INSERT INTO workloads (spiffe_id, instance_id, record) VALUES ($1, $2, $3)
          ON CONFLICT (spiffe_id, instance_id) DO UPDATE SET record = excluded.record",
     )
     .bind(workload.spiffe_id.as_str())
@@ -43,11 +43,11 @@ pub(super) async fn upsert(
 
 /// Deletes a workload.
 pub(super) async fn delete(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     spiffe_id: &str,
     instance_id: &str,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM workloads WHERE spiffe_id = ? AND instance_id = ?")
+    sqlx::query("DELETE FROM workloads WHERE spiffe_id = $1 AND instance_id = $2")
         .bind(spiffe_id)
         .bind(instance_id)
         .execute(connection)

@@ -134,7 +134,7 @@ impl WriterTask {
 }
 
 async fn commit(store: &Store, batch: &[Write]) -> Result<(), StoreError> {
-    let mut transaction = store.pool.begin_with("BEGIN IMMEDIATE").await?;
+    let mut transaction = store.begin().await?;
     for write in batch {
         match write {
             Write::Audit(record) => audit::insert(&mut transaction, record).await?,
@@ -157,35 +157,36 @@ async fn commit(store: &Store, batch: &[Write]) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::empty_store;
+    use super::super::tests::{each_store, empty_store};
     use super::*;
 
     #[tokio::test]
     async fn what_was_taken_is_written_before_the_task_ends() {
-        let (_directory, store) = empty_store().await;
-        let (writer, task) = writer(store.clone(), Arc::default());
-        for instance in ["a", "b", "c"] {
-            writer.write(Write::WorkloadCame(Box::new(v1::Workload {
+        for store in each_store().await {
+            let (writer, task) = writer(Store::clone(&store), Arc::default());
+            for instance in ["a", "b", "c"] {
+                writer.write(Write::WorkloadCame(Box::new(v1::Workload {
+                    spiffe_id: "spiffe://example.org/x".to_owned(),
+                    instance_id: instance.to_owned(),
+                    ..Default::default()
+                })));
+            }
+            writer.write(Write::WorkloadLeft {
                 spiffe_id: "spiffe://example.org/x".to_owned(),
-                instance_id: instance.to_owned(),
-                ..Default::default()
-            })));
+                instance_id: "b".to_owned(),
+            });
+            drop(writer);
+            task.run().await;
+            let mut left: Vec<String> = store
+                .workloads()
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|workload| workload.instance_id)
+                .collect();
+            left.sort();
+            assert_eq!(left, ["a", "c"]);
         }
-        writer.write(Write::WorkloadLeft {
-            spiffe_id: "spiffe://example.org/x".to_owned(),
-            instance_id: "b".to_owned(),
-        });
-        drop(writer);
-        task.run().await;
-        let mut left: Vec<String> = store
-            .workloads()
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|workload| workload.instance_id)
-            .collect();
-        left.sort();
-        assert_eq!(left, ["a", "c"]);
     }
 
     #[tokio::test]
