@@ -50,10 +50,8 @@ bench: ## Measure Sidewind beside HAProxy, nginx and Envoy (root; BENCH_SHORT=1 
 	@.ci/bench
 
 .PHONY: soak
-soak: ## Run the long tests: rotation under load for minutes
-	@.ci/install test
-	cargo build --locked --workspace
-	cargo nextest run --locked -p sidewind-tests --profile soak
+soak: ## Run the long tests: rotation under load for minutes (root for network namespaces)
+	@.ci/soak
 
 .PHONY: image
 image: release ## Build the container images (needs a Docker engine; target/image holds their file systems either way)

@@ -35,6 +35,19 @@ as_root() {
     fi
 }
 
+# as_root_tests COMMAND...: cargo runs as the user, and the end-to-end tests, which make network namespaces, as root:
+# without it cargo's own hook starts each test program by sudo.
+as_root_tests() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+        return
+    fi
+    as_root true
+    local triple
+    triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    env "CARGO_TARGET_${triple}_RUNNER=sudo -n --preserve-env" "$@"
+}
+
 # step NAME COMMAND...: runs one command under a heading, with its time; the first that fails ends the script.
 steps_done=()
 step() {

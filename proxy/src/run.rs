@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::{
     runtime::{Builder, LocalOptions},
     signal::unix::{Signal, SignalKind, signal},
@@ -54,6 +55,10 @@ pub(crate) fn run(config: Config) -> ExitCode {
         Ok(log) => log,
         Err(error) => return failed(&error),
     };
+    // The private key must not end in a core dump, nor be read by a debugger of the same user.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps stay allowed");
+    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

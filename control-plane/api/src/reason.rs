@@ -5,9 +5,14 @@
 //! reading prose.
 
 use std::fmt;
+use std::time::Duration;
 
 /// The metadata key of a status that carries a [`Reason`].
 pub const METADATA_KEY: &str = "sidewind-reason";
+
+/// The metadata key of a status that says after how many milliseconds to try again. Whoever does adds a
+/// random part, so that those who were refused together do not come back together.
+pub const RETRY_AFTER_KEY: &str = "retry-after-ms";
 
 macro_rules! reasons {
     ($($(#[$meta:meta])* $variant:ident = $word:literal,)+) => {
@@ -52,7 +57,7 @@ reasons! {
     NoRegistrationMatches = "no-registration-matches",
     /// The identity or certificate is banned.
     Banned = "banned",
-    /// Too many calls from one address or identity.
+    /// The caller asks more often than it may; [`RETRY_AFTER_KEY`] says when to try again.
     RateLimited = "rate-limited",
     /// The audience of a JWT-SVID is missing or cannot be used.
     AudienceRefused = "audience-refused",
@@ -104,6 +109,13 @@ impl Reason {
     #[must_use]
     pub fn of(status: &tonic::Status) -> Option<Self> {
         Self::parse(status.metadata().get(METADATA_KEY)?.to_str().ok()?)
+    }
+
+    /// How long a status asks to wait before the next try, if it says.
+    #[must_use]
+    pub fn retry_after(status: &tonic::Status) -> Option<Duration> {
+        let value = status.metadata().get(RETRY_AFTER_KEY)?.to_str().ok()?;
+        value.parse().ok().map(Duration::from_millis)
     }
 
     /// Whether a proxy that is refused for this reason should attest again: its present certificate
@@ -177,6 +189,36 @@ mod tests {
             let status = reason.status("because");
             assert_eq!(Reason::of(&status), Some(*reason));
             assert_eq!(status.code(), reason.code());
+        }
+    }
+
+    #[test]
+    fn the_documentation_lists_every_reason_with_its_code() {
+        let page = include_str!("../../../docs/errors.md");
+        let (_, section) = page
+            .split_once("## Reasons of the control plane\n")
+            .unwrap();
+        let listed: Vec<_> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("- ")?.split_once(':'))
+            .map(|(word, _)| word.to_owned())
+            .collect();
+        let expected: Vec<_> = Reason::ALL
+            .iter()
+            .map(|reason| format!("`{reason}` ({})", i32::from(reason.code())))
+            .collect();
+        assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn a_status_says_when_to_try_again() {
+        let mut status = Reason::RateLimited.status("too many calls");
+        assert_eq!(Reason::retry_after(&status), None);
+        for (value, expected) in [("1500", Some(1500)), ("soon", None), ("-1", None)] {
+            let value = value.parse().unwrap();
+            status.metadata_mut().insert(RETRY_AFTER_KEY, value);
+            let expected = expected.map(Duration::from_millis);
+            assert_eq!(Reason::retry_after(&status), expected);
         }
     }
 

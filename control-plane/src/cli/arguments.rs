@@ -1,10 +1,12 @@
 //! Every command and flag. Each flag is also a variable: `--state-dir` is `SIDEWIND_STATE_DIR`.
 
+use crate::server::limits::{ATTEST_PER_SECOND, SIGN_PER_SECOND};
 use crate::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sidewind_api::{Banned, ServiceName, duration};
 use sidewind_identity::{SpiffeId, TrustDomain};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,6 +59,13 @@ pub enum Command {
     /// Look at resources: policies, service entries, routes.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Show what was granted and refused, and check that nothing of it was changed.
+    Audit(AuditFlags),
+    /// Show what the running control plane logs, or change it.
+    ///
+    /// With a filter it is changed at once, until the process ends; a filter that is none changes nothing
+    /// and ends with 64.
+    LogLevel(LogLevelFlags),
 }
 
 /// Flags of `serve`.
@@ -128,6 +137,25 @@ pub struct ServeFlags {
         requires = "root_cert"
     )]
     pub root_key: Option<PathBuf>,
+
+    /// Attestations, and challenges for them, that one address may ask for in one second.
+    ///
+    /// It is what counts before it is known who asks. Five times as many may come at once. An IPv6 address counts as its /64 network, and handshakes
+    /// without a certificate may be twice as many. Raise it where more than a thousand proxies stand behind
+    /// one address. Who asks more often is refused with the reason rate-limited, and told when to try again.
+    #[arg(
+        long, env = "SIDEWIND_ATTEST_RATE", value_name = "NUMBER", default_value_t = ATTEST_PER_SECOND
+    )]
+    pub attest_rate: NonZeroU32,
+
+    /// Certificates that one proxy may have signed in one second; five times as many at once.
+    ///
+    /// A proxy is known by its registration, which it has from its attestation: a SPIFFE ID is shared by
+    /// all replicas of a workload.
+    #[arg(
+        long, env = "SIDEWIND_SIGN_RATE", value_name = "NUMBER", default_value_t = SIGN_PER_SECOND
+    )]
+    pub sign_rate: NonZeroU32,
 
     /// What to log: a level, or a filter like info,sidewind_control_plane=debug.
     #[arg(
@@ -304,6 +332,50 @@ pub enum OutputFormat {
     Table,
     /// JSON for programs.
     Json,
+}
+
+/// Flags of `audit`.
+#[derive(Debug, Args)]
+pub struct AuditFlags {
+    /// Only records of this last time, at most 90 days.
+    #[arg(
+        long, env = "SIDEWIND_SINCE", value_name = "DURATION", default_value = "1h",
+        value_parser = parse_duration
+    )]
+    pub since: Duration,
+
+    /// Instead of showing records, check the chain of hashes over all of them; ends with 1 when it is broken.
+    ///
+    /// Prints the last hash. Note it elsewhere: who can write the database can make a new chain, but none
+    /// that has a noted hash in it.
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Form of the output.
+    #[arg(
+        short,
+        long,
+        env = "SIDEWIND_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub output: OutputFormat,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Flags of `log-level`.
+#[derive(Debug, Args)]
+pub struct LogLevelFlags {
+    /// A level, or a filter like info,sidewind_control_plane=debug; left out: show the present one.
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
 }
 
 /// Commands about resources.

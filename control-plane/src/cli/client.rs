@@ -1,7 +1,7 @@
 //! The commands that ask a running control plane over its admin socket.
 
 use super::arguments::{
-    AuthorityShowFlags, OutputFormat, SocketFlags, TokenCreateFlags, WorkloadsFlags,
+    AuthorityShowFlags, LogLevelFlags, OutputFormat, SocketFlags, TokenCreateFlags, WorkloadsFlags,
 };
 use super::{Failure, output};
 use crate::store::StateDir;
@@ -56,6 +56,20 @@ pub(super) fn list_workloads(flags: &WorkloadsFlags) -> Result<(), Failure> {
         OutputFormat::Table => print!("{}", output::workloads_table(&answer.workloads)),
         OutputFormat::Json => println!("{}", output::workloads_json(&answer.workloads)),
     }
+    Ok(())
+}
+
+pub(super) fn log_level(flags: &LogLevelFlags) -> Result<(), Failure> {
+    let answer = ask(&flags.socket, async |mut client| match &flags.filter {
+        None => client.get_log_level(v1::GetLogLevelRequest {}).await,
+        Some(filter) => {
+            let filter = filter.clone();
+            client
+                .set_log_level(v1::SetLogLevelRequest { filter })
+                .await
+        }
+    })?;
+    println!("{}", answer.filter);
     Ok(())
 }
 

@@ -3,10 +3,12 @@
 //! - [`arguments`]: every command and flag
 //! - `serve`: flags into settings; signals
 //! - `client`: the admin socket of a running server, and the commands that ask it
+//! - `audit`: what was granted and refused
 //! - `bans`: ban, unban, bans
 //! - `check`: `config check`, offline
 
 pub mod arguments;
+mod audit;
 mod bans;
 mod check;
 mod client;
@@ -67,6 +69,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Ban(flags) => bans::ban(flags),
         Command::Unban(flags) => bans::unban(flags),
         Command::Bans(flags) => bans::list(&flags),
+        Command::Audit(flags) => audit::run(&flags),
+        Command::LogLevel(flags) => client::log_level(&flags),
         Command::Config(ConfigCommand::Check { directory }) => check::run(&directory),
     }
 }

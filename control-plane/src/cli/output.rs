@@ -137,6 +137,31 @@ fn row(workload: &v1::Workload) -> [String; 6] {
     ]
 }
 
+/// The head of a table of the audit.
+pub(super) fn audit_header() -> String {
+    audit_line("TIME", "EVENT", "OUTCOME", "CALLER", "SPIFFE ID")
+}
+
+/// A record of the audit for people; what a stranger sent is in none of its columns but escaped.
+pub(super) fn audit_row(entry: &v1::AuditEntry) -> String {
+    let spiffe_id = entry.spiffe_id.as_deref().unwrap_or("-");
+    let line = audit_line(
+        &timestamp(entry.at_unix),
+        &entry.event,
+        &entry.outcome,
+        &entry.caller,
+        spiffe_id,
+    );
+    match &entry.detail {
+        Some(detail) => format!("{line}  {}", detail.escape_debug()),
+        None => line,
+    }
+}
+
+fn audit_line(at: &str, event: &str, outcome: &str, caller: &str, spiffe_id: &str) -> String {
+    format!("{at:20}  {event:13}  {outcome:20}  {caller:15}  {spiffe_id}")
+}
+
 fn remaining(end: i64) -> String {
     match from_unix_seconds(end).duration_since(SystemTime::now()) {
         Ok(left) => format!("ends in {}", duration::format(left)),

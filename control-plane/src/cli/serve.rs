@@ -3,9 +3,9 @@
 use super::Failure;
 use super::arguments::{PlaintextFlag, ServeFlags};
 use crate::issuance::authority::RootSource;
-use crate::server::{Server, Settings, StartError, shutdown};
+use crate::server::{Limits, Server, Settings, StartError, shutdown};
 use crate::store::{StateDirError, check_private};
-use crate::telemetry::{chain, init_logs};
+use crate::telemetry::{LogHandle, chain, init_logs};
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 use sidewind_api::v1::PlaintextMode;
 use std::path::Path;
@@ -13,17 +13,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
 pub(super) fn run(flags: ServeFlags) -> Result<(), Failure> {
-    init_logs(&flags.log_level, flags.log_format).map_err(Failure::Usage)?;
+    let logs = init_logs(&flags.log_level, flags.log_format)
+        .map_err(|error| Failure::Usage(format!("--log-level: {error}")))?;
     harden();
     let settings = settings(flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("the runtime cannot start: {error}")))?;
-    runtime.block_on(serve(settings))
+    runtime.block_on(serve(settings, logs))
 }
 
-async fn serve(settings: Settings) -> Result<(), Failure> {
+async fn serve(settings: Settings, logs: LogHandle) -> Result<(), Failure> {
     let failed = |error: StartError| {
         let message = chain(&error);
         if error.is_usage() {
@@ -36,6 +37,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let server = Server::start(settings).await.map_err(failed)?;
+    let server = server.with_logs(logs);
     let (trigger, shutdown) = shutdown();
     tokio::spawn(async move {
         tokio::select! {
@@ -68,6 +70,10 @@ fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
             PlaintextFlag::Strict => PlaintextMode::Strict,
         },
         root,
+        limits: Limits {
+            attest_per_second: flags.attest_rate,
+            sign_per_second: flags.sign_rate,
+        },
     })
 }
 

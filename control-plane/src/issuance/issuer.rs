@@ -7,7 +7,7 @@ use super::registrations::{Registrations, name};
 use crate::attest::{Attestors, Settlement};
 use crate::store::writer::{Write, Writer};
 use crate::store::{AuditRecord, GRANTED, Registration};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Throttle};
 use sidewind_api::{MAX_CSR_BYTES, Reason, v1};
 use sidewind_identity::PeerIdentity;
 use sidewind_identity::authority::SignError;
@@ -94,6 +94,20 @@ impl Issuer {
         self.registrations
             .add(Arc::clone(&registration), serial, not_after);
         Ok((self.response(&issued), registration))
+    }
+
+    /// Counts and records the refusal of a call whose request was not read.
+    pub fn refuse_unread(
+        &self,
+        event: &'static str,
+        peer: Option<&PeerIdentity>,
+        caller: IpAddr,
+        refusal: Refusal,
+    ) -> Refusal {
+        let mut audit = audit_record(event, &[], caller);
+        audit.csr_sha256 = None;
+        audit.spiffe_id = peer.map(|peer| peer.id.to_string());
+        self.refused(audit, refusal)
     }
 
     /// Signs a new key for the identity of a living certificate. Needs no store.
@@ -188,7 +202,11 @@ impl Issuer {
         self.authority.sign(csr, id, ttl, now).map_err(|error| {
             let reason = sign_refusal(&error);
             if reason == Reason::Internal {
-                tracing::error!(error = crate::telemetry::chain(&error), "signing failed");
+                static FAILED: Throttle = Throttle::new();
+                if let Some(unsaid) = FAILED.admit("sign") {
+                    let error = crate::telemetry::chain(&error);
+                    tracing::error!(error, unsaid, "signing failed");
+                }
                 return Refusal::new(reason, "the control plane could not sign; see its log");
             }
             Refusal::new(reason, error.to_string())

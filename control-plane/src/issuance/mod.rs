@@ -33,7 +33,11 @@ impl Refusal {
 
     /// The refusal of what needs the store while it is away. The cause is logged, not sent.
     pub fn store(error: &crate::store::StoreError) -> Self {
-        tracing::error!(error = crate::telemetry::chain(error), "the store failed");
+        static FAILED: crate::telemetry::Throttle = crate::telemetry::Throttle::new();
+        if let Some(unsaid) = FAILED.admit("store") {
+            let error = crate::telemetry::chain(error);
+            tracing::error!(error, unsaid, "the store failed");
+        }
         Self::new(
             Reason::StoreUnavailable,
             "the control plane cannot reach its store just now; try again",

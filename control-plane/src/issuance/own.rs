@@ -121,18 +121,3 @@ fn sign(
         bundle_sequence: bundle.sequence(),
     })
 }
-
-/// Signs a throw-away certificate: whether the authority really can.
-///
-/// # Errors
-/// Why it cannot.
-pub fn check_signing(
-    authority: &CertificateAuthority,
-    now: SystemTime,
-) -> Result<(), OwnIdentityError> {
-    let id = SpiffeId::from_parts(authority.trust_domain(), "/sidewind/health-check")?;
-    let key = PrivateKey::generate()?;
-    let ttl = sidewind_identity::authority::MIN_SVID_TTL;
-    authority.sign(&key.csr_der()?, &id, ttl, now)?;
-    Ok(())
-}

@@ -7,7 +7,9 @@ use crate::issuance::authority::{CertificateAuthority, is_reserved};
 use crate::issuance::bans::Bans;
 use crate::issuance::issuer::{check_lifetime, hex};
 use crate::registry::Registry;
-use crate::store::{AuditRecord, GRANTED, JoinTokenRecord, Store, unix_seconds};
+use crate::store::audit_chain::StoredRecord;
+use crate::store::{AuditRecord, GRANTED, JoinTokenRecord, Store, from_unix_seconds, unix_seconds};
+use crate::telemetry::{LogError, LogHandle, Metrics, Throttle};
 use rustls_pki_types::CertificateDer;
 use sidewind_api::v1::admin_service_server::{AdminService, AdminServiceServer};
 use sidewind_api::{Reason, ServiceNameError, duration, v1};
@@ -28,6 +30,8 @@ const TOKEN_TIME: Duration = Duration::from_secs(600);
 const MAX_TOKEN_TIME: Duration = Duration::from_secs(86_400);
 /// Most services of one join token.
 const MAX_SERVICES: usize = 256;
+/// Most records of the audit in one answer.
+const MAX_AUDIT_PAGE: u32 = 1000;
 
 #[derive(Debug)]
 pub(super) struct AdminApi {
@@ -36,6 +40,9 @@ pub(super) struct AdminApi {
     pub(super) registry: Arc<Registry>,
     pub(super) bans: Arc<Bans>,
     pub(super) svid_ttl: Duration,
+    pub(super) metrics: Arc<Metrics>,
+    /// None where this process is not the one that logs.
+    pub(super) logs: Option<LogHandle>,
 }
 
 /// Opens the socket for its owner alone.
@@ -57,7 +64,7 @@ pub(super) async fn serve(
     shutdown: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
     let (sender, receiver) = mpsc::channel(8);
-    let accepting = tokio::spawn(accept(listener, sender));
+    let accepting = tokio::spawn(accept(listener, sender, Arc::clone(&api.metrics)));
     let served = tonic::transport::Server::builder()
         .timeout(Duration::from_secs(30))
         .add_service(AdminServiceServer::new(api))
@@ -68,13 +75,24 @@ pub(super) async fn serve(
 }
 
 /// Hands on the connections of this process's own user and of root.
-async fn accept(listener: UnixListener, accepted: mpsc::Sender<io::Result<UnixStream>>) {
+async fn accept(
+    listener: UnixListener,
+    accepted: mpsc::Sender<io::Result<UnixStream>>,
+    metrics: Arc<Metrics>,
+) {
+    static REFUSED: Throttle = Throttle::new();
+    let refused = |reason: &'static str, uid: Option<u32>, error: &dyn std::fmt::Display| {
+        metrics.count_admin_connection_refused("socket", reason);
+        if let Some(unsaid) = REFUSED.admit(reason) {
+            tracing::warn!(reason, uid, %error, unsaid, "a connection to the admin socket was refused");
+        }
+    };
     let own = rustix::process::geteuid().as_raw();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept on the admin socket");
+                refused("accept-failed", None, &error);
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -85,8 +103,11 @@ async fn accept(listener: UnixListener, accepted: mpsc::Sender<io::Result<UnixSt
                     return;
                 }
             }
-            Ok(peer) => tracing::warn!(uid = peer.uid(), "a user may not use the admin socket"),
-            Err(error) => tracing::warn!(%error, "cannot tell who uses the admin socket"),
+            Ok(peer) => {
+                let whose = "it is for this process's own user and root alone";
+                refused("not-permitted", Some(peer.uid()), &whose);
+            }
+            Err(error) => refused("not-permitted", None, &error),
         }
     }
 }
@@ -97,7 +118,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<v1::CreateJoinTokenRequest>,
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
-        let caller = caller(&request);
+        let uid = uid(&request);
         let now = SystemTime::now();
         let (token, expires_in) = self.check_token(request.get_ref())?;
         let (secret, sha256) = mint()?;
@@ -111,7 +132,7 @@ impl AdminService for AdminApi {
             registration: None,
             serial: None,
             not_after: Some(expires_at),
-            caller,
+            caller: uid,
             csr_sha256: None,
         };
         self.store
@@ -186,7 +207,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<v1::SetBanRequest>,
     ) -> Result<Response<v1::SetBanResponse>, Status> {
-        let caller = caller(&request);
+        let caller = uid(&request);
         let answer = self.change_ban(request.into_inner(), caller).await?;
         Ok(Response::new(answer))
     }
@@ -205,9 +226,92 @@ impl AdminService for AdminApi {
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         Err(Reason::NotOffered.status("not offered yet"))
     }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        let v1::ListAuditRequest {
+            since_unix,
+            after_id,
+            limit,
+        } = *request.get_ref();
+        let limit = match limit {
+            0 => MAX_AUDIT_PAGE,
+            limit => limit.min(MAX_AUDIT_PAGE),
+        };
+        let since = from_unix_seconds(since_unix);
+        let records = self.store.audit_records(since, after_id, limit.into());
+        let records = records.await.map_err(|error| Refusal::store(&error))?;
+        Ok(Response::new(v1::ListAuditResponse {
+            entries: records.into_iter().map(entry).collect(),
+        }))
+    }
+
+    async fn verify_audit(
+        &self,
+        _request: Request<v1::VerifyAuditRequest>,
+    ) -> Result<Response<v1::VerifyAuditResponse>, Status> {
+        let found = self.store.verify_audit(SystemTime::now()).await;
+        let found = found.map_err(|error| Refusal::store(&error))?;
+        let (head_position, head_hash) = found
+            .head
+            .map_or_else(Default::default, |seal| (seal.position, hex(&seal.hash)));
+        Ok(Response::new(v1::VerifyAuditResponse {
+            verified: found.verified,
+            first_position: found.first,
+            head_position,
+            head_hash,
+            unsealed: found.unsealed,
+            problems: found.problems,
+        }))
+    }
+
+    async fn get_log_level(
+        &self,
+        _request: Request<v1::GetLogLevelRequest>,
+    ) -> Result<Response<v1::LogLevel>, Status> {
+        let filter = self.logs()?.get();
+        Ok(Response::new(v1::LogLevel { filter }))
+    }
+
+    async fn set_log_level(
+        &self,
+        request: Request<v1::SetLogLevelRequest>,
+    ) -> Result<Response<v1::LogLevel>, Status> {
+        let logs = self.logs()?;
+        let before = logs.get();
+        logs.set(&request.get_ref().filter)
+            .map_err(|error| match error {
+                LogError::Setup(_) => Reason::Internal.status(error.to_string()),
+                _ => Reason::InvalidMessage.status(error.to_string()),
+            })?;
+        let filter = logs.get();
+        tracing::warn!(
+            before,
+            filter,
+            uid = uid(&request),
+            "the log filter was changed"
+        );
+        Ok(Response::new(v1::LogLevel { filter }))
+    }
+}
+
+/// Who asks, as the audit names it.
+fn uid<T>(request: &Request<T>) -> String {
+    let info = request.extensions().get::<UdsConnectInfo>();
+    match info.and_then(|info| info.peer_cred) {
+        None => "uid unknown".to_owned(),
+        Some(peer) => format!("uid {}", peer.uid()),
+    }
 }
 
 impl AdminApi {
+    fn logs(&self) -> Result<&LogHandle, Status> {
+        let none = || Reason::Internal.status("the logs of this process cannot be changed");
+        self.logs.as_ref().ok_or_else(none)
+    }
+
     fn check_token(
         &self,
         request: &v1::CreateJoinTokenRequest,
@@ -269,13 +373,20 @@ impl AdminApi {
     }
 }
 
-/// Who is at the other end of the socket, for the audit.
-pub(super) fn caller<T>(request: &Request<T>) -> String {
-    let info = request.extensions().get::<UdsConnectInfo>();
-    info.and_then(|info| info.peer_cred).map_or_else(
-        || "uid unknown".to_owned(),
-        |peer| format!("uid {}", peer.uid()),
-    )
+fn entry(record: StoredRecord) -> v1::AuditEntry {
+    v1::AuditEntry {
+        id: record.id,
+        at_unix: record.at,
+        event: record.event,
+        outcome: record.outcome,
+        detail: record.detail,
+        spiffe_id: record.spiffe_id,
+        registration: record.registration,
+        serial: record.serial,
+        not_after_unix: record.not_after,
+        caller: record.caller,
+        csr_sha256: record.csr_sha256,
+    }
 }
 
 fn authority(role: &str, authority: &sidewind_identity::Authority) -> v1::Authority {

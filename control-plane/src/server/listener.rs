@@ -1,12 +1,18 @@
 //! The gRPC port: TLS 1.3, bounds on what strangers can cost, and who is calling.
 
+mod preface;
+
 use super::Shutdown;
+use super::admission::MAX_HEADER_LIST_BYTES;
+use super::limits::{Buckets, Limits, source};
 use crate::issuance::own::OwnIdentity;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Throttle};
+use preface::{Preface, PrefaceError};
 use sidewind_identity::PeerIdentity;
+use std::fmt::Display;
 use std::future::Future as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -28,6 +34,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const ANONYMOUS_TIME: Duration = Duration::from_secs(60);
 /// A stream ends by itself when its certificate does; the connection is given a moment to say so.
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
+/// From the handshake to the end of HTTP/2's preface, with which every client begins at once.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes without a certificate for each attestation that an address may make.
+const HANDSHAKES_PER_ATTESTATION: f64 = 2.0;
 
 /// Who is calling, in the extensions of every request.
 #[derive(Debug, Clone)]
@@ -43,8 +53,12 @@ pub(crate) struct Caller {
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
+    preface: Preface,
+    /// Of the preface, and after that of the connection.
     deadline: Pin<Box<Sleep>>,
-    _place: Place,
+    /// How long the connection may last.
+    time: Duration,
+    place: Place,
 }
 
 /// A connection's place within the bounds.
@@ -52,12 +66,65 @@ pub(crate) struct Connection {
 struct Place {
     _connection: OwnedSemaphorePermit,
     anonymous: Option<OwnedSemaphorePermit>,
-    metrics: Arc<Metrics>,
+    bounds: Arc<Bounds>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.metrics.connections.dec();
+        self.bounds.metrics.connections.dec();
+    }
+}
+
+/// How many connections there may be, and how many a source may begin without a certificate.
+#[derive(Debug)]
+pub(crate) struct Bounds {
+    connections: Arc<Semaphore>,
+    anonymous: Arc<Semaphore>,
+    handshakes: Buckets<IpAddr>,
+    metrics: Arc<Metrics>,
+}
+
+impl Bounds {
+    pub(crate) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+        let per_second = f64::from(limits.attest_per_second.get()) * HANDSHAKES_PER_ATTESTATION;
+        Arc::new(Self {
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            anonymous: Arc::new(Semaphore::new(MAX_ANONYMOUS)),
+            handshakes: Buckets::new(per_second),
+            metrics,
+        })
+    }
+
+    /// A place for a connection from an address, or why there is none.
+    ///
+    /// Whether the client has a certificate is not known yet, so that a token is taken only by those that
+    /// turn out to have none. What is under way meanwhile is bounded by the number of places.
+    fn place(self: &Arc<Self>, address: SocketAddr) -> Result<Place, &'static str> {
+        if self.handshakes.check(source(address.ip())).is_err() {
+            return Err("rate-limited");
+        }
+        let permits = (
+            Arc::clone(&self.connections).try_acquire_owned(),
+            Arc::clone(&self.anonymous).try_acquire_owned(),
+        );
+        let (Ok(connection), Ok(anonymous)) = permits else {
+            return Err("too-many");
+        };
+        self.metrics.connections.inc();
+        Ok(Place {
+            _connection: connection,
+            anonymous: Some(anonymous),
+            bounds: Arc::clone(self),
+        })
+    }
+
+    fn refused(&self, reason: &'static str, peer: Option<SocketAddr>, error: &dyn Display) {
+        static REFUSED: Throttle = Throttle::new();
+        self.metrics.count_connection_refused(reason);
+        if let Some(unsaid) = REFUSED.admit(reason) {
+            let peer = peer.map(tracing::field::display);
+            tracing::warn!(reason, peer, %error, unsaid, "a connection was refused");
+        }
     }
 }
 
@@ -66,11 +133,9 @@ pub(crate) async fn accept(
     listener: TcpListener,
     own: Arc<OwnIdentity>,
     accepted: mpsc::Sender<io::Result<Connection>>,
-    metrics: Arc<Metrics>,
+    bounds: Arc<Bounds>,
     shutdown: Shutdown,
 ) {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let anonymous = Arc::new(Semaphore::new(MAX_ANONYMOUS));
     let shutdown = shutdown.wait();
     tokio::pin!(shutdown);
     loop {
@@ -80,26 +145,18 @@ pub(crate) async fn accept(
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, mostly: some will be given back.
-                    metrics.count_connection_refused("accept-failed");
-                    tracing::warn!(%error, "cannot accept a connection");
+                    bounds.refused("accept-failed", None, &error);
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             },
         };
-        let permits = (
-            Arc::clone(&connections).try_acquire_owned(),
-            Arc::clone(&anonymous).try_acquire_owned(),
-        );
-        let (Ok(connection), Ok(anonymous)) = permits else {
-            metrics.count_connection_refused("too-many");
-            continue;
-        };
-        metrics.connections.inc();
-        let place = Place {
-            _connection: connection,
-            anonymous: Some(anonymous),
-            metrics: Arc::clone(&metrics),
+        let place = match bounds.place(address) {
+            Ok(place) => place,
+            Err(reason) => {
+                bounds.refused(reason, Some(address), &"it was closed before its handshake");
+                continue;
+            }
         };
         let (tls, accepted) = (own.tls(), accepted.clone());
         tokio::spawn(async move {
@@ -117,17 +174,25 @@ async fn handshake(
     acceptor: TlsAcceptor,
     mut place: Place,
 ) -> Option<Connection> {
-    let metrics = Arc::clone(&place.metrics);
-    let refused = |reason: &'static str, error: &dyn std::fmt::Display| {
-        metrics.count_connection_refused(reason);
-        tracing::debug!(peer = %address, reason, %error, "a connection was refused");
+    let bounds = Arc::clone(&place.bounds);
+    let refused = |reason: &'static str, error: &dyn Display| {
+        bounds.handshakes.charge(source(address.ip()));
+        bounds.refused(reason, Some(address), error);
     };
     // Small messages must not wait for their acknowledgement; a failure costs only that.
     let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
+    let handshake = async {
+        // A load balancer's probe connects and goes; that is no news.
+        if stream.peek(&mut [0]).await? == 0 {
+            return Ok(None);
+        }
+        acceptor.accept(stream).await.map(Some)
+    };
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(Some(stream))) => stream,
+        Ok(Ok(None)) => return None,
         Ok(Err(error)) => {
-            refused("handshake-failed", &error);
+            refused(cause(&error), &error);
             return None;
         }
         Err(elapsed) => {
@@ -145,7 +210,10 @@ async fn handshake(
         }
     };
     let time = match &peer {
-        None => ANONYMOUS_TIME,
+        None => {
+            bounds.handshakes.charge(source(address.ip()));
+            ANONYMOUS_TIME
+        }
         Some(peer) => {
             place.anonymous = None;
             let left = peer.not_after.duration_since(SystemTime::now());
@@ -156,9 +224,73 @@ async fn handshake(
     Some(Connection {
         stream,
         caller: Caller { address, peer },
-        deadline: Box::pin(tokio::time::sleep(time)),
-        _place: place,
+        preface: Preface::default(),
+        deadline: Box::pin(tokio::time::sleep(PREFACE_TIMEOUT.min(time))),
+        time,
+        place,
     })
+}
+
+/// What a handshake failed of.
+fn cause(error: &io::Error) -> &'static str {
+    let tls = error
+        .get_ref()
+        .and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidMessage(_)) => "not-tls",
+        Some(_) => "handshake-failed",
+        // The client went away in the middle of it.
+        None => "handshake-incomplete",
+    }
+}
+
+impl Connection {
+    /// Looks at what was read, as long as that may be the preface.
+    fn look(&mut self, read: &[u8]) -> io::Result<()> {
+        if self.preface.is_complete() || read.is_empty() {
+            return Ok(());
+        }
+        match self.preface.take(read) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let end = Instant::now() + self.time;
+                self.deadline.as_mut().reset(end);
+                Ok(())
+            }
+            Err(error @ PrefaceError) => {
+                let address = self.caller.address;
+                let bounds = &self.place.bounds;
+                bounds.refused("not-http2", Some(address), &error);
+                Err(io::Error::new(io::ErrorKind::InvalidData, error))
+            }
+        }
+    }
+
+    fn late(&mut self) -> io::Error {
+        if !self.preface.is_complete() {
+            let address = self.caller.address;
+            let bounds = &self.place.bounds;
+            bounds.refused("silent", Some(address), &"nothing followed its handshake");
+        }
+        io::ErrorKind::TimedOut.into()
+    }
+}
+
+/// What a connection may do once its handshake is over.
+pub(super) fn grpc_server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .timeout(Duration::from_secs(30))
+        // A proxy has one stream and a renewal now and then.
+        .max_concurrent_streams(64)
+        .concurrency_limit_per_connection(64)
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(256 * 1024)
+        .max_frame_size(16 * 1024)
+        .http2_max_header_list_size(2 * MAX_HEADER_LIST_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(20))
+        // A proxy that died without a word leaves discovery within eight seconds.
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(3)))
 }
 
 impl Connected for Connection {
@@ -176,9 +308,12 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.deadline.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            return Poll::Ready(Err(self.late()));
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        std::task::ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let read = buffer.filled().get(before..).unwrap_or_default();
+        Poll::Ready(self.look(read))
     }
 }
 
@@ -209,5 +344,45 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds() -> (Arc<Bounds>, SocketAddr) {
+        let bounds = Bounds::new(Limits::default(), Arc::default());
+        (bounds, "192.0.2.1:4711".parse().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_have_so_many_places_and_those_with_a_certificate_leave_theirs_to_them() {
+        let (bounds, address) = bounds();
+        let mut places: Vec<Place> = (0..MAX_ANONYMOUS)
+            .map(|_| bounds.place(address).unwrap())
+            .collect();
+        assert_eq!(bounds.place(address).err(), Some("too-many"));
+        places[0].anonymous = None;
+        places.push(bounds.place(address).unwrap());
+        assert_eq!(bounds.place(address).err(), Some("too-many"));
+        let open = i64::try_from(MAX_ANONYMOUS).unwrap() + 1;
+        assert_eq!(bounds.metrics.connections.get(), open);
+        drop(places);
+        assert_eq!(bounds.metrics.connections.get(), 0);
+        assert!(bounds.place(address).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_in_debt_is_refused_until_it_has_paid_and_others_are_not() {
+        let (bounds, address) = bounds();
+        // The burst, and one connection that was under way meanwhile.
+        for _ in 0..2001 {
+            bounds.handshakes.charge(source(address.ip()));
+        }
+        assert_eq!(bounds.place(address).err(), Some("rate-limited"));
+        assert!(bounds.place("192.0.2.2:1".parse().unwrap()).is_ok());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(bounds.place(address).is_ok());
     }
 }

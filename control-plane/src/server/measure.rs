@@ -63,6 +63,8 @@ fn method(path: &str) -> &'static str {
     match path {
         "/sidewind.v1.IdentityService/Attest" => "Attest",
         "/sidewind.v1.IdentityService/Renew" => "Renew",
+        "/sidewind.v1.IdentityService/Challenge" => "Challenge",
+        "/sidewind.v1.IdentityService/MintJwtSvid" => "MintJwtSvid",
         "/sidewind.v1.MeshService/Stream" => "Stream",
         _ => "other",
     }

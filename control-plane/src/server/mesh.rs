@@ -2,10 +2,10 @@
 
 use super::Shutdown;
 use super::identity::caller;
-use super::session::Session;
+use super::session::{Session, named};
 use crate::issuance::issuer::Issuer;
 use crate::registry::{Outbox, Registry, WorkloadRecord};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Throttle};
 use sidewind_api::v1::mesh_service_server::MeshService;
 use sidewind_api::v1::proxy_message::Message;
 use sidewind_api::{Reason, v1};
@@ -19,6 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages on their way to the transport; what waits longer waits in the outbox, where it stays new.
 const MESSAGES_UNDER_WAY: usize = 4;
+
+static REFUSED: Throttle = Throttle::new();
 
 #[derive(Debug)]
 pub(super) struct MeshApi {
@@ -49,16 +51,24 @@ impl MeshService for MeshApi {
         let mut inbound = request.into_inner();
         let hello = hello(&mut inbound).await?;
         let (address, now) = (caller.address.ip(), SystemTime::now());
-        let (record, refused) =
-            WorkloadRecord::check(&hello, &identity, &registration, address, now).map_err(
-                |error| {
-                    let spiffe_id = &identity.id;
-                    tracing::warn!(%spiffe_id, peer = %address, %error, "a hello is refused");
-                    error.reason().status(error.to_string())
-                },
-            )?;
+        let (record, refused) = WorkloadRecord::check(
+            &hello,
+            &identity,
+            &registration,
+            address,
+            now,
+        )
+        .map_err(|error| {
+            let (spiffe_id, reason) = (&identity.id, error.reason());
+            if let Some(unsaid) = REFUSED.admit(reason.as_str()) {
+                tracing::warn!(%spiffe_id, peer = %address, %error, unsaid, "a hello is refused");
+            }
+            reason.status(error.to_string())
+        })?;
         for sentence in &refused {
-            tracing::warn!(spiffe_id = %identity.id, peer = %address, "{sentence}");
+            if let Some(unsaid) = REFUSED.admit("in-part") {
+                tracing::warn!(spiffe_id = %identity.id, peer = %address, unsaid, "{sentence}");
+            }
         }
         tracing::info!(
             spiffe_id = %identity.id,
@@ -88,7 +98,8 @@ impl MeshService for MeshApi {
 async fn hello(inbound: &mut Streaming<v1::ProxyMessage>) -> Result<v1::ProxyHello, Status> {
     let message = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
         .await
-        .map_err(|_| Reason::InvalidMessage.status("no hello came within 10 seconds"))??;
+        .map_err(|_| Reason::InvalidMessage.status("no hello came within 10 seconds"))?
+        .map_err(named)?;
     match message.and_then(|message| message.message) {
         Some(Message::Hello(hello)) => Ok(hello),
         _ => Err(Reason::InvalidMessage.status("the first message of a stream must be a hello")),

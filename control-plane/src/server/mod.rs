@@ -3,14 +3,19 @@
 //! - [`settings`]: what the command line decided, checked
 //! - `start`: puts the rooms together, in the order in which they need one another
 //! - `listener`: the gRPC port: TLS, bounds, who is calling
+//! - `limits`, `admission`: how often somebody may ask; what a call must pass before its request is read
 //! - `identity`, `mesh`, `session`: the two services for proxies
 //! - `admin_socket`, `admin_http`: the command line's socket; probes and metrics
+//! - `health`: what readiness is found out by
 //! - `measure`: how long calls take
 
 mod admin_bans;
 mod admin_http;
 mod admin_socket;
+mod admission;
+mod health;
 mod identity;
+pub mod limits;
 mod listener;
 mod measure;
 mod mesh;
@@ -18,6 +23,7 @@ mod session;
 pub mod settings;
 mod start;
 
+pub use limits::Limits;
 pub use settings::Settings;
 pub use start::{Server, StartError};
 

@@ -43,9 +43,13 @@ impl Session {
         let end = self.serve(refused).await;
         let spiffe_id = &self.identity.id;
         match end {
-            Ok(()) => tracing::info!(%spiffe_id, "a proxy went away"),
+            Ok(()) => {
+                self.metrics.count_stream_ended("closed");
+                tracing::info!(%spiffe_id, "a proxy went away");
+            }
             Err(status) => {
                 let reason = Reason::of(&status).map_or("connection-lost", Reason::as_str);
+                self.metrics.count_stream_ended(reason);
                 tracing::info!(%spiffe_id, reason, detail = status.message(), "a stream ended");
                 // The transport may be gone or clogged, and then nobody is told.
                 drop(self.connected);
@@ -72,7 +76,7 @@ impl Session {
                     let message = format!("the certificate of {} has expired", self.identity.id);
                     return Err(Reason::CertificateExpired.status(message));
                 }
-                message = self.inbound.message() => match message? {
+                message = self.inbound.message() => match message.map_err(named)? {
                     Some(message) => self.receive(message, &mut spellings)?,
                     None => return Ok(()),
                 },
@@ -168,6 +172,16 @@ impl Session {
         self.metrics.count_message(kind);
         drop(permit.send(Ok(control(message))));
         Ok(())
+    }
+}
+
+/// gRPC's own refusal of a message that is too large, with the reason in a word.
+pub(super) fn named(status: Status) -> Status {
+    match status.code() {
+        tonic::Code::OutOfRange if Reason::of(&status).is_none() => {
+            Reason::LimitExceeded.status(status.message())
+        }
+        _ => status,
     }
 }
 

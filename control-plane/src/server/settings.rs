@@ -1,5 +1,6 @@
 //! What the command line decided.
 
+use super::limits::Limits;
 use crate::issuance::authority::RootSource;
 use sidewind_api::v1::PlaintextMode;
 use sidewind_identity::TrustDomain;
@@ -26,4 +27,6 @@ pub struct Settings {
     pub inbound_plaintext: PlaintextMode,
     /// Where the root comes from.
     pub root: RootSource,
+    /// How often somebody may ask.
+    pub limits: Limits,
 }

@@ -2,7 +2,10 @@
 
 use super::admin_http::{self, AdminHttp};
 use super::admin_socket::{self, AdminApi};
+use super::admission::{Admission, AdmissionLayer};
+use super::health::Health;
 use super::identity::IdentityApi;
+use super::limits::Limits;
 use super::listener;
 use super::measure::MeasureLayer;
 use super::mesh::MeshApi;
@@ -19,8 +22,8 @@ use crate::issuance::own::{OwnIdentity, OwnIdentityError};
 use crate::issuance::registrations::Registrations;
 use crate::registry::{Registry, WorkloadRecord};
 use crate::store::writer::{Writer, writer};
-use crate::store::{StateDir, StateDirError, Store, StoreError};
-use crate::telemetry::{Metrics, chain};
+use crate::store::{StateDir, StateDirError, Store, StoreError, audit_chain};
+use crate::telemetry::{LogHandle, Metrics, chain, lasting_fault};
 use sidewind_api::MAX_PROXY_MESSAGE_BYTES;
 use sidewind_api::v1::identity_service_server::IdentityServiceServer;
 use sidewind_api::v1::mesh_service_server::MeshServiceServer;
@@ -124,6 +127,8 @@ struct Rooms {
     registry: Arc<Registry>,
     writer: Writer,
     svid_ttl: Duration,
+    limits: Limits,
+    logs: Option<LogHandle>,
 }
 
 impl Server {
@@ -135,6 +140,13 @@ impl Server {
         let (listen_grpc, listen_admin) = (settings.listen, settings.admin_listen);
         let mut background = JoinSet::new();
         let (rooms, watcher) = Rooms::open(settings, &mut background).await?;
+        let listen = async |address: SocketAddr| {
+            let failed = |source| StartError::Listen {
+                what: address.to_string(),
+                source,
+            };
+            TcpListener::bind(address).await.map_err(failed)
+        };
         let grpc = listen(listen_grpc).await?;
         let admin = listen(listen_admin).await?;
         let socket_path = StateDir::admin_socket(rooms.state.path());
@@ -151,6 +163,13 @@ impl Server {
             socket_path,
             background,
         })
+    }
+
+    /// Lets the admin socket change what this process logs.
+    #[must_use]
+    pub fn with_logs(mut self, logs: LogHandle) -> Self {
+        self.rooms.logs = Some(logs);
+        self
     }
 
     /// The address of the gRPC port, as it was given by the system.
@@ -203,12 +222,12 @@ impl Server {
             tasks.spawn(watcher.run(metrics, take));
         }
         tasks.spawn(Arc::clone(&rooms).maintain());
-        let probes = Arc::new(rooms.probes(shutdown.clone()));
-        tasks.spawn(admin_http::serve(admin, probes));
-        let admin_api = rooms.admin_api();
-        let socket_shutdown = shutdown.clone();
+        tasks.spawn(audit_chain::keep_sealed(rooms.store.clone()));
+        let probes = rooms.probes(shutdown.clone());
+        tasks.spawn(admin_http::serve(admin, Arc::new(probes)));
+        let answering = admin_socket::serve(socket, rooms.admin_api(), shutdown.clone());
         tasks.spawn(async move {
-            if let Err(error) = admin_socket::serve(socket, admin_api, socket_shutdown).await {
+            if let Err(error) = answering.await {
                 tracing::error!(error = chain(&error), "the admin socket failed");
             }
         });
@@ -216,6 +235,8 @@ impl Server {
         tracing::info!("stopping");
         rooms.writer.flush().await;
         tasks.shutdown().await;
+        // What cannot be sealed now is sealed at the next start.
+        let _ = audit_chain::seal_all(&rooms.store).await;
         self.background.shutdown().await;
         rooms.store.close().await;
         // What is left of it would only mislead.
@@ -275,6 +296,8 @@ impl Rooms {
             registry,
             writer,
             svid_ttl: settings.svid_ttl,
+            limits: settings.limits,
+            logs: None,
         };
         rooms.measure();
         Ok((rooms, watcher))
@@ -286,9 +309,9 @@ impl Rooms {
         shutdown: Shutdown,
     ) -> Result<(), StartError> {
         let (sender, accepted) = mpsc::channel(ACCEPTED);
-        let metrics = Arc::clone(&self.metrics);
+        let bounds = listener::Bounds::new(self.limits, Arc::clone(&self.metrics));
         let own = Arc::clone(&self.own);
-        let accepting = listener::accept(listener, own, sender, metrics, shutdown.clone());
+        let accepting = listener::accept(listener, own, sender, bounds, shutdown.clone());
         let accepting = tokio::spawn(accepting);
         let attestors = Attestors {
             join_token: JoinTokenAttestor::new(self.store.clone()),
@@ -302,6 +325,8 @@ impl Rooms {
             Arc::clone(&self.metrics),
         ));
         let identity = IdentityApi::new(Arc::clone(&issuer), Arc::clone(&self.registry));
+        let metrics = Arc::clone(&self.metrics);
+        let admission = Arc::new(Admission::new(self.limits, Arc::clone(&issuer), metrics));
         let mesh = MeshApi {
             issuer,
             registry: Arc::clone(&self.registry),
@@ -310,8 +335,9 @@ impl Rooms {
         };
         let limit = MAX_PROXY_MESSAGE_BYTES;
         let registry = Arc::clone(&self.registry);
-        let serving = grpc_server()
+        let serving = listener::grpc_server()
             .layer(MeasureLayer(Arc::clone(&self.metrics)))
+            .layer(AdmissionLayer(admission))
             .add_service(IdentityServiceServer::new(identity).max_decoding_message_size(limit))
             .add_service(MeshServiceServer::new(mesh).max_decoding_message_size(limit))
             .serve_with_incoming_shutdown(ReceiverStream::new(accepted), shutdown.clone().wait());
@@ -336,16 +362,17 @@ impl Rooms {
             registry: Arc::clone(&self.registry),
             bans: Arc::clone(&self.bans),
             svid_ttl: self.svid_ttl,
+            metrics: Arc::clone(&self.metrics),
+            logs: self.logs.clone(),
         }
     }
 
     fn probes(&self, shutdown: Shutdown) -> AdminHttp {
+        let signer = Arc::clone(&self.authority);
+        let metrics = Arc::clone(&self.metrics);
         AdminHttp {
-            authority: Arc::clone(&self.authority),
-            store: self.store.clone(),
+            health: Health::new(signer, self.store.clone(), metrics, shutdown),
             metrics: Arc::clone(&self.metrics),
-            shutdown,
-            last: tokio::sync::Mutex::default(),
         }
     }
 
@@ -366,9 +393,9 @@ impl Rooms {
                     }
                 }
                 Ok(false) => {}
-                Err(error) => tracing::error!(
-                    error = chain(&error),
-                    "the signing certificate cannot be replaced; the present one stays in use"
+                Err(error) => lasting_fault(
+                    "the signing certificate cannot be replaced; the present one stays in use",
+                    &error,
                 ),
             }
             match self.bans.maintain(now).await {
@@ -380,13 +407,14 @@ impl Rooms {
                 ),
             }
             if let Err(error) = self.own.maintain(now) {
-                let error = chain(&error);
-                tracing::error!(error, "the control plane's own certificate is not renewed");
+                lasting_fault("the control plane's own certificate is not renewed", &error);
             }
             if tokio::time::Instant::now() >= next_prune {
                 next_prune = tokio::time::Instant::now() + PRUNE_INTERVAL;
                 self.registrations.prune(now);
-                if let Err(error) = self.store.prune(now).await {
+                let pruned = self.store.prune(now).await;
+                let chain_pruned = self.store.prune_audit_chain(now).await;
+                if let Err(error) = pruned.and(chain_pruned) {
                     tracing::warn!(error = chain(&error), "what has ended is not deleted");
                 }
             }
@@ -403,31 +431,6 @@ impl Rooms {
             .registrations
             .set(i64::try_from(registrations).unwrap_or(i64::MAX));
     }
-}
-
-fn grpc_server() -> tonic::transport::Server {
-    tonic::transport::Server::builder()
-        .timeout(Duration::from_secs(30))
-        // A proxy has one stream and a renewal now and then.
-        .max_concurrent_streams(64)
-        .concurrency_limit_per_connection(64)
-        .initial_stream_window_size(64 * 1024)
-        .initial_connection_window_size(256 * 1024)
-        .max_frame_size(16 * 1024)
-        .http2_max_header_list_size(16 * 1024)
-        .http2_max_pending_accept_reset_streams(Some(20))
-        // A proxy that died without a word leaves discovery within eight seconds.
-        .http2_keepalive_interval(Some(Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(3)))
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::Listen {
-            what: address.to_string(),
-            source,
-        })
 }
 
 async fn restore_registrations(

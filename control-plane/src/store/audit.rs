@@ -1,6 +1,8 @@
 //! The record of every issuance and refusal.
 
+use super::audit_chain::{KEPT_RECORDS, KEPT_SECONDS};
 use super::{StoreError, unix_seconds};
+use crate::telemetry::Throttle;
 use sqlx::{Any, AnyConnection, Transaction};
 use std::time::SystemTime;
 
@@ -32,8 +34,11 @@ pub struct AuditRecord {
 /// The outcome of what was not refused.
 pub const GRANTED: &str = "granted";
 
+static REFUSED: Throttle = Throttle::new();
+
 impl AuditRecord {
-    /// Says the record as one log event.
+    /// Says the record as one log event. Anybody can cause refusals, so of those with one reason a line a
+    /// minute is said; the store has them all.
     pub fn log(&self) {
         let Self {
             event,
@@ -53,10 +58,10 @@ impl AuditRecord {
                 event, outcome, detail, spiffe_id, registration, serial, not_after, caller, csr_sha256,
                 "granted"
             );
-        } else {
+        } else if let Some(unsaid) = REFUSED.admit(outcome) {
             tracing::warn!(
                 target: "sidewind::audit",
-                event, outcome, detail, spiffe_id, registration, caller, csr_sha256,
+                event, outcome, detail, spiffe_id, registration, caller, csr_sha256, unsaid,
                 "refused"
             );
         }
@@ -93,8 +98,6 @@ pub(super) async fn prune(
     transaction: &mut Transaction<'_, Any>,
     now: i64,
 ) -> Result<(), StoreError> {
-    const KEPT_SECONDS: i64 = 90 * 86_400;
-    const KEPT_RECORDS: i64 = 2_000_000;
     sqlx::query(
         "DELETE FROM audit WHERE at < $1 OR id <= (SELECT coalesce(max(id), 0) - $2 FROM audit)",
     )

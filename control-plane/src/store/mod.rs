@@ -9,6 +9,7 @@
 //! no store.
 
 mod audit;
+pub mod audit_chain;
 mod authorities;
 mod bans;
 pub mod database;

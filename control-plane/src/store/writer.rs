@@ -5,7 +5,7 @@
 
 use super::registrations::insert_svid;
 use super::{AuditRecord, RegistrationId, Store, StoreError, audit, workloads};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Throttle};
 use sidewind_api::v1;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -43,6 +43,8 @@ const QUEUE: usize = 16_384;
 /// Most writes in one transaction.
 const BATCH: usize = 512;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+static FAILED: Throttle = Throttle::new();
 
 /// Takes writes for the writer task. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
@@ -110,11 +112,14 @@ impl WriterTask {
             while let Err(error) = commit(&self.store, &batch).await {
                 self.metrics.store_failures.inc();
                 let waiting = self.queue.len();
-                tracing::error!(
-                    error = crate::telemetry::chain(&error),
-                    waiting,
-                    "the store cannot be written; keeping what is to be written"
-                );
+                if let Some(unsaid) = FAILED.admit("write") {
+                    tracing::error!(
+                        error = crate::telemetry::chain(&error),
+                        waiting,
+                        unsaid,
+                        "the store cannot be written; keeping what is to be written"
+                    );
+                }
                 if self.queue.is_closed() {
                     attempts_left_at_end = attempts_left_at_end.saturating_sub(1);
                     if attempts_left_at_end == 0 {

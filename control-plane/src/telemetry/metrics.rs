@@ -23,6 +23,10 @@ pub struct Metrics {
     certificate_expiry: Family<Labels<1>, Gauge<f64, AtomicU64>>,
     config_reloads: Family<Labels<1>, Counter>,
     connections_refused: Family<Labels<1>, Counter>,
+    admin_connections_refused: Family<Labels<2>, Counter>,
+    calls_refused: Family<Labels<2>, Counter>,
+    streams_ended: Family<Labels<1>, Counter>,
+    healthy: Family<Labels<1>, Gauge>,
     messages_sent: Family<Labels<1>, Counter>,
     /// Connections open on the gRPC port, with those still in their handshake.
     pub connections: Gauge,
@@ -70,6 +74,10 @@ impl Metrics {
             certificate_expiry: Family::default(),
             config_reloads: Family::default(),
             connections_refused: Family::default(),
+            admin_connections_refused: Family::default(),
+            calls_refused: Family::default(),
+            streams_ended: Family::default(),
+            healthy: Family::default(),
             messages_sent: Family::default(),
             connections: Gauge::default(),
             connected_proxies: Gauge::default(),
@@ -83,6 +91,7 @@ impl Metrics {
             audit_suppressed: Counter::default(),
         };
         metrics.register_identity();
+        metrics.register_connections();
         metrics.register_discovery();
         metrics.register_store();
         metrics
@@ -122,7 +131,7 @@ impl Metrics {
         );
     }
 
-    fn register_discovery(&mut self) {
+    fn register_connections(&mut self) {
         let registry = &mut self.registry;
         registry.register(
             "connections",
@@ -134,6 +143,30 @@ impl Metrics {
             "Connections closed before their first call, by reason",
             self.connections_refused.clone(),
         );
+        registry.register(
+            "admin_connections_refused",
+            "Connections to the admin port and socket closed before their answer, by listener and reason",
+            self.admin_connections_refused.clone(),
+        );
+        registry.register(
+            "calls_refused",
+            "Calls refused before their request was read, by call and reason",
+            self.calls_refused.clone(),
+        );
+        registry.register(
+            "streams_ended",
+            "Streams of proxies that have ended, by reason",
+            self.streams_ended.clone(),
+        );
+        registry.register(
+            "healthy",
+            "1 when the last health check found this part working, 0 when not",
+            self.healthy.clone(),
+        );
+    }
+
+    fn register_discovery(&mut self) {
+        let registry = &mut self.registry;
         registry.register(
             "connected_proxies",
             "Proxies with an open stream",
@@ -234,6 +267,34 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a connection to the admin port (`http`) or socket (`socket`) that was closed before its answer.
+    pub fn count_admin_connection_refused(&self, listener: &'static str, reason: &'static str) {
+        self.admin_connections_refused
+            .get_or_create(&[("listener", listener), ("reason", reason)])
+            .inc();
+    }
+
+    /// Counts a call that was refused before its request was read.
+    pub fn count_call_refused(&self, call: &'static str, reason: &'static str) {
+        self.calls_refused
+            .get_or_create(&[("call", call), ("reason", reason)])
+            .inc();
+    }
+
+    /// Counts the end of a stream: `closed`, or why it was ended.
+    pub fn count_stream_ended(&self, reason: &'static str) {
+        self.streams_ended
+            .get_or_create(&[("reason", reason)])
+            .inc();
+    }
+
+    /// Notes what a health check found.
+    pub fn set_healthy(&self, check: &'static str, healthy: bool) {
+        self.healthy
+            .get_or_create(&[("check", check)])
+            .set(i64::from(healthy));
+    }
+
     /// Counts a message to a proxy.
     pub fn count_message(&self, kind: &'static str) {
         self.messages_sent.get_or_create(&[("kind", kind)]).inc();
@@ -252,6 +313,46 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Name, type and labels of every row of the control plane's table in the documentation.
+    fn documented() -> Vec<(String, String)> {
+        let page = include_str!("../../../docs/metrics.md");
+        let (_, section) = page.split_once("## The control plane\n").unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        let cells = rows.map(|row| {
+            let cells: Vec<_> = row.split('|').map(|cell| cell.replace('`', "")).collect();
+            (cells[1].trim().to_owned(), cells[2].trim().to_owned())
+        });
+        cells.collect()
+    }
+
+    #[test]
+    fn the_documentation_lists_every_metric_with_its_type() {
+        // A family without a label's value is not in the text, so the registrations themselves are read.
+        let source = include_str!("metrics.rs");
+        let (code, _) = source.split_once("#[cfg(test)]").unwrap();
+        fn named(call: &str) -> Option<&str> {
+            Some(call.trim_start().strip_prefix('"')?.split_once('"')?.0)
+        }
+        let mut registered: Vec<_> = code.split("registry.register(").filter_map(named).collect();
+        let rows = documented();
+        let mut listed: Vec<_> = rows
+            .iter()
+            .map(|(name, kind)| {
+                let name = name.strip_prefix("sidewind_").unwrap();
+                let suffix = if name == "build_info" {
+                    "_info"
+                } else {
+                    "_total"
+                };
+                assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+                name.strip_suffix(suffix).unwrap_or(name)
+            })
+            .collect();
+        registered.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, registered);
+    }
 
     #[test]
     fn metrics_have_the_prefix_and_a_help_text() {

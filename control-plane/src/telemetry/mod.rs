@@ -1,10 +1,12 @@
-//! What the control plane says about itself: metrics and logs.
+//! What the control plane says about itself: metrics, logs, and how often it repeats itself.
 
 mod logs;
 mod metrics;
+mod throttle;
 
-pub use logs::{LogFormat, init_logs};
+pub use logs::{LogError, LogFormat, LogHandle, init_logs};
 pub use metrics::Metrics;
+pub use throttle::Throttle;
 
 use std::error::Error;
 
@@ -23,4 +25,12 @@ pub fn chain(error: &dyn Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// Says a fault that comes again with every look until somebody mends it, once a minute.
+pub fn lasting_fault(what: &'static str, error: &dyn Error) {
+    static FAULTS: Throttle = Throttle::new();
+    if let Some(unsaid) = FAULTS.admit(what) {
+        tracing::error!(error = chain(error), unsaid, "{what}");
+    }
 }

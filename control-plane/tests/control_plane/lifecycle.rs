@@ -25,21 +25,21 @@ fn program() -> Command {
     command
 }
 
-async fn run(arguments: &[&str]) -> Output {
+pub(crate) async fn run(arguments: &[&str]) -> Output {
     within(program().args(arguments).output()).await.unwrap()
 }
 
 /// A running `sidewind serve`.
-struct Process {
+pub(crate) struct Process {
     child: Child,
-    client: Client,
-    admin: SocketAddr,
+    pub(crate) client: Client,
+    pub(crate) admin: SocketAddr,
     /// Everything that it logs.
     log: tokio::sync::mpsc::Receiver<String>,
 }
 
 impl Process {
-    async fn start(state: &Path, more: &[&str]) -> Self {
+    pub(crate) async fn start(state: &Path, more: &[&str]) -> Self {
         let mut command = program();
         command
             .args([
@@ -89,7 +89,7 @@ impl Process {
     }
 
     /// Ends it and gives its exit code and the rest of its log.
-    async fn end(mut self, signal: &str) -> (Option<i32>, String) {
+    pub(crate) async fn end(mut self, signal: &str) -> (Option<i32>, String) {
         self.signal(signal);
         let status = within(self.child.wait()).await.unwrap();
         let mut log = String::new();
@@ -101,7 +101,7 @@ impl Process {
     }
 }
 
-fn state() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn state() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state");
     (directory, state)

@@ -3,14 +3,20 @@
 //! - `support`: a control plane in this process or one of its own, and a proxy's side of the API
 //! - `issuance`, `tokens`: what certificates are given for, and what is refused
 //! - `discovery`, `policy`: what streams are sent
-//! - `bounds`: what strangers can cost
+//! - `bounds`, `admission`, `admin_port`: what strangers can cost, by connection and by call
+//! - `audit`: what was granted and refused, and that it stays as it was
+//! - `logs`: what is logged, how often, and how that is changed
 //! - `lifecycle`: restarts, signals, bad flags and files, with the real program
 
+mod admin_port;
+mod admission;
+mod audit;
 mod bans;
 mod bounds;
 mod discovery;
 mod issuance;
 mod lifecycle;
+mod logs;
 mod policy;
 mod support;
 mod tokens;

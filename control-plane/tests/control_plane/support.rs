@@ -10,7 +10,9 @@ use sidewind_api::v1::mesh_service_client::MeshServiceClient;
 use sidewind_api::v1::proxy_message::Message as FromProxy;
 use sidewind_api::{Reason, v1};
 use sidewind_control_plane::issuance::authority::RootSource;
-use sidewind_control_plane::server::{Server, Settings, ShutdownTrigger, StartError, shutdown};
+use sidewind_control_plane::server::{
+    Limits, Server, Settings, ShutdownTrigger, StartError, shutdown,
+};
 use sidewind_identity::{PrivateKey, Svid, TrustBundle, TrustBundles, TrustDomain, peer_identity};
 use std::io;
 use std::net::SocketAddr;
@@ -49,7 +51,19 @@ pub(crate) fn settings(directory: &Path) -> Settings {
         svid_ttl: Duration::from_secs(3600),
         inbound_plaintext: v1::PlaintextMode::Permissive,
         root: RootSource::Generated,
+        limits: Limits::default(),
     }
+}
+
+/// A control plane that allows so many attestations from an address and certificates for a registration in
+/// one second, and five times as many at once.
+pub(crate) async fn limited(attest: u32, sign: u32) -> ControlPlane {
+    let limits = Limits {
+        attest_per_second: attest.try_into().unwrap(),
+        sign_per_second: sign.try_into().unwrap(),
+    };
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    ControlPlane::start_in(directory, |settings| settings.limits = limits).await
 }
 
 impl ControlPlane {

@@ -1,9 +1,12 @@
 //! The control plane away, and back.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use http::Request;
+use sidewind_tests::authority::TestAuthority;
 use sidewind_tests::load::Load;
-use sidewind_tests::mesh::Mesh;
+use sidewind_tests::mesh::{MESH_PORT, Mesh, Sidecar};
+use sidewind_tests::peer::Peer;
 use sidewind_tests::wait::{PATIENCE, eventually};
 
 use crate::support::{API_ID, Pair, TASK_ID, allow};
@@ -130,26 +133,63 @@ fn the_state_keeps_its_root_across_restarts_and_holds_no_readable_secret() {
     );
 }
 
-#[test]
-fn a_sidecar_whose_certificate_has_expired_refuses_and_never_falls_back_to_plaintext() {
-    let mut pair = short_lived();
-    assert_eq!(pair.ask("/orders", &[]).status, 200);
-    pair.mesh.control_plane.kill();
-    let recording = sidewind_tests::wire::Recording::start(&pair.mesh.lan_router());
+/// Waits until a sidecar's certificate is over.
+#[track_caller]
+fn wait_for_expiry(sidecar: &Sidecar) {
     eventually("the certificate expires", Duration::from_secs(75), || {
-        let remaining = pair
-            .task
-            .sidecar
+        let remaining = sidecar
             .metrics()
             .value("sidewind_certificate_remaining_seconds");
         remaining.filter(|seconds| *seconds < 0.0)
     });
+}
+
+#[test]
+fn a_sidecar_whose_certificate_has_expired_refuses_and_never_falls_back_to_plaintext() {
+    let authority = TestAuthority::new();
+    let mut pair = Pair::with(
+        Mesh::plan()
+            .root(&authority)
+            .flag("--svid-ttl", "60s")
+            .config("policy.yaml", &allow(API_ID, &[TASK_ID], "")),
+    );
+    // A peer of the API whose own certificate lives on: what refuses it is the API's sidecar.
+    let outside = pair.mesh.outsider("outside");
+    let svid = authority.svid_files(&pair.mesh.scratch, "task", TASK_ID, SystemTime::now());
+    let peer = Peer::new(&outside.place, pair.api.at(MESH_PORT), "sidewind/1").with(&svid);
+    let request = |path: &str| {
+        let request = Request::get(format!("http://orders-api.data:8080{path}"));
+        let destination = pair.api.at(8080).to_string();
+        request
+            .header("sidewind-destination", destination)
+            .body(())
+            .unwrap()
+    };
+    assert_eq!(pair.ask("/orders", &[]).status, 200);
+    assert_eq!(peer.ask(request("/orders"), "").unwrap().status, 200);
+    pair.mesh.control_plane.kill();
+    let recording = sidewind_tests::wire::Recording::start(&pair.mesh.lan_router());
+    wait_for_expiry(&pair.task.sidecar);
+    wait_for_expiry(&pair.api.sidecar);
+
+    // Outbound: the task's sidecar sends nothing.
     let answer = eventually("calls are refused", PATIENCE, || {
         Some(pair.ask("/orders?not-for-the-wire", &[])).filter(|answer| answer.status == 503)
     });
     assert_eq!(answer.error, "identity-expired", "{answer:?}");
-    let ready = pair.task.sidecar.get("/ready");
-    assert_eq!(ready.status, 503, "{}", ready.text());
+    // Inbound: the API's sidecar makes no handshake, and lets nothing in without one.
+    let refused = peer.ask(request("/orders?not-for-the-api"), "");
+    assert!(refused.is_err(), "{refused:?}");
+    let expired = [("direction", "inbound"), ("code", "identity-expired")];
+    let errors = pair.api.sidecar.metrics();
+    assert!(errors.sum("sidewind_errors_total", &expired) >= 1.0);
+    let plain = sidewind_tests::http::Request::get(pair.api.at(8080), "/orders?not-for-the-api")
+        .send(&outside.place);
+    assert_eq!(plain.status, 403, "{}", plain.text());
+    for sidecar in [&pair.task.sidecar, &pair.api.sidecar] {
+        let ready = sidecar.get("/ready");
+        assert_eq!(ready.status, 503, "{}", ready.text());
+    }
     let wire = recording
         .stop()
         .between(pair.task.address, pair.api.address);
