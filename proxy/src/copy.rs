@@ -132,17 +132,18 @@ fn add(count: &Cell<u64>, bytes: usize) {
 /// # Errors
 /// [`CopyError`] names the side; the other side has been told that the connection broke.
 pub(crate) async fn copy_tunnel<T: Connection>(
-    mut near: T,
+    near: T,
     mut tunnel: TunnelStream,
     idle_timeout: Option<Duration>,
     progress: &Progress,
 ) -> Result<(), CopyError> {
+    let mut near = Unended::new(near);
     let mut sending = IntoTunnel::default();
     let mut receiving = FromTunnel::default();
     let mut idle = IdleTimer::new(idle_timeout);
     let result = poll_fn(|cx| {
-        let sent = sending.poll(cx, &mut near, &mut tunnel, &progress.sent)?;
-        let received = receiving.poll(cx, &mut tunnel, &mut near, &progress.received)?;
+        let sent = sending.poll(cx, &mut near.io, &mut tunnel, &progress.sent)?;
+        let received = receiving.poll(cx, &mut tunnel, &mut near.io, &progress.received)?;
         finish_turn(
             cx,
             &mut idle,
@@ -151,8 +152,8 @@ pub(crate) async fn copy_tunnel<T: Connection>(
         )
     })
     .await;
+    near.ended = result.is_ok();
     if result.is_err() {
-        near.close_by_reset();
         // What came before the break goes out before the reset, which would discard it: a server's last words
         // (Redis in protected mode, say) are mostly followed by one. The connection's driver runs meanwhile.
         for _ in 0..2 {
@@ -168,17 +169,18 @@ pub(crate) async fn copy_tunnel<T: Connection>(
 /// # Errors
 /// As [`copy_tunnel`].
 pub(crate) async fn copy_both<A: Connection, B: Connection>(
-    mut near: A,
-    mut far: B,
+    near: A,
+    far: B,
     idle_timeout: Option<Duration>,
     progress: &Progress,
 ) -> Result<(), CopyError> {
+    let (mut near, mut far) = (Unended::new(near), Unended::new(far));
     let mut sending = Relay::new(Side::Near);
     let mut receiving = Relay::new(Side::Far);
     let mut idle = IdleTimer::new(idle_timeout);
     let result = poll_fn(|cx| {
-        let sent = sending.poll(cx, &mut near, &mut far, &progress.sent)?;
-        let received = receiving.poll(cx, &mut far, &mut near, &progress.received)?;
+        let sent = sending.poll(cx, &mut near.io, &mut far.io, &progress.sent)?;
+        let received = receiving.poll(cx, &mut far.io, &mut near.io, &progress.received)?;
         finish_turn(
             cx,
             &mut idle,
@@ -187,11 +189,28 @@ pub(crate) async fn copy_both<A: Connection, B: Connection>(
         )
     })
     .await;
-    if result.is_err() {
-        near.close_by_reset();
-        far.close_by_reset();
-    }
+    (near.ended, far.ended) = (result.is_ok(), result.is_ok());
     result
+}
+
+/// A connection that has not ended: dropping it is a break, also where the copy itself is dropped.
+struct Unended<T: Connection> {
+    io: T,
+    ended: bool,
+}
+
+impl<T: Connection> Unended<T> {
+    fn new(io: T) -> Self {
+        Self { io, ended: false }
+    }
+}
+
+impl<T: Connection> Drop for Unended<T> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.io.close_by_reset();
+        }
+    }
 }
 
 fn finish_turn(

@@ -19,36 +19,43 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub(crate) struct DrainTrigger {
     draining: watch::Sender<bool>,
-    active: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
 }
 
 /// Tells the data path that the drain has begun, and counts what is in progress. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Drain {
     draining: watch::Receiver<bool>,
-    active: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    active: AtomicUsize,
+    /// How many have begun so far, modulo the type's range: what is short is not missed between two looks.
+    begun: AtomicUsize,
 }
 
 /// Something in progress: a request, a tunnel, a client connection. The drain waits until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Active(Arc<AtomicUsize>);
+pub(crate) struct Active(Arc<Counts>);
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 pub(crate) fn drain() -> (DrainTrigger, Drain) {
     let (sender, receiver) = watch::channel(false);
-    let active = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::<Counts>::default();
     let trigger = DrainTrigger {
         draining: sender,
-        active: Arc::clone(&active),
+        counts: Arc::clone(&counts),
     };
     let drain = Drain {
         draining: receiver,
-        active,
+        counts,
     };
     (trigger, drain)
 }
@@ -59,16 +66,18 @@ impl DrainTrigger {
     pub(crate) async fn run(&self, grace: Duration, quiet: Duration) -> usize {
         self.draining.send_replace(true);
         let _ = tokio::time::timeout(grace, self.quiet(quiet)).await;
-        self.active.load(Ordering::Relaxed)
+        self.counts.active.load(Ordering::Relaxed)
     }
 
     async fn quiet(&self, quiet: Duration) {
         const CHECK: Duration = Duration::from_millis(50);
         let mut quiet_for = Duration::ZERO;
+        let mut begun = self.counts.begun.load(Ordering::Relaxed);
         while quiet_for < quiet {
             tokio::time::sleep(CHECK).await;
-            quiet_for = match self.active.load(Ordering::Relaxed) {
-                0 => quiet_for + CHECK,
+            let before = std::mem::replace(&mut begun, self.counts.begun.load(Ordering::Relaxed));
+            quiet_for = match self.counts.active.load(Ordering::Relaxed) {
+                0 if begun == before => quiet_for + CHECK,
                 _ => Duration::ZERO,
             };
         }
@@ -93,8 +102,9 @@ impl Drain {
 
     /// Counts something as in progress until the guard is dropped.
     pub(crate) fn active(&self) -> Active {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        Active(Arc::clone(&self.active))
+        self.counts.active.fetch_add(1, Ordering::Relaxed);
+        self.counts.begun.fetch_add(1, Ordering::Relaxed);
+        Active(Arc::clone(&self.counts))
     }
 }
 
@@ -122,6 +132,19 @@ mod tests {
         let (trigger, drain) = drain();
         let _stuck = drain.active();
         assert_eq!(trigger.run(Duration::from_secs(30), QUIET).await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_is_over_at_once_begins_the_quiet_anew() {
+        let (trigger, drain) = drain();
+        let ended = tokio::spawn(async move { trigger.run(Duration::from_secs(30), QUIET).await });
+        drain.begun().await;
+        for _ in 0..20 {
+            tokio::time::sleep(QUIET - Duration::from_millis(60)).await;
+            drop(drain.active());
+        }
+        assert!(!ended.is_finished());
+        assert_eq!(ended.await.unwrap(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,11 +19,12 @@ use sidewind_identity::SpiffeId;
 use tokio::time::Instant;
 
 use crate::{
+    complaints::check_header_list,
     drain::Active,
     errors::{Chain, ErrorCode, ProxyError},
     http::{
         Body, BodyEnd, BodyWatcher,
-        headers::{AuthorityCache, BadRequest, Upgrade, examine_request},
+        headers::{AuthorityCache, BadRequest, Upgrade, examine_request, header_list_bytes},
     },
     mesh::StreamLease,
     retry::RetryObserver,
@@ -32,6 +33,7 @@ use crate::{
         metrics::{RetryOutcome, RetryReason},
         trace::TraceContext,
     },
+    worker::Worker,
 };
 
 /// What is known of a request, filled in by the stages that it passes.
@@ -61,6 +63,8 @@ pub(crate) struct Exchange {
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
     upgrade: Cell<bool>,
+    /// Of a request in HTTP/2, as it came; in HTTP/1 no larger one is read. And how many it may have.
+    header_bytes: (usize, usize),
     recorded: Cell<bool>,
     lease: RefCell<Option<StreamLease>>,
     /// Keeps a drain waiting until the response is out.
@@ -92,14 +96,17 @@ pub(crate) struct Origin {
     pub(crate) destination: Party,
     /// Whether the request arrived over mutual TLS.
     pub(crate) tls: bool,
+    /// Most bytes of a request's header.
+    pub(crate) max_header_bytes: usize,
     /// The authorities that the connection's requests name.
     pub(crate) authorities: Rc<RefCell<AuthorityCache>>,
 }
 
 impl Origin {
-    pub(crate) fn new(telemetry: &Telemetry, direction: Direction, source: Party) -> Self {
+    pub(crate) fn new(worker: &Worker, direction: Direction, source: Party) -> Self {
         Self {
-            telemetry: telemetry.clone(),
+            telemetry: worker.telemetry.clone(),
+            max_header_bytes: worker.config.limits.max_header_bytes,
             direction,
             source,
             destination: Party::default(),
@@ -118,6 +125,10 @@ impl Exchange {
             (true, Version::HTTP_2) => Protocol::Grpc,
             (false, Version::HTTP_2) => Protocol::Http2,
             _ => Protocol::Http1,
+        };
+        let header_bytes = match request.version() {
+            Version::HTTP_2 => header_list_bytes(request),
+            _ => 0,
         };
         let trace = origin.telemetry.receive_trace(request.headers());
         trace.apply(request.headers_mut());
@@ -147,6 +158,7 @@ impl Exchange {
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             upgrade: Cell::new(false),
+            header_bytes: (header_bytes, origin.max_header_bytes),
             recorded: Cell::new(false),
             lease: RefCell::new(None),
             _active: active,
@@ -159,9 +171,11 @@ impl Exchange {
         exchange
     }
 
-    /// Refuses a request that two servers could read differently, and removes what concerned only the connection
-    /// that it came by and what only proxies may set.
+    /// Refuses a request that is too large or that two servers could read differently, and removes what concerned
+    /// only the connection that it came by and what only proxies may set.
     pub(crate) fn clean(&self, request: &mut Request<Body>) -> Result<(), ProxyError> {
+        let (bytes, limit) = self.header_bytes;
+        check_header_list(bytes, limit, self.direction)?;
         let examined = examine_request(request).map_err(ProxyError::from)?;
         if request.method() == Method::CONNECT {
             let message = "CONNECT is for proxies, and this is none to its clients.";
@@ -280,6 +294,14 @@ impl Exchange {
             .get_or_insert_with(|| (code, detail()));
     }
 
+    /// Ends in being dropped, before something that was to come.
+    fn cut_off(&self, before: &str) {
+        let error = self.telemetry.cut_off();
+        self.fail(error.code(), || {
+            format!("{} That was before {before}.", error.message())
+        });
+    }
+
     fn record(&self) {
         if self.recorded.replace(true) {
             return;
@@ -378,9 +400,7 @@ impl BodyWatcher for Exchange {
             BodyEnd::Failed(error) => self.fail(ErrorCode::UpstreamReset, || {
                 format!("the response broke off: {}", Chain(error))
             }),
-            BodyEnd::Dropped => self.fail(ErrorCode::ClientClosed, || {
-                "the client went away before the response was complete".to_owned()
-            }),
+            BodyEnd::Dropped => self.cut_off("the response was complete"),
         }
         self.record();
     }
@@ -391,9 +411,7 @@ impl Drop for Exchange {
     /// an upgrade the relay of its bytes.
     fn drop(&mut self) {
         if self.status.get().is_none() {
-            self.fail(ErrorCode::ClientClosed, || {
-                "the client went away before the response began".to_owned()
-            });
+            self.cut_off("the response began");
         }
         self.record();
     }

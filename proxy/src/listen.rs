@@ -1,21 +1,27 @@
 //! The listeners of one worker, and what becomes of a connection that one of them accepts.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{
     capture::{self, DestinationSource},
     config::{Config, ListenAddress},
+    copy::Connection,
     inbound::{self, MeshPort, PlaintextPort},
     outbound::{self, Listening, Target},
     telemetry::{Direction, logs::Throttle},
@@ -156,10 +162,7 @@ pub(crate) async fn accept(worker: Rc<Worker>, plan: ListenPlan, listener: TcpLi
         };
         let (worker, purpose, mesh_port) =
             (Rc::clone(&worker), plan.purpose.clone(), mesh_port.clone());
-        tokio::task::spawn_local(async move {
-            serve(worker, purpose, mesh_port, stream, client).await;
-            drop(place);
-        });
+        tokio::task::spawn_local(serve(worker, purpose, mesh_port, stream, client, place));
     }
 }
 
@@ -169,15 +172,25 @@ async fn serve(
     mesh_port: MeshPort,
     stream: TcpStream,
     client: SocketAddr,
+    place: Place,
 ) {
     if let Err(error) = capture::set_options(&stream) {
         tracing::debug!(%client, %error, "a connection was closed before it was served");
         return;
     }
+    if let Purpose::Mesh = purpose {
+        inbound::serve_mesh(worker, mesh_port, stream, client).await;
+        return drop(place);
+    }
+    // What becomes of these may outlive this task: a tunnel that a client asked for, an upgrade.
+    let stream = Placed {
+        io: stream,
+        _place: place,
+    };
     match purpose {
         Purpose::Outbound(listening) => outbound::serve(worker, listening, stream, client).await,
-        Purpose::Mesh => inbound::serve_mesh(worker, mesh_port, stream, client).await,
         Purpose::Plaintext(port) => inbound::serve_plaintext(worker, port, stream, client).await,
+        Purpose::Mesh => {}
     }
 }
 
@@ -193,7 +206,68 @@ async fn not_accepted(plan: &ListenPlan, error: &io::Error) {
     tokio::time::sleep(EXHAUSTED_PAUSE).await;
 }
 
+/// An accepted connection, which keeps its place until it is closed, whoever holds it then.
+#[derive(Debug)]
+pub(crate) struct Placed<T> {
+    io: T,
+    _place: Place,
+}
+
+impl<T> Placed<T> {
+    /// The connection.
+    pub(crate) fn get_ref(&self) -> &T {
+        &self.io
+    }
+}
+
+impl<T: Connection> Connection for Placed<T> {
+    fn close_by_reset(&self) {
+        self.io.close_by_reset();
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Placed<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Placed<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buffer)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// One of the connections that a listener may have open.
+#[derive(Debug)]
 struct Place(Arc<AtomicUsize>);
 
 impl Place {

@@ -13,7 +13,7 @@
 //! | [`detect`], [`http`], [`copy`], [`upgrade`] | protocols: what a client speaks, HTTP, bytes |
 //! | [`balance`], [`retry`], [`policy`] | which endpoint, whether again, whether at all |
 //! | [`mesh`], [`plaintext`] | connections to other sidecars, and to those who have none |
-//! | [`exchange`], [`telemetry`], [`errors`], [`admin`], [`status`] | what is said about all of it |
+//! | [`exchange`], [`telemetry`], [`errors`], [`complaints`], [`admin`], [`status`] | what is said about all of it |
 //!
 //! # Threads
 //!
@@ -24,6 +24,7 @@
 mod admin;
 mod balance;
 mod capture;
+mod complaints;
 mod config;
 mod control;
 mod copy;

@@ -90,8 +90,9 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<(), Failure> {
     let readiness = Readiness::default();
 
     let workers = Workers::start(&config, &control, &telemetry, &drain)?;
-    readiness.set(Component::Listeners, true, "");
     let admin = start_admin(&config, &telemetry, &readiness, log, &shutdown)?;
+    // Not before the last of them is open, the admin port among them.
+    readiness.set(Component::Listeners, true, "");
     let following = tokio::spawn(status::follow(
         control.clone(),
         readiness.clone(),
@@ -278,16 +279,22 @@ impl WorkerThread {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default());
-        match runtime {
-            Ok(runtime) => runtime.block_on(self.work(started)),
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
             Err(error) => {
                 let _ = started.send(Err(error.into()));
+                return;
             }
-        }
+        };
+        let telemetry = Telemetry::new(&self.telemetry, self.index);
+        runtime.block_on(self.work(started, &telemetry));
+        // With the runtime go the connections that are still open, and each is recorded as it goes.
+        telemetry.stop();
+        drop(runtime);
+        telemetry.flush();
     }
 
-    async fn work(mut self, started: &Started) {
-        let telemetry = Telemetry::new(&self.telemetry, self.index);
+    async fn work(mut self, started: &Started, telemetry: &Telemetry) {
         let worker = Rc::new(Worker::new(
             Arc::clone(&self.config),
             &self.control,
@@ -308,7 +315,6 @@ impl WorkerThread {
         tokio::task::spawn_local(Destinations::forget_unused(Rc::clone(&worker)));
         // An error means that the control thread has gone, and the process with it.
         let _ = self.stopped.wait_for(|stopped| *stopped).await;
-        telemetry.flush();
     }
 
     fn listen(&self, worker: &Rc<Worker>) -> Result<(), ListenError> {

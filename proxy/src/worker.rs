@@ -22,12 +22,14 @@ use tokio::{
 
 use crate::{
     capture::CaptureError,
+    complaints::complain,
     config::{Config, InboundPlaintext, ServedPort},
     control::{Control, MeshIdentity},
     drain::Drain,
     errors::{Chain, ErrorCode, ProxyError},
     http::{
-        Body, H1ServerError, H1ServerSettings, H2ServerError, H2ServerSettings, serve_h1, serve_h2,
+        Body, FarTooLarge, H1ServerError, H1ServerSettings, H2ServerError, H2ServerSettings,
+        serve_h1, serve_h2,
     },
     inbound::Forwarding,
     mesh::{
@@ -259,7 +261,10 @@ impl Worker {
                 max_header_bytes: limits.max_header_bytes,
                 ..H2ServerSettings::default()
             };
-            let served = serve_h2(stream, Rc::new(service), &settings, drain).await;
+            let worker = Rc::clone(self);
+            let far_too_large =
+                move || worker.not_http(direction, ErrorCode::HeaderTooLarge, &FarTooLarge);
+            let served = serve_h2(stream, Rc::new(service), &settings, drain, far_too_large).await;
             if let Err(error) = served {
                 let code = match &error {
                     H2ServerError::HandshakeTimeout(_) => ErrorCode::ClientTimeout,
@@ -293,29 +298,18 @@ impl Worker {
         }
     }
 
-    /// Counts an HTTP connection that failed outside of any request, and logs it once a minute for each cause
-    /// that is the client's doing. A client that went away is no news.
+    /// Counts what a client did wrong outside of any request that was read, and logs it once a minute for each
+    /// cause. A client that went away is no news.
     pub(crate) fn not_http(
         &self,
         direction: Direction,
         code: ErrorCode,
         error: &(dyn Error + 'static),
     ) {
-        static SLOW: Throttle = Throttle::new();
-        static LARGE: Throttle = Throttle::new();
-        static GARBAGE: Throttle = Throttle::new();
-        let throttle = match code {
-            ErrorCode::ClientTimeout => &SLOW,
-            ErrorCode::HeaderTooLarge => &LARGE,
-            ErrorCode::BadRequest => &GARBAGE,
-            _ => {
-                tracing::debug!(error = %Chain(error), "an HTTP connection ended");
-                return;
-            }
-        };
-        self.telemetry.metrics().error(direction, code);
-        if let Some(suppressed) = throttle.admit() {
-            tracing::warn!(direction = direction.as_str(), %code, error = %Chain(error), suppressed, "an HTTP connection was closed");
+        if complain(direction, code, error) {
+            self.telemetry.metrics().error(direction, code);
+        } else {
+            tracing::debug!(error = %Chain(error), "an HTTP connection ended");
         }
     }
 
@@ -416,6 +410,9 @@ fn served(ports: &[ServedPort]) -> HashMap<u16, Served> {
     });
     declared.collect()
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// Counts the handshakes that this proxy makes as a client.
 #[derive(Debug)]

@@ -126,6 +126,55 @@ impl Peer {
     }
 }
 
+/// One request in HTTP/2 without TLS, with prior knowledge, and the whole response.
+///
+/// # Errors
+/// What went wrong.
+pub fn ask_h2c(
+    place: &Place,
+    address: SocketAddr,
+    request: Request<()>,
+    body: impl Into<Bytes>,
+) -> Result<Reply, String> {
+    let body = body.into();
+    place.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.map_err(|error| error.to_string())?;
+        runtime.block_on(async {
+            let exchange = tokio::time::timeout(TIMEOUT, async {
+                let stream = tokio::net::TcpStream::connect(address).await;
+                converse(stream.map_err(|error| error.to_string())?, request, body).await
+            });
+            exchange
+                .await
+                .map_err(|_| format!("no response within {TIMEOUT:?}"))?
+        })
+    })
+}
+
+/// The size of a request's header list as RFC 9113, section 6.5.2 counts it.
+pub fn header_list_bytes(request: &Request<()>) -> usize {
+    let field = |name: usize, value: usize| name + value + 32;
+    let uri = request.uri();
+    let pseudo = [
+        (":method", Some(request.method().as_str())),
+        (":scheme", uri.scheme_str()),
+        (
+            ":authority",
+            uri.authority().map(|authority| authority.as_str()),
+        ),
+        (":path", uri.path_and_query().map(|path| path.as_str())),
+    ];
+    let pseudo = pseudo
+        .iter()
+        .filter_map(|(name, value)| value.map(|value| field(name.len(), value.len())));
+    let fields = request.headers().iter();
+    let fields = fields.map(|(name, value)| field(name.as_str().len(), value.len()));
+    pseudo.chain(fields).sum()
+}
+
 async fn converse<T>(io: T, request: Request<()>, body: Bytes) -> Result<Reply, String>
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,

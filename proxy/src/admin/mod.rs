@@ -3,26 +3,24 @@
 //! Everything here runs on the control thread and is bounded: connections, their life, header and
 //! body. A connection carries one request, so that none can be held open.
 
+mod connection;
 mod guard;
 mod readiness;
 mod routes;
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 
 pub(crate) use readiness::{Component, Readiness};
 
 use crate::telemetry::logs::{LogHandle, Throttle};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{AdminRefusal, Metrics};
 
 /// Connections at once. One more ends the oldest, so that clients that do nothing cannot keep the
 /// kubelet's probes out.
@@ -66,7 +64,7 @@ impl fmt::Debug for Admin {
 pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     static ACCEPT_FAILED: Throttle = Throttle::new();
     let mut tasks = JoinSet::new();
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut open: VecDeque<(AbortHandle, SocketAddr)> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -82,32 +80,15 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
                 continue;
             }
         };
-        open.retain(|task| !task.is_finished());
+        open.retain(|(task, _)| !task.is_finished());
         if open.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = open.pop_front()
+            && let Some((oldest, its_remote)) = open.pop_front()
         {
             oldest.abort();
+            connection::refused(&admin, its_remote, AdminRefusal::Displaced);
         }
-        open.push_back(tasks.spawn(connection(stream, remote, Arc::clone(&admin))));
-    }
-}
-
-async fn connection(stream: TcpStream, remote: std::net::SocketAddr, admin: Arc<Admin>) {
-    let service = service_fn(|request| {
-        let admin = Arc::clone(&admin);
-        async move { Ok::<_, Infallible>(routes::answer(&admin, remote, request).await) }
-    });
-    let serving = http1::Builder::new()
-        .keep_alive(false)
-        .timer(TokioTimer::new())
-        .header_read_timeout(CONNECTION_TIMEOUT)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIMEOUT, serving).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%remote, %error, "an admin connection failed"),
-        Err(_) => tracing::debug!(%remote, "an admin connection took too long"),
+        let serving = connection::serve(stream, remote, Arc::clone(&admin));
+        open.push_back((tasks.spawn(serving), remote));
     }
 }
 

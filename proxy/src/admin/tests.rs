@@ -1,9 +1,10 @@
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::*;
+use crate::telemetry::metrics::Format;
 
 /// An admin port's insides, and what keeps its log filter alive.
 pub(super) struct TestAdmin {
@@ -55,6 +56,17 @@ async fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8(answer).unwrap()
 }
 
+/// How many connections were closed for that reason.
+fn refusals(test: &TestAdmin, reason: AdminRefusal) -> u64 {
+    let page = test.admin.metrics.encode(Format::PrometheusText);
+    let series = format!(
+        "sidewind_admin_refusals_total{{reason=\"{}\"}} ",
+        reason.as_str()
+    );
+    let count = page.lines().find_map(|line| line.strip_prefix(&*series));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
 const LIVE: &[u8] = b"GET /live HTTP/1.1\r\nhost: pod\r\n\r\n";
 
 #[tokio::test]
@@ -88,6 +100,8 @@ async fn garbage_and_oversized_headers_are_refused() {
     );
     let answer = exchange(address, many.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    assert_eq!(refusals(&test, AdminRefusal::Garbage), 1);
+    assert_eq!(refusals(&test, AdminRefusal::HeaderTooLarge), 2);
     assert!(exchange(address, LIVE).await.starts_with("HTTP/1.1 200"));
 }
 
@@ -108,6 +122,7 @@ async fn clients_that_do_nothing_do_not_keep_probes_out() {
         matches!(oldest, Ok(0) | Err(_)),
         "the oldest was ended: {oldest:?}"
     );
+    assert_eq!(refusals(&test, AdminRefusal::Displaced), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,4 +144,32 @@ async fn a_slow_client_is_cut_off() {
     assert!(answer.is_empty(), "{answer:?}");
     assert!(started.elapsed() <= CONNECTION_TIMEOUT + Duration::from_secs(1));
     assert_eq!(test.admin.logs.get(), "info");
+    assert_eq!(refusals(&test, AdminRefusal::Slow), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_bring_no_whole_request_are_counted_by_what_they_brought() {
+    let test = test_admin();
+    let address = serving(&test).await;
+    let silent = TcpStream::connect(address).await.unwrap();
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(b"GET /live HTTP/1.1\r\nhost: ")
+        .await
+        .unwrap();
+    for mut stream in [silent, half] {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    assert_eq!(refusals(&test, AdminRefusal::Silent), 1);
+    assert_eq!(refusals(&test, AdminRefusal::Incomplete), 1);
+    let mut broken_off = TcpStream::connect(address).await.unwrap();
+    broken_off.write_all(b"GET /live HT").await.unwrap();
+    broken_off.shutdown().await.unwrap();
+    let _ = broken_off.read_to_end(&mut Vec::new()).await;
+    assert_eq!(refusals(&test, AdminRefusal::Incomplete), 2);
+    // Who only looks whether the port is open does nothing wrong.
+    let mut unused = TcpStream::connect(address).await.unwrap();
+    unused.shutdown().await.unwrap();
+    let _ = unused.read_to_end(&mut Vec::new()).await;
+    assert_eq!(refusals(&test, AdminRefusal::Silent), 1);
+    assert_eq!(refusals(&test, AdminRefusal::Incomplete), 2);
 }

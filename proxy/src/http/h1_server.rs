@@ -7,10 +7,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use super::body::{Body, BodyError};
 use super::idle_io::{Activity, Busy, IdleIo};
 use super::{MAX_BUFFER_BYTES, MAX_HEADER_BYTES, MAX_HEADERS};
+use crate::detect::Prefixed;
 
 /// Bounds of a client connection.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +82,7 @@ where
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
     let activity = Activity::new();
-    let mut io = IdleIo::new(io, activity.clone());
+    let mut io = IdleIo::new(io, activity.clone(), settings.max_header_bytes);
     let mut shutdown = pin!(shutdown);
     let mut partial_head: Option<PartialHead> = None;
     loop {
@@ -117,6 +119,22 @@ where
             partial_head = Some(PartialHead { began, requests });
         }
     }
+}
+
+/// The connection that was given to [`serve_h1`] and upgraded since, with what was read of it and given to nobody;
+/// none where it was of another type.
+pub(crate) fn take_back<I>(upgraded: Upgraded) -> Option<Prefixed<I>>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let parts = upgraded.downcast::<TokioIo<IdleIo<I>>>().ok()?;
+    let (io, unread) = parts.io.into_inner().into_inner();
+    let prefix = if unread.is_empty() {
+        parts.read_buf
+    } else {
+        [parts.read_buf, unread].concat().into()
+    };
+    Some(Prefixed::new(prefix, io))
 }
 
 /// A request of which only the beginning has come.
@@ -217,7 +235,12 @@ where
             })
         }
     });
+    let connect = request.method() == Method::CONNECT;
     let response = service(request).await?;
+    let status = response.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS || (connect && status.is_success()) {
+        activity.upgrade();
+    }
     Ok(response.map(|body| ResponseBody { body, _busy: busy }))
 }
 

@@ -15,7 +15,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::Body;
 use super::send_body::{SendBodyError, send_body};
-use super::{CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, STREAM_WINDOW_BYTES};
+use super::{
+    CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, Refusals, STREAM_WINDOW_BYTES, WatchedIo,
+    hard_header_bound,
+};
 
 /// Bounds of an HTTP/2 client connection.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +27,8 @@ pub(crate) struct H2ServerSettings {
     pub(crate) handshake_timeout: Duration,
     /// Streams that a client may have open at once.
     pub(crate) max_concurrent_streams: u32,
-    /// Most bytes of a request's head, after decompression.
+    /// Most bytes of a request's head, after decompression. What is larger still comes to the service, which refuses
+    /// it, as far as [`hard_header_bound`] reaches.
     pub(crate) max_header_bytes: usize,
 }
 
@@ -49,6 +53,7 @@ pub(crate) enum H2ServerError {
 
 /// Serves an HTTP/2 client with prior knowledge, each stream in a task of its own on this worker, until either side
 /// closes the connection. When `shutdown` completes the client gets GOAWAY, and its open streams finish.
+/// `far_too_large` is called for each request whose header is larger than h2 takes.
 ///
 /// # Errors
 /// [`H2ServerError`], for the log.
@@ -57,6 +62,7 @@ pub(crate) async fn serve_h2<I, S, F>(
     service: Rc<S>,
     settings: &H2ServerSettings,
     shutdown: impl Future<Output = ()>,
+    far_too_large: impl Fn() + 'static,
 ) -> Result<(), H2ServerError>
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -68,9 +74,11 @@ where
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(settings.max_concurrent_streams)
-        .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(hard_header_bound(settings.max_header_bytes))
         .max_send_buffer_size(STREAM_WINDOW_BYTES as usize);
-    let handshake = builder.handshake::<_, Bytes>(io);
+    let refusals = Refusals::default();
+    refusals.on_refusal(far_too_large);
+    let handshake = builder.handshake::<_, Bytes>(WatchedIo::new(io, refusals.clone()));
     let mut connection = tokio::time::timeout(settings.handshake_timeout, handshake)
         .await
         .map_err(|_| H2ServerError::HandshakeTimeout(settings.handshake_timeout))??;
@@ -89,6 +97,7 @@ where
             None => return Ok(()),
             Some(Err(error)) => return Err(error.into()),
             Some(Ok((request, respond))) => {
+                refusals.accepted(respond.stream_id());
                 let service = service.clone();
                 tokio::task::spawn_local(async move {
                     // A stream that fails has told its client by a reset; what it was about is in the access log.

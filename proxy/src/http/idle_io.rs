@@ -1,4 +1,5 @@
-//! Knows when a server connection has nothing to do, so that it can do without its buffers.
+//! What stands below hyper on a server connection: it knows when there is nothing to do, so that the connection can
+//! do without its buffers, and says in hyper's place why a request was refused.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,7 +10,12 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::errors::unreadable_request;
+use super::headers::BadRequest;
+use super::heads::Heads;
+use crate::errors::{ProxyError, unreadable_request};
+
+/// What hyper reads in place of a request that it must not take: no head may hold the first byte.
+const UNREADABLE: &[u8] = b"\0\r\n\r\n";
 
 /// What is going on on one connection. All of it happens on one thread; it is atomic because an upgraded
 /// connection's IO has to be `Send`.
@@ -23,6 +29,8 @@ struct Shared {
     requests: AtomicU32,
     /// Everything written has left hyper's buffer.
     flushed: AtomicBool,
+    /// What follows is no HTTP any more.
+    upgraded: AtomicBool,
 }
 
 /// One message that is being read or written, until it is dropped.
@@ -41,6 +49,7 @@ impl Activity {
             messages: AtomicU32::new(0),
             requests: AtomicU32::new(0),
             flushed: AtomicBool::new(true),
+            upgraded: AtomicBool::new(false),
         }))
     }
 
@@ -66,6 +75,15 @@ impl Activity {
         self.0.requests.load(Relaxed)
     }
 
+    /// The response agrees to go on with another protocol.
+    pub(super) fn upgrade(&self) {
+        self.0.upgraded.store(true, Relaxed);
+    }
+
+    fn is_upgraded(&self) -> bool {
+        self.0.upgraded.load(Relaxed)
+    }
+
     fn flush_done(&self) {
         if self.0.messages.load(Relaxed) == 0 {
             self.0.flushed.store(true, Relaxed);
@@ -77,20 +95,31 @@ impl Activity {
 #[derive(Debug)]
 pub(super) struct IdleIo<T> {
     inner: T,
+    /// Comes before what `inner` has; [`Heads`] has seen it already.
     prefix: Bytes,
+    heads: Heads,
+    /// Why nothing more is read.
+    refused: Option<BadRequest>,
     activity: Activity,
     /// What is written in place of hyper's own answer to what is no request.
     refusal: Bytes,
 }
 
 impl<T> IdleIo<T> {
-    pub(super) fn new(inner: T, activity: Activity) -> IdleIo<T> {
+    pub(super) fn new(inner: T, activity: Activity, max_header_bytes: usize) -> IdleIo<T> {
         IdleIo {
             inner,
             prefix: Bytes::new(),
+            heads: Heads::new(max_header_bytes),
+            refused: None,
             activity,
             refusal: Bytes::new(),
         }
+    }
+
+    /// The connection, and what of it was read and given to nobody.
+    pub(super) fn into_inner(self) -> (T, Bytes) {
+        (self.inner, self.prefix)
     }
 
     /// Puts bytes back in front of what is still to be read.
@@ -114,6 +143,8 @@ impl<T: AsyncRead + Unpin> IdleIo<T> {
             let mut buffer = ReadBuf::new(&mut byte);
             match Pin::new(&mut self.inner).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) => {
+                    // One byte ends no head that has not begun.
+                    self.heads.read(buffer.filled());
                     self.prefix = Bytes::copy_from_slice(buffer.filled());
                     Poll::Ready(Ok(!self.prefix.is_empty()))
                 }
@@ -125,6 +156,37 @@ impl<T: AsyncRead + Unpin> IdleIo<T> {
     }
 }
 
+impl<T: AsyncRead + Unpin> IdleIo<T> {
+    /// Reads what hyper may see: the first request that is ambiguous is replaced by what is none.
+    fn poll_new(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.refused.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
+        if self.activity.is_upgraded() {
+            self.heads.stop();
+        }
+        let new = buffer.filled().get(before..).unwrap_or_default();
+        if let Some(good) = self.heads.read(new) {
+            self.refused = Some(BadRequest::LengthAndEncoding);
+            buffer.set_filled(before + good);
+            self.prefix = Bytes::from_static(UNREADABLE);
+            self.take_prefix(buffer);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn take_prefix(&mut self, buffer: &mut ReadBuf<'_>) {
+        let length = self.prefix.len().min(buffer.remaining());
+        buffer.put_slice(self.prefix.get(..length).unwrap_or_default());
+        self.prefix.advance(length);
+        if self.prefix.is_empty() {
+            self.prefix = Bytes::new();
+        }
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for IdleIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -132,16 +194,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for IdleIo<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.prefix.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(cx, buffer);
+            return self.poll_new(cx, buffer);
         }
-        let length = self.prefix.len().min(buffer.remaining());
-        buffer.put_slice(self.prefix.get(..length).unwrap_or_default());
-        self.prefix.advance(length);
+        self.take_prefix(buffer);
         if self.prefix.is_empty() {
-            self.prefix = Bytes::new();
             // The rest of the request is mostly there too; pending only says that no more came.
             if buffer.remaining() > 0
-                && let Poll::Ready(Err(error)) = Pin::new(&mut self.inner).poll_read(cx, buffer)
+                && let Poll::Ready(Err(error)) = self.poll_new(cx, buffer)
             {
                 return Poll::Ready(Err(error));
             }
@@ -157,7 +216,7 @@ impl<T: AsyncWrite + Unpin> IdleIo<T> {
         if !self.activity.is_idle() {
             return false;
         }
-        match unreadable_request(written) {
+        match unreadable_request(written, self.refused.map(ProxyError::from)) {
             Some(refusal) => {
                 self.refusal = refusal;
                 true

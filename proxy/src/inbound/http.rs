@@ -44,8 +44,8 @@ impl InboundHttp {
 
     /// Answers a request from a mesh peer, which names its destination in a header.
     pub(crate) async fn answer_peer(&self, mut request: Request<Body>) -> Response<Body> {
-        let destination = take_destination(request.headers_mut());
         let exchange = self.begin(&mut request);
+        let destination = take_destination(request.headers_mut());
         let local = self.caller.local.ip();
         let port = destination.and_then(|(destination, http2)| {
             let port = self.worker.forwarding.for_peer(&destination, local)?;

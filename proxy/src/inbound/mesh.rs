@@ -10,7 +10,7 @@ use tokio::{net::TcpStream, time::Instant};
 use super::{Caller, http::InboundHttp, tcp};
 use crate::{
     errors::{Chain, ErrorCode},
-    http::serve_stream,
+    http::{FarTooLarge, serve_stream},
     mesh::{self, AcceptError, DriverError, HandshakeGate, MeshServerConnection, ServerSettings},
     telemetry::{
         Direction,
@@ -33,8 +33,7 @@ impl MeshPort {
             settings: ServerSettings {
                 handshake_timeout: worker.config.traffic.handshake_timeout,
                 max_concurrent_streams: worker.config.limits.max_mesh_streams,
-                max_header_bytes: u32::try_from(worker.config.limits.max_header_bytes)
-                    .unwrap_or(u32::MAX),
+                max_header_bytes: worker.config.limits.max_header_bytes,
                 ..ServerSettings::default()
             },
         }
@@ -71,6 +70,10 @@ pub(crate) async fn serve(
         Ok(connection) => connection,
         Err(error) => return worker.handshake_failed(client, &error),
     };
+    let counting = Rc::clone(&worker);
+    connection.on_far_too_large(move || {
+        counting.not_http(Direction::Inbound, ErrorCode::HeaderTooLarge, &FarTooLarge);
+    });
     let caller = Caller::from_mesh(client, connection.local, &connection.peer, &identity.id);
     let _open = worker.open_http(Direction::Inbound, true, "", caller.id());
     if let Err(error) = streams(&worker, caller, connection).await {

@@ -97,7 +97,7 @@ impl Caller {
         Origin {
             destination: self.destination(),
             tls: self.peer.is_some(),
-            ..Origin::new(&worker.telemetry, Direction::Inbound, self.source())
+            ..Origin::new(worker, Direction::Inbound, self.source())
         }
     }
 }

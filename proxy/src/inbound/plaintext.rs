@@ -10,6 +10,7 @@ use crate::{
     capture::{DestinationSource, OriginalDestination},
     detect::{self, Detected, Prefixed},
     errors::{ErrorCode, ProxyError},
+    listen::Placed,
     telemetry::{Direction, Protocol},
     worker::Worker,
 };
@@ -27,10 +28,10 @@ pub(crate) enum PlaintextPort {
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     listening: PlaintextPort,
-    mut stream: TcpStream,
+    mut stream: Placed<TcpStream>,
     client: SocketAddr,
 ) {
-    let Some((local, port)) = destination(&worker, listening, &stream, client) else {
+    let Some((local, port)) = destination(&worker, listening, stream.get_ref(), client) else {
         return;
     };
     // Of a port that is declared as HTTP nothing else is expected, and no table of opaque ports is asked.

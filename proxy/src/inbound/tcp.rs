@@ -11,9 +11,11 @@ use super::{
     Caller, authorize::Gate, destination::WorkloadPort, http::InboundHttp, plaintext::not_http,
 };
 use crate::{
+    complaints::check_header_list,
     copy::{self, Progress, Side},
     detect::{self, Detected, Prefixed},
     errors::{Chain, ErrorCode, ProxyError},
+    http::headers::header_list_bytes,
     mesh::TunnelStream,
     telemetry::{
         ConnectionRecord, Direction, Protocol,
@@ -33,20 +35,26 @@ pub(super) async fn from_peer(
     mut respond: SendResponse<Bytes>,
 ) {
     let _active = worker.drain.active();
-    let inbound = Inbound::begin(worker, caller, Protocol::Tcp);
+    let mut inbound = Inbound::begin(worker, caller, Protocol::Tcp);
     let authority = request
         .uri()
         .authority()
         .map(|authority| authority.as_str());
-    let port = worker
-        .forwarding
-        .for_peer(authority.unwrap_or_default(), caller.local.ip());
+    let limit = worker.config.limits.max_header_bytes;
+    let port =
+        check_header_list(header_list_bytes(&request), limit, Direction::Inbound).and_then(|()| {
+            let local = caller.local.ip();
+            worker
+                .forwarding
+                .for_peer(authority.unwrap_or_default(), local)
+        });
+    inbound.port = port.as_ref().ok().copied();
     let http = port
         .as_ref()
         .ok()
         .filter(|port| worker.serves_http(port.address.port()));
     if let Some(port) = http {
-        return http_from_peer(worker, caller, *port, request, respond, &inbound).await;
+        return http_from_peer(worker, caller, *port, request, respond, inbound).await;
     }
     let connected = match &port {
         Ok(port) => connect(worker, caller, *port).await,
@@ -55,16 +63,17 @@ pub(super) async fn from_peer(
     let workload = match connected {
         Ok(workload) => workload,
         Err(error) => {
-            inbound.end(worker, port.ok(), &Progress::default(), Some(&error));
+            inbound.end(Some(&error));
             refuse(respond, error);
             return;
         }
     };
-    let progress = Progress::default();
+    // Seen from the workload's side, what the tunnel brought is the request.
+    inbound.reversed = true;
     let result = match respond.send_response(Response::new(()), false) {
         Ok(send) => {
             let tunnel = TunnelStream::new(request.into_body(), send, None);
-            copy::copy_tunnel(workload, tunnel, None, &progress)
+            copy::copy_tunnel(workload, tunnel, None, &inbound.progress)
                 .await
                 .map_err(|error| error.blame(Side::Far))
         }
@@ -74,8 +83,7 @@ pub(super) async fn from_peer(
         )
         .with_source(error)),
     };
-    // Seen from the workload's side, what the tunnel brought is the request.
-    inbound.end_reversed(worker, port.ok(), &progress, result.err().as_ref());
+    inbound.end(result.err().as_ref());
 }
 
 /// Serves a tunnel to a port that is declared as HTTP: an upgrade, or a peer that speaks HBONE alone. Each request is
@@ -86,7 +94,7 @@ async fn http_from_peer(
     port: WorkloadPort,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    inbound: &Inbound<'_>,
+    inbound: Inbound<'_>,
 ) {
     // A failure is a peer that has gone.
     let Ok(send) = respond.send_response(Response::new(()), false) else {
@@ -99,9 +107,10 @@ async fn http_from_peer(
         _ => {
             tunnel.reset();
             let error = not_http(port.address.port());
-            return inbound.end(worker, Some(port), &Progress::default(), Some(&error));
+            return inbound.end(Some(&error));
         }
     };
+    inbound.leave_out();
     let http2 = found.protocol == Detected::Http2;
     let http = InboundHttp::new(worker, caller.clone());
     let service = move |request| {
@@ -138,10 +147,10 @@ pub(super) async fn from_outside<T: copy::Connection>(
     protocol: Protocol,
     client: T,
 ) {
-    let inbound = Inbound::begin(worker, caller, protocol);
-    let progress = Progress::default();
+    let mut inbound = Inbound::begin(worker, caller, protocol);
+    inbound.port = Some(port);
     let result = match connect(worker, caller, port).await {
-        Ok(workload) => copy::copy_both(client, workload, None, &progress)
+        Ok(workload) => copy::copy_both(client, workload, None, &inbound.progress)
             .await
             .map_err(|error| error.blame(Side::Near)),
         Err(error) => {
@@ -149,7 +158,7 @@ pub(super) async fn from_outside<T: copy::Connection>(
             Err(error)
         }
     };
-    inbound.end(worker, Some(port), &progress, result.err().as_ref());
+    inbound.end(result.err().as_ref());
 }
 
 async fn connect(
@@ -161,17 +170,23 @@ async fn connect(
     worker.workload.connect(port.dial).await
 }
 
-/// A connection that will be recorded when it ends.
+/// A connection that is recorded when it ends, or is dropped before.
 struct Inbound<'a> {
+    worker: &'a Worker,
     caller: &'a Caller,
     protocol: Protocol,
     started: (SystemTime, Instant),
     handles: Rc<ConnectionHandles>,
+    /// From the caller to the workload and back, or the other way round.
+    progress: Progress,
+    reversed: bool,
+    port: Option<WorkloadPort>,
+    recorded: bool,
     _open: OpenConnection,
 }
 
 impl<'a> Inbound<'a> {
-    fn begin(worker: &Worker, caller: &'a Caller, protocol: Protocol) -> Self {
+    fn begin(worker: &'a Worker, caller: &'a Caller, protocol: Protocol) -> Self {
         let handles = worker.telemetry.metrics().connection_handles(
             Direction::Inbound,
             protocol,
@@ -180,50 +195,45 @@ impl<'a> Inbound<'a> {
             caller.peer.is_some(),
         );
         Self {
+            worker,
             caller,
             protocol,
             started: (SystemTime::now(), Instant::now()),
             _open: handles.open(),
             handles,
+            progress: Progress::default(),
+            reversed: false,
+            port: None,
+            recorded: false,
         }
     }
 
-    fn end(
-        &self,
-        worker: &Worker,
-        port: Option<WorkloadPort>,
-        progress: &Progress,
-        error: Option<&ProxyError>,
-    ) {
-        self.record(worker, port, (progress.sent(), progress.received()), error);
+    /// What is carried has records of its own.
+    fn leave_out(mut self) {
+        self.recorded = true;
     }
 
-    fn end_reversed(
-        &self,
-        worker: &Worker,
-        port: Option<WorkloadPort>,
-        progress: &Progress,
-        error: Option<&ProxyError>,
-    ) {
-        self.record(worker, port, (progress.received(), progress.sent()), error);
+    fn end(mut self, error: Option<&ProxyError>) {
+        self.record(error);
     }
 
-    fn record(
-        &self,
-        worker: &Worker,
-        port: Option<WorkloadPort>,
-        (request_bytes, response_bytes): (u64, u64),
-        error: Option<&ProxyError>,
-    ) {
+    fn record(&mut self, error: Option<&ProxyError>) {
+        self.recorded = true;
         let detail = error.map(|error| error.chain().to_string());
         let (source, mut destination) = (self.caller.source(), self.caller.destination());
-        destination.address = port.map(|port| port.address).or(destination.address);
-        worker.telemetry.finish_connection(&ConnectionRecord {
+        destination.address = self.port.map(|port| port.address).or(destination.address);
+        let (sent, received) = (self.progress.sent(), self.progress.received());
+        let (request_bytes, response_bytes) = if self.reversed {
+            (received, sent)
+        } else {
+            (sent, received)
+        };
+        self.worker.telemetry.finish_connection(&ConnectionRecord {
             started: self.started.0,
             duration: self.started.1.elapsed(),
             error: error.map(ProxyError::code),
             error_detail: detail.as_deref(),
-            endpoint: port.map(|port| port.dial),
+            endpoint: self.port.map(|port| port.dial),
             source: source.as_peer(),
             destination: destination.as_peer(),
             tls: self.caller.peer.is_some(),
@@ -233,5 +243,14 @@ impl<'a> Inbound<'a> {
             handles: Some(&self.handles),
             ..ConnectionRecord::new(Direction::Inbound, self.protocol)
         });
+    }
+}
+
+impl Drop for Inbound<'_> {
+    fn drop(&mut self) {
+        if !self.recorded {
+            let error = self.worker.telemetry.cut_off();
+            self.record(Some(&error));
+        }
     }
 }

@@ -30,8 +30,10 @@ use super::keepalive::{Finding, Keepalive, KeepaliveSettings};
 use super::read_ahead::ReadAhead;
 use super::{Wire, socket};
 use crate::control::MeshIdentity;
+use crate::http::{Refusals, WatchedIo, hard_header_bound};
 
 type Transport = Gather<TlsStream<ReadAhead<TcpStream>>>;
+type Http2 = Connection<WatchedIo<Transport>, Bytes>;
 
 /// How long a refused client may take to read why, before its connection is closed.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -43,8 +45,9 @@ pub(crate) struct ServerSettings {
     pub(crate) handshake_timeout: Duration,
     /// Streams that one client may have open on one connection.
     pub(crate) max_concurrent_streams: u32,
-    /// Most bytes of a request's head, after decompression.
-    pub(crate) max_header_bytes: u32,
+    /// Most bytes of a request's head, after decompression. What is larger still comes to the handler, which refuses
+    /// it, as far as [`hard_header_bound`] reaches.
+    pub(crate) max_header_bytes: usize,
     /// When clients count as gone and connections as idle.
     pub(crate) keepalive: KeepaliveSettings,
 }
@@ -54,7 +57,7 @@ impl Default for ServerSettings {
         Self {
             handshake_timeout: Duration::from_secs(10),
             max_concurrent_streams: 1000,
-            max_header_bytes: super::MAX_HEADER_LIST_BYTES,
+            max_header_bytes: super::MAX_HEADER_LIST_BYTES as usize,
             // Longer than a client's own, so that the client closes first.
             keepalive: KeepaliveSettings {
                 idle_timeout: Duration::from_secs(600),
@@ -114,7 +117,9 @@ async fn handshake(
     }
 
     let io = Gather::new(tls);
-    let mut starting = pin!(builder(settings).handshake(io.clone()));
+    let refusals = Refusals::default();
+    let watched = WatchedIo::new(io.clone(), refusals.clone());
+    let mut starting = pin!(builder(settings).handshake(watched));
     let mut h2 = poll_fn(|cx| {
         let started = starting.as_mut().poll(cx);
         match io.poll_flush_gathered(cx) {
@@ -132,6 +137,7 @@ async fn handshake(
         local,
         h2,
         io,
+        refusals,
         keepalive,
     })
 }
@@ -158,7 +164,7 @@ fn builder(settings: &ServerSettings) -> Builder {
         .initial_window_size(super::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(super::CONNECTION_WINDOW_BYTES)
         .max_frame_size(super::MAX_FRAME_BYTES)
-        .max_header_list_size(settings.max_header_bytes)
+        .max_header_list_size(hard_header_bound(settings.max_header_bytes))
         .max_send_buffer_size(super::MAX_SEND_BUFFER_BYTES)
         .max_concurrent_streams(settings.max_concurrent_streams)
         .max_concurrent_reset_streams(super::MAX_RESET_STREAMS)
@@ -179,8 +185,9 @@ pub(crate) struct MeshServerConnection {
     /// The address that it connected to.
     pub(crate) local: SocketAddr,
     member: Member,
-    h2: Connection<Transport, Bytes>,
+    h2: Http2,
     io: Transport,
+    refusals: Refusals,
     keepalive: Keepalive,
 }
 
@@ -196,6 +203,11 @@ impl fmt::Debug for MeshServerConnection {
 }
 
 impl MeshServerConnection {
+    /// Has `action` run for each request whose header is larger than h2 takes.
+    pub(crate) fn on_far_too_large(&self, action: impl Fn() + 'static) {
+        self.refusals.on_refusal(action);
+    }
+
     /// Runs the connection to its end, with `handler` for each stream as a task of its own.
     ///
     /// When `drain` is ready, or the client's certificate expires, the client is asked to go
@@ -297,6 +309,7 @@ where
             // The client must come again with the SVID that it has by now.
             self.drain();
         }
+        self.connection.refusals.accepted(respond.stream_id());
         let open = OpenStream::new(&self.open);
         let handling = (self.handler)(request, respond);
         tokio::task::spawn_local(async move {

@@ -259,3 +259,6 @@ impl From<v1::Protocol> for Declared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

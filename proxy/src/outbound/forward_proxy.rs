@@ -4,19 +4,19 @@
 use std::{net::SocketAddr, rc::Rc};
 
 use http::{Method, Request, Response, uri::Scheme};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::{connection, destination::Target, http::OutboundHttp};
 use crate::{
     errors::{ErrorCode, ProxyError},
-    http::Body,
+    http::{Body, take_back},
+    listen::Placed,
     telemetry::Direction,
     worker::Worker,
 };
 
 /// Serves one client of the proxy to the end of its connection.
-pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr) {
+pub(super) async fn serve(worker: Rc<Worker>, stream: Placed<TcpStream>, client: SocketAddr) {
     let _open = worker.open_http(Direction::Outbound, false, "", None);
     let http = OutboundHttp::new(&worker, client, false);
     let proxy = Rc::clone(&worker);
@@ -83,7 +83,11 @@ fn tunnel(
     tokio::task::spawn_local(async move {
         let _active = active;
         match upgrade.await {
-            Ok(upgraded) => connection(worker, target, TokioIo::new(upgraded), client).await,
+            // Its own connection again, so that what breaks is reset, and bytes go through as few hands as elsewhere.
+            Ok(upgraded) => match take_back::<Placed<TcpStream>>(upgraded) {
+                Some(stream) => connection(worker, target, stream, client).await,
+                None => tracing::error!(%client, "a CONNECT was made on another connection"),
+            },
             Err(error) => {
                 tracing::debug!(%client, %error, "a CONNECT was not followed by a connection")
             }

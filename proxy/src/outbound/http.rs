@@ -45,7 +45,7 @@ impl OutboundHttp {
         };
         Self {
             worker: Rc::clone(worker),
-            origin: Origin::new(&worker.telemetry, Direction::Outbound, source),
+            origin: Origin::new(worker, Direction::Outbound, source),
             http2,
         }
     }

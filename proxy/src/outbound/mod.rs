@@ -29,6 +29,7 @@ use crate::{
     config::CaptureMode,
     copy::Connection,
     detect::{self, Detected, Detection, Prefixed},
+    listen::Placed,
     telemetry::{Direction, Protocol},
     worker::{READY_WAIT, Worker},
 };
@@ -58,7 +59,7 @@ impl Listening {
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     listening: Listening,
-    stream: TcpStream,
+    stream: Placed<TcpStream>,
     client: SocketAddr,
 ) {
     // The drain waits for what the workload has open.
@@ -66,7 +67,7 @@ pub(crate) async fn serve(
     let target = match listening {
         Listening::ForwardProxy => return forward_proxy::serve(worker, stream, client).await,
         Listening::Mapped(target) => target,
-        Listening::Redirected(source) => match source.original_destination(&stream) {
+        Listening::Redirected(source) => match source.original_destination(stream.get_ref()) {
             Ok(OriginalDestination(address)) => Target::Address(address),
             Err(error) => return worker.not_captured(Direction::Outbound, client, &error),
         },

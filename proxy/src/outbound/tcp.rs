@@ -17,7 +17,10 @@ use crate::{
     errors::{ErrorCode, ProxyError},
     exchange::Party,
     mesh::TunnelStream,
-    telemetry::{ConnectionRecord, Direction, Protocol},
+    telemetry::{
+        ConnectionRecord, Direction, Protocol,
+        metrics::{ConnectionHandles, OpenConnection},
+    },
     worker::{READY_WAIT, Worker},
 };
 
@@ -37,12 +40,84 @@ enum Upstream {
     Plain(TcpStream),
 }
 
-/// What is known of a connection when it ends.
+/// What is known of a connection, which is recorded when it ends or is dropped before.
 struct Journey {
+    worker: Rc<Worker>,
+    started: (SystemTime, Instant),
+    protocol: Protocol,
+    source: Party,
     service: Option<Rc<str>>,
     destination: Party,
     tls: bool,
     attempts: u32,
+    progress: Progress,
+    /// Once it is known where it goes.
+    open: Option<(Rc<ConnectionHandles>, OpenConnection)>,
+    recorded: bool,
+}
+
+impl Journey {
+    fn begin(worker: &Rc<Worker>, client: SocketAddr, protocol: Protocol) -> Self {
+        Self {
+            worker: Rc::clone(worker),
+            started: (SystemTime::now(), Instant::now()),
+            protocol,
+            source: Party {
+                address: Some(client),
+                id: worker.identity().ok().map(|identity| identity.id.clone()),
+            },
+            service: None,
+            destination: Party::default(),
+            tls: false,
+            attempts: 0,
+            progress: Progress::default(),
+            open: None,
+            recorded: false,
+        }
+    }
+
+    /// Counts the connection as open, under what is known of it now.
+    fn open(&mut self) {
+        let handles = self.worker.telemetry.metrics().connection_handles(
+            Direction::Outbound,
+            self.protocol,
+            self.service.as_deref().unwrap_or_default(),
+            self.destination.as_peer().spiffe_id,
+            self.tls,
+        );
+        let open = handles.open();
+        self.open = Some((handles, open));
+    }
+
+    fn end(&mut self, error: Option<&ProxyError>) {
+        self.recorded = true;
+        let detail = error.map(|error| error.chain().to_string());
+        self.worker.telemetry.finish_connection(&ConnectionRecord {
+            started: self.started.0,
+            duration: self.started.1.elapsed(),
+            error: error.map(ProxyError::code),
+            error_detail: detail.as_deref(),
+            service: self.service.as_deref().unwrap_or_default(),
+            endpoint: self.destination.address,
+            source: self.source.as_peer(),
+            destination: self.destination.as_peer(),
+            tls: self.tls,
+            attempts: self.attempts,
+            request_bytes: self.progress.sent(),
+            response_bytes: self.progress.received(),
+            handles: self.open.as_ref().map(|(handles, _)| &**handles),
+            ..ConnectionRecord::new(Direction::Outbound, self.protocol)
+        });
+    }
+}
+
+impl Drop for Journey {
+    fn drop(&mut self) {
+        if !self.recorded {
+            let error = self.worker.telemetry.cut_off();
+            self.end(Some(&error));
+        }
+    }
 }
 
 /// Carries a connection to its destination until both sides have closed it, and records it.
@@ -51,55 +126,18 @@ pub(crate) async fn forward<T: Connection>(
     destination: &Destination,
     connection: OpaqueConnection<T>,
 ) {
-    let started = (SystemTime::now(), Instant::now());
-    let source = Party {
-        address: Some(connection.client),
-        id: worker.identity().ok().map(|identity| identity.id.clone()),
-    };
-    let protocol = connection.protocol;
-    let mut journey = Journey {
-        service: None,
-        destination: Party::default(),
-        tls: false,
-        attempts: 0,
-    };
-    let progress = Progress::default();
-    let connected = connect(worker, destination, protocol, &mut journey).await;
-    let handles = worker.telemetry.metrics().connection_handles(
-        Direction::Outbound,
-        protocol,
-        journey.service.as_deref().unwrap_or_default(),
-        journey.destination.as_peer().spiffe_id,
-        journey.tls,
-    );
-    let open = handles.open();
+    let mut journey = Journey::begin(worker, connection.client, connection.protocol);
+    let connected = connect(worker, destination, connection.protocol, &mut journey).await;
+    journey.open();
     let result = match connected {
-        Ok(upstream) => relay(connection.stream, upstream, &progress).await,
+        Ok(upstream) => relay(connection.stream, upstream, &journey.progress).await,
         Err(error) => {
             // A reset, not an orderly end: the client must not take silence for success.
             connection.stream.close_by_reset();
             Err(error)
         }
     };
-    drop(open);
-    let error = result.err();
-    let detail = error.as_ref().map(|error| error.chain().to_string());
-    worker.telemetry.finish_connection(&ConnectionRecord {
-        started: started.0,
-        duration: started.1.elapsed(),
-        error: error.as_ref().map(ProxyError::code),
-        error_detail: detail.as_deref(),
-        service: journey.service.as_deref().unwrap_or_default(),
-        endpoint: journey.destination.address,
-        source: source.as_peer(),
-        destination: journey.destination.as_peer(),
-        tls: journey.tls,
-        attempts: journey.attempts,
-        request_bytes: progress.sent(),
-        response_bytes: progress.received(),
-        handles: Some(&handles),
-        ..ConnectionRecord::new(Direction::Outbound, protocol)
-    });
+    journey.end(result.err().as_ref());
 }
 
 async fn relay<T: Connection>(

@@ -10,6 +10,7 @@ pub(crate) mod metrics;
 mod record;
 pub(crate) mod trace;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ pub(crate) use record::{ConnectionRecord, Direction, Peer, Protocol, RequestReco
 use access_log::{AccessLog, LineBuffer};
 use metrics::{FinishedRequest, Metrics, WorkerMetrics};
 use trace::{SpanQueue, TraceContext, Tracer};
+
+use crate::errors::{ErrorCode, ProxyError};
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -44,6 +47,7 @@ struct Inner {
     lines: LineBuffer,
     tracer: Tracer,
     spans: Option<SpanQueue>,
+    stopping: Cell<bool>,
 }
 
 impl Telemetry {
@@ -54,7 +58,25 @@ impl Telemetry {
             lines: LineBuffer::new(shared.access_log.clone()),
             tracer: Tracer::new(shared.trace_ratio, shared.spans.is_some()),
             spans: shared.spans.clone(),
+            stopping: Cell::new(false),
         }))
+    }
+
+    /// Says that whatever is cut off from now on is cut off by this proxy.
+    pub(crate) fn stop(&self) {
+        self.0.stopping.set(true);
+    }
+
+    /// Why something is dropped before its end, for which nothing else is known.
+    pub(crate) fn cut_off(&self) -> ProxyError {
+        if self.0.stopping.get() {
+            ProxyError::new(
+                ErrorCode::Stopped,
+                "The proxy ended, after its grace period or by a second signal.",
+            )
+        } else {
+            ProxyError::new(ErrorCode::ClientClosed, "The client went away.")
+        }
     }
 
     /// The worker's metrics, for handles and for what has no record.

@@ -30,6 +30,9 @@ pub const SIDECAR_UID: u32 = 1337;
 /// The user that workloads run as under transparent capture: `nobody`.
 pub const WORKLOAD_UID: u32 = 65534;
 
+/// Workloads of tests make no pauses between their calls that last longer.
+const SHORT_DRAIN: [&str; 2] = ["--drain-quiet", "500ms"];
+
 /// The port of the mesh listener.
 pub const MESH_PORT: u16 = 15008;
 
@@ -232,10 +235,11 @@ impl Mesh {
 
     /// `sidewind-proxy run` at `host` with what each sidecar is told, as the user of sidecars.
     pub fn proxy(&self, host: &Host) -> Invocation {
-        self.proxy_behind(host, host.address)
+        self.proxy_behind(host, host.address).args(SHORT_DRAIN)
     }
 
-    /// As [`Mesh::proxy`], with the mesh port of explicit capture at another address than peers dial.
+    /// As [`Mesh::proxy`], with the mesh port of explicit capture at another address than peers dial, and with
+    /// `--drain-quiet` as it is where nothing is said.
     fn proxy_behind(&self, host: &Host, mesh_address: Ipv4Addr) -> Invocation {
         let control_plane = SocketAddr::from((self.control_plane.host().address, 15010));
         let user = self.is_transparent().then_some(SIDECAR_UID);
@@ -247,8 +251,6 @@ impl Mesh {
             "--trust-bundle",
         ]);
         proxy = proxy.arg(&self.trust_bundle);
-        // Workloads of tests make no pauses between their calls that last longer.
-        proxy = proxy.args(["--drain-quiet", "500ms"]);
         if !self.is_transparent() {
             let at = |port: u16| format!("{}:{port}", host.address);
             proxy = proxy.args([

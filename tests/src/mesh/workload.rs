@@ -22,6 +22,7 @@ pub struct WorkloadPlan<'m> {
     flags: Vec<String>,
     waits: bool,
     relayed: bool,
+    default_drain: bool,
 }
 
 impl<'m> WorkloadPlan<'m> {
@@ -39,6 +40,7 @@ impl<'m> WorkloadPlan<'m> {
             flags: Vec::new(),
             waits: true,
             relayed: false,
+            default_drain: false,
         }
     }
 
@@ -70,6 +72,12 @@ impl<'m> WorkloadPlan<'m> {
     /// Does not wait until the sidecar is ready.
     pub fn without_waiting(mut self) -> Self {
         self.waits = false;
+        self
+    }
+
+    /// Drains as sidecars do where nothing is said, and not in half a second.
+    pub fn with_default_drain(mut self) -> Self {
+        self.default_drain = true;
         self
     }
 
@@ -139,6 +147,9 @@ impl<'m> WorkloadPlan<'m> {
         let token = format!("{}-{}.token", self.name, host.address);
         let token = scratch.write_secret(&token, control_plane.token(&self.token), uid);
         let mut proxy = self.mesh.proxy_behind(host, mesh_address);
+        if !self.default_drain {
+            proxy = proxy.args(super::SHORT_DRAIN);
+        }
         proxy = proxy
             .arg("--join-token-file")
             .arg(token)
@@ -183,6 +194,14 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Its host, for another sidecar there.
+    pub fn host(&self) -> Host {
+        Host {
+            place: self.place.clone(),
+            address: self.address,
+        }
+    }
+
     /// `address:port`, as others see it.
     pub fn at(&self, port: u16) -> SocketAddr {
         (self.address, port).into()

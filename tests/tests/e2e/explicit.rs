@@ -1,13 +1,17 @@
 //! Explicit capture: no redirection and no privileges, everything on loopback addresses.
 
-use std::time::SystemTime;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, SystemTime};
 
 use http::{Method, Request};
 use sidewind_tests::authority::TestAuthority;
 use sidewind_tests::http::Reply;
 use sidewind_tests::mesh::{MESH_PORT, Mesh, Workload};
 use sidewind_tests::peer::Peer;
+use sidewind_tests::wait::{PATIENCE, eventually, within};
 use sidewind_tests::workloads;
+use socket2::SockRef;
 
 use crate::support::{Answer, allow};
 
@@ -248,4 +252,172 @@ fn a_port_of_the_workload_that_is_not_served_is_not_opened_to_the_mesh() {
     assert!(reply.text().contains("PONG"), "{reply:?}");
     let reply = tunnel_to(&mesh, &authority, &task, &server, 6380);
     assert!(is_refused(&reply), "{reply:?}");
+}
+
+/// Serves each connection to a port of a workload.
+fn serve(workload: &Workload, port: u16, each: fn(TcpStream)) {
+    let listener = workload.place.listen((workload.bind(), port).into());
+    let listener = listener.expect("a free port");
+    workload.place.spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || each(stream));
+        }
+    });
+}
+
+/// A connection to the sidecar as an HTTP proxy, after `head` was answered with one that begins with `expected`.
+#[track_caller]
+fn ask_for(task: &Workload, head: &str, expected: &str) -> TcpStream {
+    let mut stream = task.place.connect(task.at(15001), PATIENCE).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a whole head");
+        answer.extend(byte);
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with(expected), "{answer}");
+    stream
+}
+
+fn tunnel(task: &Workload, to: &str) -> TcpStream {
+    let head = format!("CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n\r\n");
+    ask_for(task, &head, "HTTP/1.1 200 ")
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut reading = stream.try_clone().expect("a socket");
+    let _ = std::io::copy(&mut reading, &mut stream);
+}
+
+fn is_echoed(mut stream: &TcpStream) -> bool {
+    let mut echoed = [0; 4];
+    stream.write_all(b"ping").is_ok()
+        && stream.read_exact(&mut echoed).is_ok()
+        && &echoed == b"ping"
+}
+
+#[test]
+fn a_far_side_that_breaks_is_a_reset_to_a_client_of_connect() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let server = mesh
+        .workload("data", "server")
+        .serves("server.data:7000=7000/tcp,server.data:7001=7001/tcp")
+        .start();
+    serve(&server, 7000, |mut stream| {
+        let _ = stream.read(&mut [0]);
+        let _ = stream.write_all(b"half an ans");
+        // Closing it is a reset then.
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    });
+    serve(&server, 7001, |mut stream| {
+        let _ = stream.read(&mut [0]);
+        let _ = stream.write_all(b"a whole one");
+    });
+    let task = mesh.workload("airflow", "task").start();
+    let ending = |to: &str| {
+        let mut stream = tunnel(&task, to);
+        stream.write_all(b"?").unwrap();
+        let mut answer = Vec::new();
+        let end = stream
+            .read_to_end(&mut answer)
+            .map_err(|error| error.kind());
+        (end.map(drop), answer.len())
+    };
+    assert_eq!(ending("server.data:7001"), (Ok(()), 11));
+    let (end, received) = ending("server.data:7000");
+    assert_eq!(
+        end,
+        Err(ErrorKind::ConnectionReset),
+        "after {received} bytes"
+    );
+}
+
+#[test]
+fn tunnels_and_upgraded_connections_count_until_they_end() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let server = mesh
+        .workload("data", "server")
+        .serves("server.data:7000=7000/tcp,server.data:7001=7001/http")
+        .start();
+    serve(&server, 7000, echo);
+    serve(&server, 7001, |mut stream| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            if stream.read_exact(&mut byte).is_err() {
+                return;
+            }
+            head.extend(byte);
+        }
+        let _ = stream.write_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n",
+        );
+        echo(stream);
+    });
+    let task = mesh
+        .workload("airflow", "task")
+        .flag("--max-connections", "4")
+        .start();
+    let upgrade = "GET http://server.data:7001/ HTTP/1.1\r\nhost: server.data:7001\r\n\
+                   connection: upgrade\r\nupgrade: echo\r\n\r\n";
+    let mut open = vec![
+        tunnel(&task, "server.data:7000"),
+        tunnel(&task, "server.data:7000"),
+        ask_for(&task, upgrade, "HTTP/1.1 101 "),
+        ask_for(&task, upgrade, "HTTP/1.1 101 "),
+    ];
+    assert!(open.iter().all(is_echoed));
+    let refused = || {
+        let labels = [("direction", "outbound"), ("code", "overloaded")];
+        task.sidecar.metrics().sum("sidewind_errors_total", &labels)
+    };
+    for number in 1..=3 {
+        let mut stream = task.place.connect(task.at(15001), PATIENCE).unwrap();
+        let end = stream.read(&mut [0]);
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+        assert_eq!(refused(), f64::from(number));
+    }
+    assert!(open.iter().all(is_echoed), "those that were there go on");
+    for ended in 0..2 {
+        // A tunnel first and then an upgraded connection.
+        drop(open.remove(ended));
+        let before = refused();
+        let stream = eventually("there is a place again", PATIENCE, || {
+            let mut stream = task.place.connect(task.at(15001), PATIENCE).ok()?;
+            let to = "server.data:7000";
+            let head = format!("CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n\r\n");
+            stream.write_all(head.as_bytes()).ok()?;
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).ok()?;
+            (&answer == b"HTTP/1.1 200").then_some(stream)
+        });
+        assert!(refused() >= before);
+        open.insert(0, stream);
+    }
+}
+
+#[test]
+fn a_drain_waits_for_the_tunnels_of_its_clients() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let server = mesh
+        .workload("data", "server")
+        .serves("server.data:7000=7000/tcp")
+        .start();
+    serve(&server, 7000, echo);
+    let mut task = mesh.workload("airflow", "task").start();
+    let stream = tunnel(&task, "server.data:7000");
+    assert!(is_echoed(&stream));
+    task.sidecar.terminate();
+    // Four times as long as nothing at all would keep it.
+    let process = task.sidecar.process();
+    let ended = within(Duration::from_secs(2), || {
+        (!process.is_running()).then_some(())
+    });
+    assert!(ended.is_none(), "the sidecar has ended with a tunnel open");
+    assert!(is_echoed(&stream));
+    drop(stream);
+    let status = task.sidecar.process().wait(PATIENCE);
+    assert!(status.success(), "{status}");
 }

@@ -5,6 +5,7 @@
 mod support;
 
 mod bad_input;
+mod bad_requests;
 mod bans;
 mod control_plane;
 mod demo;

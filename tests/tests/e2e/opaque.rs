@@ -164,16 +164,68 @@ fn megabytes_pass_in_both_directions_at_once() {
 }
 
 #[test]
-fn readers_that_stall_hold_up_nobody_else() {
-    let (_mesh, server, client) = pair("server.data=7000/tcp");
+fn readers_that_stall_hold_up_nobody_else_and_little_memory() {
+    const STALLED: usize = 40;
+    const OTHERS: usize = 10;
+    let (_mesh, mut server, mut client) = pair("server.data=7000/tcp");
     serve(&server, 7000, pour);
+    let address = server.at(7000);
+    let pour_through = |client: &Workload| {
+        let stream = dial(client, address);
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(drain(&stream), POURED as u64 + 8);
+    };
+    pour_through(&client);
+    let before = (
+        client.sidecar.process().resident_bytes(),
+        server.sidecar.process().resident_bytes(),
+    );
     // Nobody reads these, and all share one connection between the sidecars.
-    let _stalled: Vec<TcpStream> = (0..20).map(|_| dial(&client, server.at(7000))).collect();
-    let mut stream = dial(&client, server.at(7000));
-    stream.shutdown(Shutdown::Write).unwrap();
-    let mut received = Vec::new();
-    stream.read_to_end(&mut received).unwrap();
-    assert_eq!(received.len(), POURED + 8);
+    let stalled: Vec<TcpStream> = (0..STALLED)
+        .map(|_| {
+            let stream = dial(&client, address);
+            stream.shutdown(Shutdown::Write).unwrap();
+            stream
+        })
+        .collect();
+    let open = |server: &Workload| {
+        let opaque = [("direction", "inbound"), ("protocol", "tcp")];
+        server
+            .sidecar
+            .metrics()
+            .sum("sidewind_connections_active", &opaque)
+    };
+    eventually("all are open", PATIENCE, || {
+        (open(&server) == STALLED as f64).then_some(())
+    });
+    // Ten times what all stalled ones together may have on the way.
+    (0..OTHERS).for_each(|_| pour_through(&client));
+    assert_eq!(open(&server), STALLED as f64, "the stalled ones have ended");
+    // What was poured into the stalled ones is 320 MiB; a window of 256 KiB each is 10.
+    let grown = [
+        client
+            .sidecar
+            .process()
+            .resident_bytes()
+            .saturating_sub(before.0)
+            >> 20,
+        server
+            .sidecar
+            .process()
+            .resident_bytes()
+            .saturating_sub(before.1)
+            >> 20,
+    ];
+    assert!(grown.iter().all(|grown| *grown < 40), "{grown:?} MiB more");
+    // And once they are read, they lack nothing.
+    for stream in &stalled {
+        assert_eq!(drain(stream), POURED as u64 + 8);
+    }
+}
+
+/// Reads to the end, and says how much that was.
+fn drain(mut stream: &TcpStream) -> u64 {
+    std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
 }
 
 #[test]
@@ -268,4 +320,44 @@ fn closed_connections_are_forgotten() {
         ours < 60 && theirs < 60,
         "{ours} and {theirs} files are open"
     );
+}
+
+/// Answers the head of a request with what was received, byte for byte.
+fn repeat_the_head(mut stream: TcpStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read_exact(&mut byte).is_err() {
+            return;
+        }
+        head.extend(byte);
+    }
+    let _ = stream.write_all(&head);
+}
+
+#[test]
+fn requests_to_an_http_proxy_of_the_workloads_own_pass_as_they_are() {
+    let (_mesh, server, client) = pair("server.data=3128");
+    serve(&server, 3128, repeat_the_head);
+    let requests = [
+        "GET http://elsewhere.example/path HTTP/1.1\r\nHOST: elsewhere.example\r\n\
+         Proxy-Connection: keep-alive\r\nX-Forwarded-Client-Cert: not ours\r\n\r\n",
+        "CONNECT elsewhere.example:443 HTTP/1.1\r\nHost: elsewhere.example:443\r\n\
+         Proxy-Authorization: Basic c2VjcmV0\r\n\r\n",
+    ];
+    for request in requests {
+        let mut stream = dial(&client, server.at(3128));
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut received = vec![0; request.len()];
+        stream.read_exact(&mut received).unwrap();
+        assert_eq!(String::from_utf8_lossy(&received), request);
+    }
+    let log = eventually("both are recorded", PATIENCE, || {
+        let log = client.sidecar.access_log();
+        (log.len() >= requests.len()).then_some(log)
+    });
+    for record in log {
+        assert!(!record.is_request() && record.tls(), "{record}");
+        assert_eq!(record.destination_id(), server.spiffe_id, "{record}");
+    }
 }

@@ -136,6 +136,7 @@ fn a_sidecar_that_died_is_named_in_the_answer() {
         ["connect-failed", "no-endpoints", "upstream-reset"].contains(&answer.error.as_str()),
         "{answer:?}"
     );
+    names_the_api(&pair, &answer.body);
 }
 
 #[test]

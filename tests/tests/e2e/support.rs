@@ -49,11 +49,7 @@ impl Pair {
     /// Waits until the API works on that many requests: each holds one of its threads.
     #[track_caller]
     pub(crate) fn wait_for_work(&self, requests: usize) {
-        let threads = format!("/proc/{}/task", self.server.id());
-        eventually("the API works on the requests", PATIENCE, || {
-            let threads = std::fs::read_dir(&threads).map_or(0, Iterator::count);
-            (threads > requests).then_some(())
-        });
+        working_on(&self.server, requests);
     }
 
     /// `curl` from the task, with the URL's path and further arguments.
@@ -69,6 +65,16 @@ impl Pair {
     pub(crate) fn ask(&self, path: &str, arguments: &[&str]) -> Answer {
         Answer::parse(&self.curl(path, &[arguments, &["-i"]].concat()))
     }
+}
+
+/// Waits until an API works on that many requests: each holds one of its threads.
+#[track_caller]
+pub(crate) fn working_on(api: &Process, requests: usize) {
+    let threads = format!("/proc/{}/task", api.id());
+    eventually("the API works on the requests", PATIENCE, || {
+        let threads = std::fs::read_dir(&threads).map_or(0, Iterator::count);
+        (threads > requests).then_some(())
+    });
 }
 
 /// Checks that a sentence of the proxy's is one, and says where the failure was.

@@ -78,9 +78,9 @@ const PROXY_FIELDS: [&str; 4] = [
 
 /// Looks through a request that arrived and refuses what is ambiguous.
 ///
-/// hyper has settled before this what it can: it drops `content-length` beside `transfer-encoding` and closes the
-/// connection after, and refuses lengths that differ; h2 refuses all fields of a connection. What is checked here
-/// holds whatever came before.
+/// Much is settled before this: a request in HTTP/1 with both `content-length` and `transfer-encoding` is refused
+/// below hyper, which would drop the length; hyper refuses lengths that differ, and h2 all fields of a connection.
+/// What is checked here holds whatever came before.
 ///
 /// # Errors
 /// [`BadRequest`] says what is wrong; nothing of such a request may reach a server.

@@ -6,10 +6,12 @@
 mod convert;
 mod examine;
 mod forwarded_client_cert;
+mod size;
 
 pub(crate) use convert::{AuthorityCache, request_to_http1, request_to_http2};
 pub(crate) use examine::{BadRequest, Upgrade, examine_request, examine_response};
 pub(crate) use forwarded_client_cert::{FORWARDED_CLIENT_CERT, forwarded_client_cert};
+pub(crate) use size::header_list_bytes;
 
 /// Where an HTTP request over the mesh goes: `ip:port` of the workload.
 pub(crate) const SIDEWIND_DESTINATION: http::HeaderName =

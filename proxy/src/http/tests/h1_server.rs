@@ -262,6 +262,84 @@ fn garbage_and_oversized_heads_are_refused_and_closed() {
     }
 }
 
+const TWO_LENGTHS: &[u8] =
+    b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n\
+    0\r\n\r\nPOST /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+
+#[test]
+fn a_request_with_two_lengths_is_refused_and_says_why() {
+    // At once, in pieces, and after others on the same connection, with pauses in which buffers are given up.
+    for (before, pieces, pause) in [
+        (0, 1, 0),
+        (0, 20, 100),
+        (2, 1, 0),
+        (2, 20, 100),
+        (1, 3, 2500),
+    ] {
+        run(async {
+            let (mut client, _shutdown, served) = serve();
+            for _ in 0..before {
+                client.write_all(POST).await.unwrap();
+                assert_eq!(read_response(&mut client).await.1, "hello");
+                sleep(Duration::from_millis(pause)).await;
+            }
+            for piece in TWO_LENGTHS.chunks(TWO_LENGTHS.len().div_ceil(pieces)) {
+                // It may be refused before the last byte is there.
+                let _ = client.write_all(piece).await;
+                sleep(Duration::from_millis(pause)).await;
+            }
+            let (head, body) = read_response(&mut client).await;
+            assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
+            assert!(
+                head.contains("\r\nsidewind-error: bad-request\r\n"),
+                "{head}"
+            );
+            assert!(
+                body.contains("both content-length and transfer-encoding"),
+                "{body}"
+            );
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
+            let error = served.await.unwrap().unwrap_err();
+            assert!(
+                matches!(&error, H1ServerError::Http(error) if error.is_parse()),
+                "{error:?}"
+            );
+        });
+    }
+}
+
+#[test]
+fn what_follows_an_upgrade_is_no_request_however_it_looks() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let upgrade = |mut request: Request<Body>| {
+            let upgrading = hyper::upgrade::on(&mut request);
+            spawn_local(async move {
+                let mut stream = hyper_util::rt::TokioIo::new(upgrading.await.unwrap());
+                let mut bytes = vec![0; TWO_LENGTHS.len()];
+                stream.read_exact(&mut bytes).await.unwrap();
+                stream.write_all(&bytes).await.unwrap();
+            });
+            async { Ok(Response::new(Body::Empty)) }
+        };
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &upgrade, &settings, std::future::pending());
+        let test = async {
+            client
+                .write_all(b"CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n")
+                .await
+                .unwrap();
+            read_head(&mut client).await;
+            client.write_all(TWO_LENGTHS).await.unwrap();
+            let mut echoed = vec![0; TWO_LENGTHS.len()];
+            client.read_exact(&mut echoed).await.unwrap();
+            assert_eq!(echoed, TWO_LENGTHS);
+        };
+        let (served, ()) = tokio::join!(serving, test);
+        served.unwrap();
+    });
+}
+
 #[test]
 fn an_upgrade_passes_through_a_server_and_a_client_connection() {
     run(async {

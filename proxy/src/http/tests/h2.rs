@@ -38,7 +38,8 @@ where
     let (client, server) = tokio::io::duplex(size);
     spawn_local(async move {
         let settings = H2ServerSettings::default();
-        serve_h2(server, Rc::new(service), &settings, std::future::pending()).await
+        let never = std::future::pending();
+        serve_h2(server, Rc::new(service), &settings, never, || {}).await
     });
     let (sender, connection) = client_builder().handshake(client).await.unwrap();
     spawn_local(connection);
@@ -217,6 +218,44 @@ fn stalled_readers_hold_up_nobody_else() {
 }
 
 #[test]
+fn a_header_that_h2_itself_refuses_is_noticed_and_others_reach_the_service() {
+    run(async {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (served, noticed) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (serving, noticing) = (Rc::clone(&served), Rc::clone(&noticed));
+        spawn_local(async move {
+            let service = move |request: Request<Body>| {
+                serving.set(serving.get() + 1);
+                async move { Ok(Response::new(request.into_body())) }
+            };
+            let settings = H2ServerSettings {
+                max_header_bytes: 1000,
+                ..H2ServerSettings::default()
+            };
+            let never = std::future::pending();
+            let notice = move || noticing.set(noticing.get() + 1);
+            serve_h2(server, Rc::new(service), &settings, never, notice).await
+        });
+        let (sender, connection) = client_builder().handshake(client).await.unwrap();
+        spawn_local(connection);
+        let ask = async |bytes: usize| {
+            let mut request = request(Body::from("body"));
+            let value = "x".repeat(bytes).parse().unwrap();
+            request.headers_mut().insert("x-large", value);
+            let response = send_h2(sender.clone(), request).await.unwrap();
+            response.status().as_u16()
+        };
+        let asked = [10, 1500, 3000, 1500, 3000, 3000, 10];
+        let mut answers = Vec::new();
+        for bytes in asked {
+            answers.push(ask(bytes).await);
+        }
+        assert_eq!(answers, [200, 200, 431, 200, 431, 431, 200]);
+        assert_eq!((served.get(), noticed.get()), (4, 3));
+    });
+}
+
+#[test]
 fn shutdown_says_goaway_and_lets_open_streams_finish() {
     run(async {
         let (client, server) = tokio::io::duplex(64 * 1024);
@@ -227,10 +266,8 @@ fn shutdown_says_goaway_and_lets_open_streams_finish() {
                 Ok(Response::new(Body::from("late")))
             };
             let settings = H2ServerSettings::default();
-            serve_h2(server, Rc::new(slow), &settings, async {
-                told.await.unwrap()
-            })
-            .await
+            let told = async { told.await.unwrap() };
+            serve_h2(server, Rc::new(slow), &settings, told, || {}).await
         });
         let (sender, connection) = h2::client::handshake(client).await.unwrap();
         spawn_local(connection);
@@ -324,7 +361,8 @@ fn hypers_client_gets_grpc_like_trailers_only_and_streams() {
                 Ok(Response::new(request.into_body()))
             };
             let settings = H2ServerSettings::default();
-            serve_h2(socket, Rc::new(service), &settings, std::future::pending())
+            let never = std::future::pending();
+            serve_h2(socket, Rc::new(service), &settings, never, || {})
                 .await
                 .unwrap();
         });

@@ -147,7 +147,37 @@ words! {
     }
 }
 
-encode_as_str!(CutOff, Side, RetryReason, RetryOutcome, Outcome);
+words! {
+    /// Why a connection to the admin port was closed without an answer to a whole request.
+    AdminRefusal {
+        /// What came is no HTTP.
+        Garbage = "garbage",
+        /// The header of a request is larger than the port takes.
+        HeaderTooLarge = "header-too-large",
+        /// A request began, and its header did not end in time or at all.
+        Incomplete = "incomplete",
+        /// Nothing came in time.
+        Silent = "silent",
+        /// A request came, and its body or the reading of its response took too long.
+        Slow = "slow",
+        /// It was the oldest of too many.
+        Displaced = "displaced",
+    }
+}
+
+impl AdminRefusal {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::Displaced as usize + 1;
+}
+
+encode_as_str!(
+    CutOff,
+    Side,
+    RetryReason,
+    RetryOutcome,
+    Outcome,
+    AdminRefusal
+);
 
 /// A handshake's failure or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -186,6 +216,12 @@ pub(super) struct CutLabels {
     pub(super) reason: CutOff,
 }
 
+/// Labels of `sidewind_admin_refusals_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct AdminLabels {
+    pub(super) reason: AdminRefusal,
+}
+
 /// Labels of `sidewind_retries_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct RetryLabels {
@@ -203,7 +239,13 @@ macro_rules! closed_set {
         }
     )+ };
 }
-closed_set!(CutLabels, HandshakeLabels, SideLabels, CodeLabels);
+closed_set!(
+    CutLabels,
+    HandshakeLabels,
+    SideLabels,
+    CodeLabels,
+    AdminLabels
+);
 
 impl Labels for RetryLabels {
     fn overflow(&self) -> Self {

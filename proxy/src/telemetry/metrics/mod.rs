@@ -21,14 +21,14 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 pub(crate) use cell::{Counter, Gauge};
-pub(crate) use events::{CutOff, HandshakeFailure, RetryOutcome, RetryReason, Side};
+pub(crate) use events::{AdminRefusal, CutOff, HandshakeFailure, RetryOutcome, RetryReason, Side};
 pub(crate) use exposition::Format;
 pub(crate) use handles::{
     ConnectionHandles, FinishedRequest, OpenConnection, RequestHandles, WorkerMetrics,
 };
 
 use cell::{Cell, Histogram, Latency, Lifetime};
-use events::{CodeLabels, CutLabels, HandshakeLabels, RetryLabels, SideLabels};
+use events::{AdminLabels, CodeLabels, CutLabels, HandshakeLabels, RetryLabels, SideLabels};
 use family::{Family, Labels, Single};
 use labels::{ConnectionLabels, PairLabels, RequestLabels};
 
@@ -47,6 +47,7 @@ pub(crate) struct Metrics {
     handshakes: HandshakeFamilies,
     errors: Family<CodeLabels, Counter>,
     cut: Family<CutLabels, Counter>,
+    admin_refusals: Family<AdminLabels, Counter>,
     certificate_expiry: Arc<Gauge>,
     control_plane_connected: Arc<Gauge>,
     /// Access-log lines that were dropped because the log's destination is too slow or fails.
@@ -69,6 +70,10 @@ impl Metrics {
         let cut = families.add(
             "sidewind_mesh_connections_cut",
             "Mesh connections that were cut off because their peer may not stay",
+        );
+        let admin_refusals = families.add(
+            "sidewind_admin_refusals",
+            "Connections to the admin port that were closed without an answer to a whole request",
         );
         let certificate_expiry = register_certificate(&mut registry);
         let control_plane_connected = single(
@@ -99,6 +104,7 @@ impl Metrics {
             handshakes,
             errors,
             cut,
+            admin_refusals,
             certificate_expiry,
             control_plane_connected,
             dropped_log_lines,
@@ -115,6 +121,11 @@ impl Metrics {
     /// Says whether the stream to the control plane is up.
     pub(crate) fn set_control_plane_connected(&self, connected: bool) {
         self.control_plane_connected.set(i64::from(connected));
+    }
+
+    /// Counts a connection that the admin port closed.
+    pub(crate) fn admin_refused(&self, reason: AdminRefusal) {
+        self.admin_refusals.cell(0, &AdminLabels { reason }).inc();
     }
 
     /// Everything, in the given format.

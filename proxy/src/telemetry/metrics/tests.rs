@@ -41,6 +41,7 @@ fn exercise(metrics: &WorkerMetrics) {
     drop(connections.open());
     connections.record(1, 2, Duration::from_secs(3));
     metrics.error(Direction::Inbound, ErrorCode::PolicyDenied);
+    metrics.shared().admin_refused(AdminRefusal::Silent);
     let timeout = Err(HandshakeFailure::Timeout);
     metrics.handshake(Side::Server, timeout, Duration::from_secs(10));
     metrics.cut_off(CutOff::Banned, 1);
