@@ -23,6 +23,8 @@ KINDS = {
     "ConfigMap": client.V1ConfigMap,
     "PodDisruptionBudget": client.V1PodDisruptionBudget,
     "NetworkPolicy": client.V1NetworkPolicy,
+    "ClusterRole": client.V1ClusterRole,
+    "ClusterRoleBinding": client.V1ClusterRoleBinding,
 }
 # Every optional part on, every list filled.
 EVERYTHING = {
@@ -31,6 +33,7 @@ EVERYTHING = {
     "imagePullSecrets": ["pull"],
     "trustDomain": "example.org",
     "inboundPlaintext": "strict",
+    "kubernetesAttestor": {"enabled": True, "cluster": "prod", "audience": "mesh"},
     "policies": {"a.yaml": POLICY, "b.yaml": POLICY + "---\n" + POLICY},
     "persistence": {"storageClassName": "encrypted", "size": "2Gi"},
     "service": {"type": "LoadBalancer", "annotations": {"a": "b"}, "port": 443},
@@ -136,6 +139,20 @@ def values_reach_the_process():
     assert env["SIDEWIND_LOG_FORMAT"] == "text"
     for name in env:
         assert re.fullmatch(r"SIDEWIND_[A-Z_]+", name), name
+
+
+def the_kubernetes_attestor_gets_what_it_needs_and_no_more():
+    objects, _ = render(EVERYTHING)
+    rules = {(rule["resources"][0], tuple(rule["verbs"])) for rule in objects["ClusterRole"]["rules"]}
+    assert rules == {("tokenreviews", ("create",)), ("pods", ("get",))}, rules
+    subject = objects["ClusterRoleBinding"]["subjects"][0]
+    account = objects["StatefulSet"]["spec"]["template"]["spec"]["serviceAccountName"]
+    assert (subject["name"], subject["namespace"]) == (account, "sidewind-system")
+    entry = yaml.safe_load(objects["ConfigMap"]["data"]["sidewind-attestors.yaml"])["spec"]["kubernetes"][0]
+    assert entry == {"cluster": "prod", "inCluster": True, "audience": "mesh", "defaultIdentities": True}
+    ports = [port["port"] for port in objects["NetworkPolicy"]["spec"]["egress"][0]["ports"]]
+    assert ports == [443, 6443]
+    assert render({"networkPolicy": {"enabled": True}})[0]["NetworkPolicy"]["spec"]["egress"] == []
 
 
 def policies_arrive_byte_for_byte():

@@ -6,8 +6,10 @@
 //! - [`attest`]: evidence in, what its bearer may have out
 //! - [`issuance`]: the authority, and the one place that certificates leave from
 //! - [`registry`]: who is in the mesh and who wants to know; destinations into endpoints
-//! - [`config`]: the resources of `--config`, checked: policies, service entries, routes
+//! - [`config`]: the resources of `--config`, checked: policies, service entries, routes,
+//!   registrations, attestors
 //! - [`store`]: what survives a restart
+//! - [`https`]: requests to others: API servers, issuers
 //! - [`telemetry`]: metrics and logs
 //! - [`cli`]: the command line, which makes settings of flags and asks a running server
 //!
@@ -17,6 +19,7 @@
 pub mod attest;
 pub mod cli;
 pub mod config;
+pub mod https;
 pub mod issuance;
 pub mod registry;
 pub mod server;

@@ -13,6 +13,7 @@
 //! | [`Svid`] | a workload's certificate chain with its key |
 //! | [`TrustBundle`], [`TrustBundles`] | whose certificates are believed, for each trust domain by itself |
 //! | [`verify_chain`] | whether a chain proves the ID that it names |
+//! | [`jwt`] | tokens: JWT-SVIDs and those of OIDC issuers, read, verified and signed |
 //! | [`tls`] | rustls configurations that verify so, and who the peer is |
 //!
 //! # How they depend on each other
@@ -34,6 +35,7 @@
 
 pub mod authority;
 mod bundle;
+pub mod jwt;
 mod key;
 mod pattern;
 mod pem;

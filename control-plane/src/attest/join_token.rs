@@ -1,10 +1,8 @@
 //! Join tokens: 256 random bits, good once and for minutes, kept as their SHA-256.
 
-use super::{Answer, Attestor, Settlement};
+use super::{Answer, Attested, Attestor, Presented, Settlement};
 use crate::issuance::Refusal;
-use crate::store::{
-    JoinTokenRecord, Redemption, RefusedToken, Registration, RegistrationId, Store,
-};
+use crate::store::{JoinTokenRecord, Redemption, RefusedToken, Registration, Store};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sidewind_api::Reason;
@@ -35,39 +33,44 @@ impl JoinTokenAttestor {
             .map_err(|error| Refusal::store(&error))?
             .map_err(refusal)
     }
+    /// Uses the token up and writes what comes of it, all or nothing.
+    ///
+    /// # Errors
+    /// When it has been used or has ended meanwhile, or the store fails.
+    pub(super) async fn settle(
+        &self,
+        evidence: &Evidence,
+        settlement: Settlement<'_>,
+    ) -> Result<(), Refusal> {
+        let sha256 = sha256_of(evidence)?;
+        let redemption = Redemption {
+            sha256,
+            registration: settlement.registration,
+            serial: &settlement.issued.serial,
+            not_after: settlement.issued.not_after,
+            audit: settlement.audit,
+        };
+        let redeemed = self.store.redeem_join_token(&redemption).await;
+        if redeemed.map_err(|error| Refusal::store(&error))? {
+            return Ok(());
+        }
+        // Somebody was faster, or its time ended since it was read.
+        self.read(sha256, settlement.audit.at).await?;
+        Err(refusal(RefusedToken::Used))
+    }
 }
 
 impl Attestor for JoinTokenAttestor {
-    fn attest<'a>(&'a self, evidence: &'a Evidence, now: SystemTime) -> Answer<'a, Registration> {
+    fn attest<'a>(&'a self, presented: Presented<'a>) -> Answer<'a, Attested> {
         Box::pin(async move {
-            let token = self.read(sha256_of(evidence)?, now).await?;
-            Ok(Registration {
-                id: RegistrationId::random(),
-                spiffe_id: token.spiffe_id,
-                attestor: "join-token",
+            let token = self
+                .read(sha256_of(presented.evidence)?, presented.now)
+                .await?;
+            Ok(Attested::Granted(Registration {
                 svid_ttl: token.svid_ttl,
                 services: token.services,
-            })
-        })
-    }
-
-    fn settle<'a>(&'a self, evidence: &'a Evidence, settlement: Settlement<'a>) -> Answer<'a, ()> {
-        Box::pin(async move {
-            let sha256 = sha256_of(evidence)?;
-            let redemption = Redemption {
-                sha256,
-                registration: settlement.registration,
-                serial: &settlement.issued.serial,
-                not_after: settlement.issued.not_after,
-                audit: settlement.audit,
-            };
-            let redeemed = self.store.redeem_join_token(&redemption).await;
-            if redeemed.map_err(|error| Refusal::store(&error))? {
-                return Ok(());
-            }
-            // Somebody was faster, or its time ended since it was read.
-            self.read(sha256, settlement.audit.at).await?;
-            Err(refusal(RefusedToken::Used))
+                ..Registration::new(token.spiffe_id, "join-token")
+            }))
         })
     }
 }

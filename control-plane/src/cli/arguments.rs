@@ -56,7 +56,7 @@ pub enum Command {
     Unban(UnbanFlags),
     /// List what is banned.
     Bans(BansFlags),
-    /// Look at resources: policies, service entries, routes.
+    /// Look at resources: policies, service entries, routes, registrations, attestors.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Show what was granted and refused, and check that nothing of it was changed.

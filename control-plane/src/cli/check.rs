@@ -7,10 +7,15 @@ use std::path::Path;
 pub(super) fn run(directory: &Path) -> Result<(), Failure> {
     match Config::load(directory) {
         Ok(config) => {
-            let (policies, entries, routes) = config.counts();
+            let counts = config.counts();
             println!(
-                "{}: {policies} policies, {entries} service entries, {routes} routes: all right",
-                directory.display()
+                "{}: {} policies, {} service entries, {} routes, {} registrations, {} attestors: all right",
+                directory.display(),
+                counts.policies,
+                counts.entries,
+                counts.routes,
+                counts.registrations,
+                counts.attestors
             );
             Ok(())
         }

@@ -1,7 +1,11 @@
 //! Files into documents, documents into resources.
 
+use super::error::Place;
 use super::tree::{Find as _, Node, join};
-use super::{ConfigError, ConfigErrors, Draft, authorization_policy, http_route, service_entry};
+use super::{
+    ConfigError, ConfigErrors, Draft, attestor_config, authorization_policy, http_route,
+    registration, service_entry,
+};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_saphyr::{Location, Spanned};
@@ -133,12 +137,16 @@ impl Document<'_> {
                 authorization_policy::read(&mut reader, draft);
             }
             (Some(SIDEWIND_API), Some("ServiceEntry")) => service_entry::read(&mut reader, draft),
+            (Some(SIDEWIND_API), Some("Registration")) => registration::read(&mut reader, draft),
+            (Some(SIDEWIND_API), Some("AttestorConfig")) => {
+                attestor_config::read(&mut reader, draft);
+            }
             (Some(GATEWAY_API), Some("HTTPRoute")) => http_route::read(&mut reader, draft),
             (None, _) => reader.miss("apiVersion"),
             (_, None) => reader.miss("kind"),
             (Some(api), Some(kind)) => {
                 let message = format!(
-                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy and ServiceEntry of {SIDEWIND_API}, and HTTPRoute of {GATEWAY_API}"
+                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration and AttestorConfig of {SIDEWIND_API}, and HTTPRoute of {GATEWAY_API}"
                 );
                 let at = reader.place_of("kind");
                 reader.errors.push(self.error_at(at, "kind", message));
@@ -224,14 +232,21 @@ impl Reader<'_> {
 
     /// Notes that something is wrong at a place.
     pub(super) fn refuse<T>(&mut self, at: &Spanned<T>, message: impl fmt::Display) {
+        let error = self.place(at).error(message.to_string());
+        self.errors.push(error);
+    }
+
+    /// Where a value stands, for what is found out about it later.
+    pub(super) fn place<T>(&self, at: &Spanned<T>) -> Place {
         let location = at.referenced;
         let place = (location.line(), location.column());
         let field = self.tree.value_at(place);
-        let field = field.unwrap_or_else(|| self.tree.field_at(place));
-        let error = self
-            .document
-            .error_at(Some(location), &field, message.to_string());
-        self.errors.push(error);
+        Place {
+            file: self.document.file.to_owned(),
+            line: self.document.first_line + location.line(),
+            column: location.column(),
+            field: field.unwrap_or_else(|| self.tree.field_at(place)),
+        }
     }
 
     /// Takes a name that only one resource may have.

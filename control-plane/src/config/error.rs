@@ -30,6 +30,33 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// Where something stands in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) file: String,
+    pub(super) line: u64,
+    pub(super) column: u64,
+    pub(super) field: String,
+}
+
+impl Place {
+    /// An error about what stands there.
+    pub(super) fn error(&self, message: String) -> ConfigError {
+        ConfigError {
+            file: self.file.clone(),
+            place: Some((self.line, self.column)),
+            field: self.field.clone(),
+            message,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
 /// Everything that is wrong with the resources; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);

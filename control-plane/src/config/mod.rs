@@ -1,28 +1,43 @@
 //! The resources of `--config DIR`: YAML documents in, a checked model out.
 //!
 //! - [`document`]: splits files into documents and reads each by its kind
-//! - `authorization_policy`, `service_entry`, `http_route`: one kind each, from its text to the model
+//! - `authorization_policy`, `service_entry`, `http_route`, `registration`, `attestor_config`: one kind each,
+//!   from its text to the model
+//! - [`template`], [`vocabulary`]: texts with placeholders, and the words that they and selectors have
+//! - `across`: what documents say together
 //! - [`watch`]: reads again on change; a bad new version never replaces a good running one
 //!
 //! Everything is checked here, whole, before anything of it is used.
 
+mod across;
+pub mod attestor_config;
 mod authorization_policy;
 pub mod document;
 mod error;
 mod http_route;
+mod registration;
 mod service_entry;
+pub mod template;
 mod tree;
+pub mod vocabulary;
 pub mod watch;
 
+pub use attestor_config::AttestorConfigs;
 pub use authorization_policy::AuthorizationPolicy;
 pub use error::{ConfigError, ConfigErrors};
+pub use registration::{Condition, RegistrationRule};
 pub use service_entry::{Backend, EntryEndpoint, EntryPort, ServiceEntry};
 
+use arc_swap::ArcSwap;
+use attestor_config::{KubernetesCluster, OidcIssuer};
+use error::Place;
 use sidewind_api::{ServiceName, v1};
-use sidewind_identity::SpiffeId;
+use sidewind_identity::{SpiffeId, TrustDomain};
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Every resource, checked.
 #[derive(Debug, Default)]
@@ -34,12 +49,85 @@ pub struct Config {
     /// Services that stand behind an entry.
     backends: HashSet<ServiceName>,
     routes: HashMap<(ServiceName, Option<u16>), v1::RoutePolicy>,
+    registrations: Vec<Arc<RegistrationRule>>,
+    attestors: AttestorConfigs,
+}
+
+/// The resources in use, shared with whoever goes by them. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Live(Arc<ArcSwap<Config>>);
+
+impl Live {
+    /// The resources in use now.
+    #[must_use]
+    pub fn load(&self) -> Arc<Config> {
+        self.0.load_full()
+    }
+
+    /// Puts others in use.
+    pub fn set(&self, config: Arc<Config>) {
+        self.0.store(config);
+    }
+}
+
+/// Says why a lifetime of certificates cannot be promised.
+pub type LifetimeCheck = Arc<dyn Fn(Duration) -> Result<(), String> + Send + Sync>;
+
+/// What resources are held against, where it is known.
+#[derive(Clone, Default)]
+pub struct Expectations {
+    /// The trust domain that is signed for.
+    pub trust_domain: Option<TrustDomain>,
+    /// Whether the authority can honour a lifetime.
+    pub lifetime: Option<LifetimeCheck>,
+}
+
+impl Expectations {
+    fn check_lifetime(&self, ttl: Duration) -> Result<(), String> {
+        self.lifetime.as_ref().map_or(Ok(()), |check| check(ttl))
+    }
+}
+
+impl fmt::Debug for Expectations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Expectations")
+            .field("trust_domain", &self.trust_domain)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How many resources of each kind there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Authorization policies.
+    pub policies: usize,
+    /// Service entries.
+    pub entries: usize,
+    /// Routes.
+    pub routes: usize,
+    /// Registrations.
+    pub registrations: usize,
+    /// Clusters, issuers and authorities whose evidence is believed.
+    pub attestors: usize,
+}
+
+/// A registration with where it stands.
+#[derive(Debug)]
+struct PlacedRule {
+    rule: RegistrationRule,
+    selectors_at: Place,
+    id_at: Place,
+    shared_across_clusters: bool,
 }
 
 /// A model under construction, with where each resource stands.
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
     config: Config,
+    expectations: Expectations,
+    registrations: Vec<PlacedRule>,
+    /// Where clusters are said to give default identities, and their names.
+    default_identities: Vec<(Place, String)>,
     /// Names taken, and by which place: for messages about the second.
     taken: HashMap<String, String>,
 }
@@ -58,7 +146,21 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with any of them.
     pub fn parse(files: &[document::SourceFile]) -> Result<Self, ConfigErrors> {
-        let mut draft = Draft::default();
+        Self::parse_for(files, &Expectations::default())
+    }
+
+    /// As [`Config::parse`], held against what is known of the control plane that is to use it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with any of them.
+    pub fn parse_for(
+        files: &[document::SourceFile],
+        expectations: &Expectations,
+    ) -> Result<Self, ConfigErrors> {
+        let mut draft = Draft {
+            expectations: expectations.clone(),
+            ..Draft::default()
+        };
         let mut errors = Vec::new();
         for file in files {
             for document in file.documents() {
@@ -68,16 +170,37 @@ impl Config {
             }
         }
         if errors.is_empty() {
-            Ok(draft.config)
+            errors = across::check(&draft);
+        }
+        if errors.is_empty() {
+            Ok(draft.finish())
         } else {
             Err(ConfigErrors(errors))
         }
     }
 
-    /// Number of resources of each kind, for logs: policies, entries, routes.
+    /// Number of resources of each kind.
     #[must_use]
-    pub fn counts(&self) -> (usize, usize, usize) {
-        (self.policies.len(), self.entries.len(), self.routes.len())
+    pub fn counts(&self) -> Counts {
+        Counts {
+            policies: self.policies.len(),
+            entries: self.entries.len(),
+            routes: self.routes.len(),
+            registrations: self.registrations.len(),
+            attestors: self.attestors.kubernetes.len() + self.attestors.oidc.len(),
+        }
+    }
+
+    /// Registrations, those with the most conditions first, and by name among equals.
+    #[must_use]
+    pub fn registrations(&self) -> &[Arc<RegistrationRule>] {
+        &self.registrations
+    }
+
+    /// Whose evidence is believed.
+    #[must_use]
+    pub fn attestors(&self) -> &AttestorConfigs {
+        &self.attestors
     }
 
     /// Who may call a workload: whether any policy selects it, and the rules of those that do.
@@ -142,6 +265,32 @@ impl Draft {
         }
     }
 
+    fn add_registration(&mut self, placed: PlacedRule) {
+        self.registrations.push(placed);
+    }
+
+    fn add_cluster(&mut self, cluster: KubernetesCluster, default_at: Option<Place>) {
+        let name = cluster.cluster.clone();
+        self.default_identities
+            .extend(default_at.map(|at| (at, name)));
+        self.config.attestors.kubernetes.push(Arc::new(cluster));
+    }
+
+    fn add_issuer(&mut self, issuer: OidcIssuer) {
+        self.config.attestors.oidc.push(Arc::new(issuer));
+    }
+
+    fn finish(mut self) -> Config {
+        let rules = self.registrations.into_iter().map(|placed| placed.rule);
+        let mut rules: Vec<_> = rules.map(Arc::new).collect();
+        rules.sort_by(|a, b| {
+            let specific = b.conditions.len().cmp(&a.conditions.len());
+            specific.then_with(|| a.name.cmp(&b.name))
+        });
+        self.config.registrations = rules;
+        self.config
+    }
+
     fn add_policy(&mut self, policy: AuthorizationPolicy) {
         self.config.policies.push(policy);
     }
@@ -169,5 +318,9 @@ impl Draft {
     }
 }
 
+#[cfg(test)]
+mod across_tests;
+#[cfg(test)]
+mod registration_tests;
 #[cfg(test)]
 mod tests;

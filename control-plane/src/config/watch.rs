@@ -1,6 +1,6 @@
 //! Reads resources again on change. A bad new version never replaces a good running one.
 
-use super::{Config, ConfigErrors, document};
+use super::{Config, ConfigErrors, Expectations, LifetimeCheck, document};
 use crate::telemetry::Metrics;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ type Content = Result<Vec<document::SourceFile>, ConfigErrors>;
 #[derive(Debug)]
 pub struct Watcher {
     directory: PathBuf,
+    expectations: Expectations,
     /// What was last judged.
     judged: Content,
     /// What was read last.
@@ -41,15 +42,29 @@ impl Watcher {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn open(directory: &Path) -> Result<(Self, Config), ConfigErrors> {
+    pub fn open(
+        directory: &Path,
+        expectations: Expectations,
+    ) -> Result<(Self, Config), ConfigErrors> {
         let files = document::read_directory(directory)?;
-        let config = Config::parse(&files)?;
+        let config = Config::parse_for(&files, &expectations)?;
         let watcher = Self {
             directory: directory.to_owned(),
+            expectations,
             seen: Ok(files.clone()),
             judged: Ok(files),
         };
         Ok((watcher, config))
+    }
+
+    /// Holds lifetimes against an authority from now on, those of the resources in use first.
+    ///
+    /// # Errors
+    /// Those that it cannot honour.
+    pub fn expect_lifetimes(&mut self, check: LifetimeCheck) -> Result<(), ConfigErrors> {
+        self.expectations.lifetime = Some(check);
+        let files = self.judged.as_ref().map_err(Clone::clone)?;
+        Config::parse_for(files, &self.expectations).map(drop)
     }
 
     /// Reads the directory again. What is new is judged when two looks have found the same: half of a file
@@ -69,7 +84,7 @@ impl Watcher {
             .seen
             .as_ref()
             .map_err(Clone::clone)
-            .and_then(|files| Config::parse(files))
+            .and_then(|files| Config::parse_for(files, &self.expectations))
         {
             Ok(config) => Look::New(Box::new(config)),
             Err(errors) => Look::Refused(errors),
@@ -95,10 +110,17 @@ impl Watcher {
             match look {
                 Look::Same | Look::Settling => {}
                 Look::New(config) => {
-                    let (policies, entries, routes) = config.counts();
-                    tracing::info!(policies, entries, routes, "resources changed");
-                    metrics.count_config_reload(true);
+                    let counts = config.counts();
+                    tracing::info!(
+                        policies = counts.policies,
+                        entries = counts.entries,
+                        routes = counts.routes,
+                        registrations = counts.registrations,
+                        attestors = counts.attestors,
+                        "resources changed"
+                    );
                     take(*config);
+                    metrics.count_config_reload(true);
                 }
                 Look::Refused(errors) => {
                     for error in &errors.0 {

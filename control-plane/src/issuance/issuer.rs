@@ -1,16 +1,17 @@
 //! Attest and renew: who is asking, what they may have, the certificate, the audit.
 
 use super::Refusal;
+use super::admission::{Admission, Admitted};
 use super::authority::{CertificateAuthority, Issued, is_reserved};
 use super::bans::Bans;
 use super::registrations::{Registrations, name};
-use crate::attest::{Attestors, Settlement};
+use crate::attest::{Attested, Attestors, Presented, Settlement};
 use crate::store::writer::{Write, Writer};
 use crate::store::{AuditRecord, GRANTED, Registration};
 use crate::telemetry::{Metrics, Throttle};
 use sidewind_api::{MAX_CSR_BYTES, Reason, v1};
 use sidewind_identity::PeerIdentity;
-use sidewind_identity::authority::SignError;
+use sidewind_identity::authority::{SignError, SvidTemplate};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 pub struct Issuer {
     authority: Arc<CertificateAuthority>,
     attestors: Attestors,
+    admission: Admission,
     registrations: Arc<Registrations>,
     bans: Arc<Bans>,
     writer: Writer,
@@ -38,6 +40,7 @@ impl Issuer {
     pub fn new(
         authority: Arc<CertificateAuthority>,
         attestors: Attestors,
+        admission: Admission,
         registrations: Arc<Registrations>,
         bans: Arc<Bans>,
         writer: Writer,
@@ -46,6 +49,7 @@ impl Issuer {
         Self {
             authority,
             attestors,
+            admission,
             registrations,
             bans,
             writer,
@@ -75,7 +79,18 @@ impl Issuer {
     ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
         check_csr_size(&request.csr)?;
         let (attestor, evidence) = self.attestors.of(request.evidence.as_ref())?;
-        let registration = attestor.attest(evidence, audit.at).await?;
+        let presented = Presented {
+            evidence,
+            csr: &request.csr,
+            now: audit.at,
+        };
+        let Admitted { registration, pins } = match attestor.attest(presented).await? {
+            Attested::Granted(registration) => Admitted {
+                registration,
+                pins: Vec::new(),
+            },
+            Attested::Facts(facts) => self.admission.admit(&facts)?,
+        };
         audit.spiffe_id = Some(registration.spiffe_id.to_string());
         self.bans.check(&registration.spiffe_id, "")?;
         // Signed before the evidence is used up: a bad request must not cost its sender the token.
@@ -85,8 +100,9 @@ impl Issuer {
             registration: &registration,
             issued: &issued,
             audit,
+            pins: &pins,
         };
-        attestor.settle(evidence, settlement).await?;
+        self.attestors.settle(evidence, settlement).await?;
         audit.log();
         self.metrics.count_issued("attest");
         let registration = Arc::new(registration);
@@ -110,7 +126,8 @@ impl Issuer {
         self.refused(audit, refusal)
     }
 
-    /// Signs a new key for the identity of a living certificate. Needs no store.
+    /// Signs a new key for the identity of a living certificate. Needs no store. Gives back what is
+    /// registered by the documents of now, too.
     ///
     /// # Errors
     /// Why not; the refusal is in the audit already.
@@ -119,7 +136,7 @@ impl Issuer {
         request: &v1::RenewRequest,
         peer: Option<&PeerIdentity>,
         caller: IpAddr,
-    ) -> Result<v1::SvidResponse, Refusal> {
+    ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
         let mut audit = audit_record("renew", &request.csr, caller);
         let result = self.try_renew(request, peer, &mut audit);
         result.map_err(|refusal| self.refused(audit, refusal))
@@ -130,9 +147,10 @@ impl Issuer {
         request: &v1::RenewRequest,
         peer: Option<&PeerIdentity>,
         audit: &mut AuditRecord,
-    ) -> Result<v1::SvidResponse, Refusal> {
+    ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
         audit.spiffe_id = peer.map(|peer| peer.id.to_string());
         let registration = self.registration_of(peer, audit.at)?;
+        let registration = self.admission.again(&registration)?;
         check_csr_size(&request.csr)?;
         let issued = self.sign(&request.csr, &registration, audit.at)?;
         note(audit, &registration, &issued);
@@ -144,8 +162,9 @@ impl Issuer {
         });
         self.writer.audit(audit.clone());
         self.metrics.count_issued("renew");
-        self.registrations.add(registration, serial, not_after);
-        Ok(self.response(&issued))
+        self.registrations
+            .add(Arc::clone(&registration), serial, not_after);
+        Ok((self.response(&issued), registration))
     }
 
     /// The registration that a peer's calls go by.
@@ -198,8 +217,13 @@ impl Issuer {
             let message = format!("{} is reserved", registration.spiffe_id);
             return Err(Refusal::new(Reason::NotAWorkload, message));
         }
-        let (id, ttl) = (&registration.spiffe_id, registration.svid_ttl);
-        self.authority.sign(csr, id, ttl, now).map_err(|error| {
+        let template = SvidTemplate {
+            id: registration.spiffe_id.clone(),
+            ttl: registration.svid_ttl,
+            dns_names: registration.dns_names.clone(),
+        };
+        let signed = self.authority.sign_template(csr, &template, now);
+        signed.map_err(|error| {
             let reason = sign_refusal(&error);
             if reason == Reason::Internal {
                 static FAILED: Throttle = Throttle::new();

@@ -3,9 +3,11 @@
 //! - [`authority`]: the root, the signing intermediate made from it, the trust bundle
 //! - [`bans`]: who gets none although the evidence is good
 //! - [`registrations`]: what each living certificate may be renewed to
+//! - [`admission`]: which registration a workload's facts come to
 //! - [`issuer`]: attest and renew: who is asking, what they may have, the certificate, the audit
 //! - [`own`]: the control plane's own identity
 
+pub mod admission;
 pub mod authority;
 pub mod bans;
 pub mod issuer;

@@ -15,7 +15,14 @@ pub struct Registrations {
 #[derive(Debug, Default)]
 struct Tables {
     by_serial: HashMap<String, Certificate>,
-    by_spiffe_id: HashMap<SpiffeId, Vec<Living>>,
+    by_spiffe_id: HashMap<SpiffeId, Identity>,
+}
+
+/// One identity may have thousands of registrations, one for each pod that ran with it.
+#[derive(Debug)]
+struct Identity {
+    living: HashMap<RegistrationId, Living>,
+    newest: Arc<Registration>,
 }
 
 #[derive(Debug)]
@@ -33,6 +40,16 @@ struct Living {
 
 /// A clock that jumped forward must not forget what is still in use.
 const GRACE: Duration = Duration::from_secs(7 * 86_400);
+/// What can attest again needs less of that, and comes in larger numbers.
+const SHORT_GRACE: Duration = Duration::from_secs(3600);
+
+fn grace(registration: &Registration) -> Duration {
+    if registration.document.is_some() {
+        SHORT_GRACE
+    } else {
+        GRACE
+    }
+}
 
 impl Registrations {
     /// Takes a certificate of a registration that the store knows.
@@ -41,7 +58,7 @@ impl Registrations {
         let known = tables
             .by_spiffe_id
             .get(&registration.spiffe_id)
-            .and_then(|living| living.iter().find(|l| l.registration.id == registration.id))
+            .and_then(|identity| identity.living.get(&registration.id))
             .map(|living| Arc::clone(&living.registration));
         let registration = known.unwrap_or_else(|| Arc::new(registration));
         tables.add(registration, serial, not_after);
@@ -63,8 +80,8 @@ impl Registrations {
             .filter(|certificate| certificate.registration.spiffe_id == peer.id)
             .map(|certificate| Arc::clone(&certificate.registration));
         noted.or_else(|| {
-            let living = tables.by_spiffe_id.get(&peer.id)?;
-            living.last().map(|living| Arc::clone(&living.registration))
+            let identity = tables.by_spiffe_id.get(&peer.id)?;
+            Some(Arc::clone(&identity.newest))
         })
     }
 
@@ -72,8 +89,9 @@ impl Registrations {
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Registration>> {
         let tables = self.tables();
-        let living = tables.by_spiffe_id.values().flatten();
-        living
+        let identities = tables.by_spiffe_id.values();
+        identities
+            .flat_map(|identity| identity.living.values())
             .map(|living| Arc::clone(&living.registration))
             .collect()
     }
@@ -84,9 +102,16 @@ impl Registrations {
         let tables = &mut *tables;
         tables
             .by_serial
-            .retain(|_, certificate| certificate.not_after + GRACE >= now);
-        tables.by_spiffe_id.retain(|_, living| {
-            living.retain(|living| living.not_after + GRACE >= now);
+            .retain(|_, known| known.not_after + grace(&known.registration) >= now);
+        tables.by_spiffe_id.retain(|_, identity| {
+            let living = &mut identity.living;
+            living.retain(|_, known| known.not_after + grace(&known.registration) >= now);
+            let newest = living.values().max_by_key(|known| known.not_after);
+            if !living.contains_key(&identity.newest.id)
+                && let Some(newest) = newest
+            {
+                identity.newest = Arc::clone(&newest.registration);
+            }
             !living.is_empty()
         });
     }
@@ -98,19 +123,30 @@ impl Registrations {
 
 impl Tables {
     fn add(&mut self, registration: Arc<Registration>, serial: String, not_after: SystemTime) {
-        let living = self
+        let identity = self
             .by_spiffe_id
             .entry(registration.spiffe_id.clone())
-            .or_default();
-        match living
-            .iter_mut()
-            .find(|l| l.registration.id == registration.id)
-        {
-            Some(known) => known.not_after = known.not_after.max(not_after),
-            None => living.push(Living {
-                registration: Arc::clone(&registration),
-                not_after,
-            }),
+            .or_insert_with(|| Identity {
+                living: HashMap::new(),
+                newest: Arc::clone(&registration),
+            });
+        match identity.living.get_mut(&registration.id) {
+            Some(known) => {
+                known.not_after = known.not_after.max(not_after);
+                // Documents may have changed since.
+                known.registration = Arc::clone(&registration);
+                if identity.newest.id == registration.id {
+                    identity.newest = Arc::clone(&registration);
+                }
+            }
+            None => {
+                let living = Living {
+                    registration: Arc::clone(&registration),
+                    not_after,
+                };
+                identity.living.insert(registration.id.clone(), living);
+                identity.newest = Arc::clone(&registration);
+            }
         }
         let certificate = Certificate {
             registration,
@@ -131,12 +167,10 @@ mod tests {
     use super::*;
 
     fn registration(service: &str) -> Registration {
+        let id = SpiffeId::parse("spiffe://example.org/x").unwrap();
         Registration {
-            id: RegistrationId::random(),
-            spiffe_id: SpiffeId::parse("spiffe://example.org/x").unwrap(),
-            attestor: "join-token",
-            svid_ttl: Duration::from_secs(60),
             services: vec![service.parse().unwrap()],
+            ..Registration::new(id, "join-token")
         }
     }
 
@@ -164,6 +198,44 @@ mod tests {
         assert_eq!(service("02", "spiffe://example.org/x").unwrap(), "b.x");
         assert_eq!(service("03", "spiffe://example.org/x").unwrap(), "b.x");
         assert_eq!(service("01", "spiffe://example.org/y"), None);
+    }
+
+    #[test]
+    fn what_can_attest_again_is_forgotten_sooner_and_leaves_the_others() {
+        let registrations = Registrations::default();
+        let now = SystemTime::now();
+        registrations.add(Arc::new(registration("a.x")), "01".to_owned(), now);
+        let of_pod = Registration {
+            document: Some("data/x".to_owned()),
+            ..registration("b.x")
+        };
+        registrations.add(Arc::new(of_pod), "02".to_owned(), now);
+        let service = |serial| {
+            let found = registrations.of(&peer(serial, "spiffe://example.org/x"));
+            found.unwrap().services[0].to_string()
+        };
+        assert_eq!(service("03"), "b.x");
+        registrations.prune(now + SHORT_GRACE + Duration::from_secs(1));
+        assert_eq!(registrations.all().len(), 1);
+        assert_eq!(service("03"), "a.x");
+    }
+
+    #[test]
+    fn a_registration_that_changed_is_the_one_that_is_gone_by() {
+        let registrations = Registrations::default();
+        let now = SystemTime::now();
+        let first = registration("a.x");
+        let changed = Registration {
+            services: vec!["b.x".parse().unwrap()],
+            ..first.clone()
+        };
+        registrations.add(Arc::new(first), "01".to_owned(), now);
+        registrations.add(Arc::new(changed), "02".to_owned(), now);
+        assert_eq!(registrations.all().len(), 1);
+        for (serial, expected) in [("01", "a.x"), ("02", "b.x"), ("03", "b.x")] {
+            let found = registrations.of(&peer(serial, "spiffe://example.org/x"));
+            assert_eq!(found.unwrap().services[0].as_str(), expected, "{serial}");
+        }
     }
 
     #[test]

@@ -62,7 +62,9 @@ impl IdentityService for IdentityApi {
     ) -> Result<Response<v1::SvidResponse>, Status> {
         let caller = caller(&request)?;
         let (peer, address) = (caller.peer.as_deref(), caller.address.ip());
-        let response = self.issuer.renew(request.get_ref(), peer, address)?;
+        let (response, registration) = self.issuer.renew(request.get_ref(), peer, address)?;
+        // Its document may have got a service since.
+        self.registry.learn_services(&registration);
         Ok(Response::new(response))
     }
 

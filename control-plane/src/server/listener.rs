@@ -3,8 +3,8 @@
 mod preface;
 
 use super::Shutdown;
-use super::admission::MAX_HEADER_LIST_BYTES;
 use super::limits::{Buckets, Limits, source};
+use super::turnstile::MAX_HEADER_LIST_BYTES;
 use crate::issuance::own::OwnIdentity;
 use crate::telemetry::{Metrics, Throttle};
 use preface::{Preface, PrefaceError};

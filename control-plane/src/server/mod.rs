@@ -2,8 +2,9 @@
 //!
 //! - [`settings`]: what the command line decided, checked
 //! - `start`: puts the rooms together, in the order in which they need one another
+//! - `resources`: the documents of `--config`, from reading to use
 //! - `listener`: the gRPC port: TLS, bounds, who is calling
-//! - `limits`, `admission`: how often somebody may ask; what a call must pass before its request is read
+//! - `limits`, `turnstile`: how often somebody may ask; what a call must pass before its request is read
 //! - `identity`, `mesh`, `session`: the two services for proxies
 //! - `admin_socket`, `admin_http`: the command line's socket; probes and metrics
 //! - `health`: what readiness is found out by
@@ -12,16 +13,17 @@
 mod admin_bans;
 mod admin_http;
 mod admin_socket;
-mod admission;
 mod health;
 mod identity;
 pub mod limits;
 mod listener;
 mod measure;
 mod mesh;
+mod resources;
 mod session;
 pub mod settings;
 mod start;
+mod turnstile;
 
 pub use limits::Limits;
 pub use settings::Settings;

@@ -2,19 +2,19 @@
 
 use super::admin_http::{self, AdminHttp};
 use super::admin_socket::{self, AdminApi};
-use super::admission::{Admission, AdmissionLayer};
 use super::health::Health;
 use super::identity::IdentityApi;
 use super::limits::Limits;
 use super::listener;
 use super::measure::MeasureLayer;
 use super::mesh::MeshApi;
-use super::{Settings, Shutdown};
+use super::turnstile::{Turnstile, TurnstileLayer};
+use super::{Settings, Shutdown, resources};
 use crate::attest::Attestors;
-use crate::attest::join_token::JoinTokenAttestor;
-use crate::config::ConfigErrors;
 use crate::config::watch::Watcher;
+use crate::config::{ConfigErrors, Live};
 use crate::issuance::Refusal;
+use crate::issuance::admission::Admission;
 use crate::issuance::authority::{AuthorityStartError, CertificateAuthority};
 use crate::issuance::bans::Bans;
 use crate::issuance::issuer::{Issuer, check_lifetime};
@@ -126,6 +126,7 @@ struct Rooms {
     bans: Arc<Bans>,
     registry: Arc<Registry>,
     writer: Writer,
+    config: Live,
     svid_ttl: Duration,
     limits: Limits,
     logs: Option<LogHandle>,
@@ -218,7 +219,8 @@ impl Server {
         tasks.spawn(async move { registry.run().await });
         if let Some(watcher) = watcher {
             let (registry, metrics) = (Arc::clone(&rooms.registry), Arc::clone(&rooms.metrics));
-            let take = move |config| registry.set_config(Arc::new(config));
+            let live = rooms.config.clone();
+            let take = move |config| resources::put_in_use(config, &live, &registry);
             tasks.spawn(watcher.run(metrics, take));
         }
         tasks.spawn(Arc::clone(&rooms).maintain());
@@ -252,7 +254,7 @@ impl Rooms {
     ) -> Result<(Self, Option<Watcher>), StartError> {
         let now = SystemTime::now();
         let metrics = Arc::new(Metrics::new());
-        let watched = settings.config.as_deref().map(Watcher::open).transpose()?;
+        let mut watched = resources::open(&settings)?;
         let state = StateDir::open(&settings.state_dir)?;
         let store = Store::open(&state).await?;
         let domain = settings.trust_domain;
@@ -261,6 +263,7 @@ impl Rooms {
             CertificateAuthority::open(store.clone(), domain, settings.root, now).await?;
         check_lifetime(&authority, settings.svid_ttl).map_err(StartError::Lifetime)?;
         let authority = Arc::new(authority);
+        resources::hold_against(&mut watched, &authority)?;
         state.write_trust_bundle(&authority.bundle().to_pem())?;
         let own = OwnIdentity::new(Arc::clone(&authority), Arc::clone(&metrics), now)?;
 
@@ -281,8 +284,9 @@ impl Rooms {
             registry.learn_services(&registration);
         }
         metrics.config_current.set(1);
+        let live = Live::default();
         let watcher = watched.map(|(watcher, config)| {
-            registry.set_config(Arc::new(config));
+            resources::put_in_use(config, &live, &registry);
             watcher
         });
         let rooms = Self {
@@ -295,6 +299,7 @@ impl Rooms {
             bans,
             registry,
             writer,
+            config: live,
             svid_ttl: settings.svid_ttl,
             limits: settings.limits,
             logs: None,
@@ -313,12 +318,12 @@ impl Rooms {
         let own = Arc::clone(&self.own);
         let accepting = listener::accept(listener, own, sender, bounds, shutdown.clone());
         let accepting = tokio::spawn(accepting);
-        let attestors = Attestors {
-            join_token: JoinTokenAttestor::new(self.store.clone()),
-        };
+        let attestors = Attestors::new(self.store.clone(), self.config.clone());
+        let domain = self.authority.trust_domain().clone();
         let issuer = Arc::new(Issuer::new(
             Arc::clone(&self.authority),
             attestors,
+            Admission::new(self.config.clone(), domain, self.svid_ttl),
             Arc::clone(&self.registrations),
             Arc::clone(&self.bans),
             self.writer.clone(),
@@ -326,7 +331,7 @@ impl Rooms {
         ));
         let identity = IdentityApi::new(Arc::clone(&issuer), Arc::clone(&self.registry));
         let metrics = Arc::clone(&self.metrics);
-        let admission = Arc::new(Admission::new(self.limits, Arc::clone(&issuer), metrics));
+        let turnstile = Arc::new(Turnstile::new(self.limits, Arc::clone(&issuer), metrics));
         let mesh = MeshApi {
             issuer,
             registry: Arc::clone(&self.registry),
@@ -337,7 +342,7 @@ impl Rooms {
         let registry = Arc::clone(&self.registry);
         let serving = listener::grpc_server()
             .layer(MeasureLayer(Arc::clone(&self.metrics)))
-            .layer(AdmissionLayer(admission))
+            .layer(TurnstileLayer(turnstile))
             .add_service(IdentityServiceServer::new(identity).max_decoding_message_size(limit))
             .add_service(MeshServiceServer::new(mesh).max_decoding_message_size(limit))
             .serve_with_incoming_shutdown(ReceiverStream::new(accepted), shutdown.clone().wait());

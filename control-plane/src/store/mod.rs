@@ -8,6 +8,7 @@
 //! caller; what may follow it (audit of renewals, workloads) goes through [`writer`], so that renewals need
 //! no store.
 
+mod attestations;
 mod audit;
 pub mod audit_chain;
 mod authorities;
@@ -15,10 +16,12 @@ mod bans;
 pub mod database;
 mod registrations;
 mod state_dir;
+mod terms;
 mod tokens;
 mod workloads;
 pub mod writer;
 
+pub use attestations::{Attestation, ChangedFact, PinnedFact};
 pub use audit::{AuditRecord, GRANTED};
 pub use authorities::{AuthorityRecord, AuthorityRole};
 pub use bans::{BanRecord, BanRecords};

@@ -1,8 +1,9 @@
 //! What attestations allowed, and which certificates came of them.
 
-use super::{Store, StoreError, from_unix_seconds, unix_seconds};
+use super::{Store, StoreError, from_unix_seconds, terms, unix_seconds};
+use crate::attest::Selectors;
 use sidewind_api::ServiceName;
-use sidewind_identity::SpiffeId;
+use sidewind_identity::{SpiffeId, TrustDomain};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 use std::fmt;
@@ -33,8 +34,8 @@ impl fmt::Display for RegistrationId {
     }
 }
 
-/// What one attested workload may have: its identity, how long its certificates last, and which services
-/// it may offer.
+/// What one attested workload may have: its identity, how long its certificates last, which services it
+/// may offer, and what it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
     /// Its name.
@@ -47,10 +48,43 @@ pub struct Registration {
     pub svid_ttl: Duration,
     /// Services that it may offer.
     pub services: Vec<ServiceName>,
+    /// DNS names of its certificates.
+    pub dns_names: Vec<String>,
+    /// Whether identities of tasks may be derived from its own.
+    pub task_identities: bool,
+    /// Lifetime of its JWT-SVIDs, where it is not the control plane's default.
+    pub jwt_ttl: Option<Duration>,
+    /// Foreign trust domains whose bundles it gets.
+    pub federates_with: Vec<TrustDomain>,
+    /// The document that allowed it, `namespace/name`; none for a join token, which needs no document to
+    /// be renewed.
+    pub document: Option<String>,
+    /// What was attested: a renewal is held against the documents of its own time.
+    pub selectors: Selectors,
+}
+
+impl Registration {
+    /// A new registration of an identity with the default lifetime, and nothing beyond.
+    #[must_use]
+    pub fn new(spiffe_id: SpiffeId, attestor: &'static str) -> Self {
+        Self {
+            id: RegistrationId::random(),
+            spiffe_id,
+            attestor,
+            svid_ttl: Duration::from_secs(3600),
+            services: Vec::new(),
+            dns_names: Vec::new(),
+            task_identities: false,
+            jwt_ttl: None,
+            federates_with: Vec::new(),
+            document: None,
+            selectors: Selectors::default(),
+        }
+    }
 }
 
 /// The attestors whose registrations the store may hold.
-const ATTESTORS: &[&str] = &["join-token"];
+const ATTESTORS: &[&str] = &["join-token", "kubernetes", "oidc", "aws-iam", "x509"];
 
 impl Store {
     /// Every registration with a certificate that has not ended, with the serial numbers and ends of
@@ -63,7 +97,7 @@ impl Store {
         now: SystemTime,
     ) -> Result<Vec<(Registration, String, SystemTime)>, StoreError> {
         let rows = sqlx::query(
-            "SELECT id, spiffe_id, attestor, svid_ttl_seconds, services, serial, not_after
+            "SELECT id, spiffe_id, attestor, svid_ttl_seconds, services, terms, serial, not_after
              FROM registrations JOIN svids ON registration = id
              WHERE not_after >= $1 ORDER BY created_at, id, not_after",
         )
@@ -85,8 +119,9 @@ pub(super) async fn insert(
     now: SystemTime,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO registrations (id, spiffe_id, attestor, svid_ttl_seconds, services, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO registrations (id, spiffe_id, attestor, svid_ttl_seconds, services, created_at,
+                                    terms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(registration.id.as_str())
     .bind(registration.spiffe_id.as_str())
@@ -94,6 +129,7 @@ pub(super) async fn insert(
     .bind(seconds(registration.svid_ttl))
     .bind(services_to_json(&registration.services))
     .bind(unix_seconds(now))
+    .bind(terms::write(registration))
     .execute(connection)
     .await?;
     Ok(())
@@ -127,13 +163,15 @@ fn registration(row: &AnyRow) -> Result<Registration, StoreError> {
     };
     let known = ATTESTORS.iter().find(|known| **known == attestor);
     let id: String = row.try_get("id")?;
-    Ok(Registration {
+    let attestor = known.ok_or_else(|| corrupt(format!("attestor {attestor:?} is not known")))?;
+    let mut registration = Registration {
         id: RegistrationId(id.into()),
-        spiffe_id: spiffe_id(row, "registration")?,
-        attestor: known.ok_or_else(|| corrupt(format!("attestor {attestor:?} is not known")))?,
         svid_ttl: svid_ttl(row)?,
         services: services(row, "registration")?,
-    })
+        ..Registration::new(spiffe_id(row, "registration")?, attestor)
+    };
+    terms::read(row.try_get("terms")?, &mut registration)?;
+    Ok(registration)
 }
 
 pub(super) fn spiffe_id(row: &AnyRow, what: &'static str) -> Result<SpiffeId, StoreError> {

@@ -142,8 +142,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use super::super::audit::GRANTED;
     use super::super::tests::{TestStore, each_store};
-    use super::super::{RegistrationId, audit::GRANTED};
     use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -187,11 +187,9 @@ mod tests {
             services: vec![],
         };
         let registration = Registration {
-            id: RegistrationId::random(),
-            spiffe_id: token.spiffe_id,
-            attestor: "join-token",
             svid_ttl: MINUTE,
             services: vec!["orders.data".parse().unwrap()],
+            ..Registration::new(token.spiffe_id, "join-token")
         };
         let redemption = Redemption {
             sha256: [7; 32],

@@ -1,22 +1,30 @@
 //! The control plane over its real ports: TLS, gRPC, Unix socket, files, processes.
 //!
 //! - `support`: a control plane in this process or one of its own, and a proxy's side of the API
+//! - `attestation`, `issuers`: Kubernetes and OIDC tokens, against a `stub` that answers as told
+//! - `canary`: what is told to nobody
 //! - `issuance`, `tokens`: what certificates are given for, and what is refused
 //! - `discovery`, `policy`: what streams are sent
-//! - `bounds`, `admission`, `admin_port`: what strangers can cost, by connection and by call
+//! - `bounds`, `turnstile`, `admin_port`: what strangers can cost, by connection and by call
 //! - `audit`: what was granted and refused, and that it stays as it was
 //! - `logs`: what is logged, how often, and how that is changed
 //! - `lifecycle`: restarts, signals, bad flags and files, with the real program
 
 mod admin_port;
-mod admission;
+mod attestation;
 mod audit;
 mod bans;
 mod bounds;
+mod canary;
 mod discovery;
 mod issuance;
+mod issuers;
 mod lifecycle;
 mod logs;
 mod policy;
+#[path = "../../src/attest/testing.rs"]
+mod signer;
+mod stub;
 mod support;
 mod tokens;
+mod turnstile;

@@ -220,7 +220,20 @@ impl CertificateAuthority {
             ttl,
             dns_names: Vec::new(),
         };
-        let chain = self.signing.load().sign(csr, &template, now)?;
+        self.sign_template(csr, &template, now)
+    }
+
+    /// As [`CertificateAuthority::sign`], with everything that a certificate can say.
+    ///
+    /// # Errors
+    /// As [`CertificateAuthority::sign`].
+    pub fn sign_template(
+        &self,
+        csr: &[u8],
+        template: &SvidTemplate,
+        now: SystemTime,
+    ) -> Result<Issued, SignError> {
+        let chain = self.signing.load().sign(csr, template, now)?;
         let identity = sidewind_identity::peer_identity(Some(&chain))
             .map_err(|_| SignError::SelfCheckContent("form"))?;
         Ok(Issued {

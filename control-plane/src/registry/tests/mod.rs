@@ -6,7 +6,6 @@ mod streams;
 
 use super::*;
 use crate::config::document::SourceFile;
-use crate::store::RegistrationId;
 use crate::store::tests::empty_store;
 use crate::store::writer::writer;
 use futures_util::FutureExt as _;
@@ -42,12 +41,10 @@ async fn mesh_after_restart(known: Vec<WorkloadRecord>) -> Mesh {
 }
 
 fn registration(name: &str, services: &[&str]) -> Registration {
+    let id = SpiffeId::parse(&format!("spiffe://example.org/ns/data/sa/{name}")).unwrap();
     Registration {
-        id: RegistrationId::random(),
-        spiffe_id: SpiffeId::parse(&format!("spiffe://example.org/ns/data/sa/{name}")).unwrap(),
-        attestor: "join-token",
-        svid_ttl: Duration::from_secs(3600),
         services: services.iter().map(|name| name.parse().unwrap()).collect(),
+        ..Registration::new(id, "join-token")
     }
 }
 

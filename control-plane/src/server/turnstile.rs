@@ -42,7 +42,7 @@ pub(super) const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 
 /// What calls are let in by.
 #[derive(Debug)]
-pub(super) struct Admission {
+pub(super) struct Turnstile {
     attest: Buckets<IpAddr>,
     sign: Buckets<RegistrationId>,
     anonymous: Arc<Semaphore>,
@@ -102,7 +102,7 @@ impl From<Refusal> for Refused {
     }
 }
 
-impl Admission {
+impl Turnstile {
     pub(super) fn new(limits: Limits, issuer: Arc<Issuer>, metrics: Arc<Metrics>) -> Self {
         Self {
             attest: Buckets::new(f64::from(limits.attest_per_second.get())),
@@ -214,21 +214,21 @@ fn header_bytes(headers: &HeaderMap) -> u64 {
 
 /// Lets calls in.
 #[derive(Debug, Clone)]
-pub(super) struct AdmissionLayer(pub(super) Arc<Admission>);
+pub(super) struct TurnstileLayer(pub(super) Arc<Turnstile>);
 
-/// A service behind [`AdmissionLayer`].
+/// A service behind [`TurnstileLayer`].
 #[derive(Debug, Clone)]
 pub(super) struct Admitted<S> {
     inner: S,
-    admission: Arc<Admission>,
+    turnstile: Arc<Turnstile>,
 }
 
-impl<S> Layer<S> for AdmissionLayer {
+impl<S> Layer<S> for TurnstileLayer {
     type Service = Admitted<S>;
 
     fn layer(&self, inner: S) -> Admitted<S> {
-        let admission = Arc::clone(&self.0);
-        Admitted { inner, admission }
+        let turnstile = Arc::clone(&self.0);
+        Admitted { inner, turnstile }
     }
 }
 
@@ -251,21 +251,21 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let caller = request.extensions().get::<Caller>().cloned();
         if header_bytes(request.headers()) > u64::from(MAX_HEADER_LIST_BYTES) {
-            let status = self.admission.refuse_header(caller.as_ref());
+            let status = self.turnstile.refuse_header(caller.as_ref());
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
         let call = Call::of(request.uri().path());
         let (Some(call), Some(caller)) = (call, caller) else {
             return Box::pin(self.inner.call(request));
         };
-        let place = match self.admission.enter(call, &caller) {
+        let place = match self.turnstile.enter(call, &caller) {
             Ok(place) => place,
             Err(refused) => {
-                let status = self.admission.refuse(call, &caller, refused);
+                let status = self.turnstile.refuse(call, &caller, refused);
                 return Box::pin(std::future::ready(Ok(status.into_http())));
             }
         };
-        let admission = Arc::clone(&self.admission);
+        let turnstile = Arc::clone(&self.turnstile);
         // The one that is ready is the one to be used.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
@@ -274,7 +274,7 @@ where
             let (head, body) = request.into_parts();
             let (opening, body) = guard(body, MESSAGE_TIME).await;
             if let Err(refusal) = check_size(call, &opening) {
-                let status = admission.refuse(call, &caller, refusal.into());
+                let status = turnstile.refuse(call, &caller, refusal.into());
                 return Ok(status.into_http());
             }
             inner.call(Request::from_parts(head, body)).await

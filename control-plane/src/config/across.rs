@@ -1,0 +1,151 @@
+//! What registrations and attestors say together: two that are right alone can be wrong beside each other.
+
+use super::registration::{Condition, RegistrationRule};
+use super::{ConfigError, Draft, PlacedRule};
+use std::collections::HashMap;
+
+/// Most workloads that one registration may name by lists: they are compared one by one.
+const MAX_COMBINATIONS: usize = 1024;
+
+/// Everything that is wrong with the documents together.
+pub(super) fn check(draft: &Draft) -> Vec<ConfigError> {
+    let mut errors = Vec::new();
+    known_sources(draft, &mut errors);
+    default_identities(draft, &mut errors);
+    clusters_apart(draft, &mut errors);
+    ties(draft, &mut errors);
+    errors
+}
+
+/// A registration of a cluster or issuer that is not configured would wait for ever.
+fn known_sources(draft: &Draft, errors: &mut Vec<ConfigError>) {
+    let clusters = draft.config.attestors.kubernetes.iter();
+    let clusters: Vec<&str> = clusters.map(|cluster| cluster.cluster.as_str()).collect();
+    let issuers = draft.config.attestors.oidc.iter();
+    let issuers: Vec<&str> = issuers.map(|issuer| issuer.issuer.as_str()).collect();
+    for placed in &draft.registrations {
+        let (key, word, known) = match placed.rule.attestor {
+            "kubernetes" => ("kubernetes:cluster", "cluster", &clusters),
+            "oidc" => ("oidc:issuer", "issuer", &issuers),
+            _ => continue,
+        };
+        if known.is_empty() {
+            let message = format!(
+                "are of an attestor that no AttestorConfig configures: none has a {word} under `{}`",
+                placed.rule.attestor
+            );
+            errors.push(placed.selectors_at.error(message));
+            continue;
+        }
+        let named = placed.rule.conditions.iter().find(|c| c.key == key);
+        if let Some(condition) = named {
+            let unknown = |value: &&String| !known.contains(&value.as_str());
+            for value in condition.any_of.iter().filter(unknown) {
+                let known = known.join(", ");
+                let message = format!(
+                    "name {word} {value:?}, which no AttestorConfig configures; there are {known}"
+                );
+                errors.push(placed.selectors_at.error(message));
+            }
+        } else if placed.rule.attestor == "oidc" {
+            let message = "must name `issuer`: subjects of two issuers can be the same text";
+            errors.push(placed.selectors_at.error(message.to_owned()));
+        }
+    }
+}
+
+/// Two clusters with default identities would have the same ones.
+fn default_identities(draft: &Draft, errors: &mut Vec<ConfigError>) {
+    for (place, cluster) in draft.default_identities.iter().skip(1) {
+        let other = draft
+            .default_identities
+            .first()
+            .map_or("", |(_, name)| name);
+        errors.push(place.error(format!(
+            "only one cluster can give default identities, and {other} does: {cluster}'s would be the same"
+        )));
+    }
+}
+
+/// With several clusters, one namespace and service account in two of them are two workloads.
+fn clusters_apart(draft: &Draft, errors: &mut Vec<ConfigError>) {
+    if draft.config.attestors.kubernetes.len() < 2 {
+        return;
+    }
+    const KEY: &str = "kubernetes:cluster";
+    for placed in &draft.registrations {
+        let rule = &placed.rule;
+        if rule.attestor != "kubernetes" || placed.shared_across_clusters {
+            continue;
+        }
+        let template = rule.spiffe_id.template();
+        let one_cluster = |c: &Condition| c.key == KEY && c.any_of.len() == 1;
+        let apart =
+            template.uses(KEY) || template.is_literal() && rule.conditions.iter().any(one_cluster);
+        if !apart {
+            let remedy = if template.is_literal() {
+                "name the cluster under `selectors`"
+            } else {
+                "put {kubernetes.cluster} into it"
+            };
+            errors.push(placed.id_at.error(format!(
+                "could be the same for workloads of two clusters; {remedy}, or say `sharedAcrossClusters: true`"
+            )));
+        }
+    }
+}
+
+/// Two registrations that are as specific as each other and select the same workload.
+fn ties(draft: &Draft, errors: &mut Vec<ConfigError>) {
+    let mut seen: HashMap<(&str, Combination<'_>), &PlacedRule> = HashMap::new();
+    for placed in &draft.registrations {
+        let Some(combinations) = combinations(&placed.rule) else {
+            errors.push(placed.selectors_at.error(format!(
+                "have more than {MAX_COMBINATIONS} combinations; make several registrations of it"
+            )));
+            continue;
+        };
+        let mut told = false;
+        for combination in combinations {
+            let key = (placed.rule.attestor, combination);
+            match seen.get(&key) {
+                Some(other) if !std::ptr::eq(*other, placed) => {
+                    if !told {
+                        errors.push(placed.selectors_at.error(format!(
+                            "select the same workloads as Registration {} at {}; make one of the two more specific",
+                            other.rule.name, other.selectors_at
+                        )));
+                        told = true;
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    seen.insert(key, placed);
+                }
+            }
+        }
+    }
+}
+
+/// A selector's key and value for each condition.
+type Combination<'a> = Vec<(&'a str, &'a str)>;
+
+/// Every choice of one value for each condition.
+fn combinations(rule: &RegistrationRule) -> Option<Vec<Combination<'_>>> {
+    let mut combinations = vec![Vec::new()];
+    for condition in &rule.conditions {
+        if combinations.len() * condition.any_of.len() > MAX_COMBINATIONS {
+            return None;
+        }
+        let mut longer = Vec::new();
+        for combination in &combinations {
+            for value in &condition.any_of {
+                let mut one: Combination<'_> = combination.clone();
+                one.push((condition.key.as_str(), value.as_str()));
+                longer.push(one);
+            }
+        }
+        combinations = longer;
+    }
+    Some(combinations)
+}
