@@ -1,4 +1,9 @@
 //! Trust bundles: whose certificates are believed, for each trust domain by itself.
+//!
+//! [`document`] is their form as JSON, with the keys of JWT-SVIDs; [`map`] is several of those in one.
+
+pub mod document;
+pub mod map;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -11,7 +11,7 @@
 //! | [`PrivateKey`] | P-256 keys and the signing requests made with them |
 //! | [`authority`] | the CA: root → intermediate → SVID |
 //! | [`Svid`] | a workload's certificate chain with its key |
-//! | [`TrustBundle`], [`TrustBundles`] | whose certificates are believed, for each trust domain by itself |
+//! | [`TrustBundle`], [`TrustBundles`], [`bundle`] | whose certificates are believed, for each trust domain by itself; bundle documents |
 //! | [`verify_chain`] | whether a chain proves the ID that it names |
 //! | [`jwt`] | tokens: JWT-SVIDs and those of OIDC issuers, read, verified and signed |
 //! | [`tls`] | rustls configurations that verify so, and who the peer is |
@@ -34,7 +34,7 @@
 //! next rotation. After each handshake [`tls::peer_identity`] says who answered.
 
 pub mod authority;
-mod bundle;
+pub mod bundle;
 pub mod jwt;
 mod key;
 mod pattern;

@@ -6,7 +6,8 @@
 //! | [`invocation`], [`process`] | a program run to its end, or beside the test |
 //! | [`scratch`], [`cleanup`] | logs and files of a test; nothing stays behind, also after a signal |
 //! | [`mesh`] | a control plane and workloads with sidecars |
-//! | [`workloads`] | unmodified servers |
+//! | [`workloads`], [`database`] | unmodified servers; a PostgreSQL for control planes |
+//! | [`renewals`] | many identities that are renewed all the time, without a proxy each |
 //! | [`load`], [`http`] | requests: a steady stream of them, or one exact one |
 //! | [`authority`], [`peer`] | certificates of our own, and a client of the mesh port that uses them |
 //! | [`wire`], [`relay`] | what a listener on the wire sees |
@@ -20,6 +21,7 @@ pub mod authority;
 pub mod binaries;
 pub mod cleanup;
 pub mod collector;
+pub mod database;
 pub mod http;
 pub mod invocation;
 pub mod lan;
@@ -30,6 +32,7 @@ pub mod peer;
 pub mod place;
 pub mod process;
 pub mod relay;
+pub mod renewals;
 pub mod scratch;
 pub mod wait;
 pub mod wire;

@@ -175,7 +175,7 @@ pub fn postgres(seat: impl Into<Seat>, port: u16, trusted: &str, scratch: &Scrat
 }
 
 /// Debian keeps the server's programs out of PATH, in a directory for each version.
-fn postgres_program(name: &str) -> PathBuf {
+pub(crate) fn postgres_program(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -188,7 +188,7 @@ fn postgres_program(name: &str) -> PathBuf {
     found.pop().unwrap_or_else(|| name.into())
 }
 
-fn user_number(name: &str) -> u32 {
+pub(crate) fn user_number(name: &str) -> u32 {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let line = users
         .lines()

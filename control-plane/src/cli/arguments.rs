@@ -75,6 +75,30 @@ pub struct ServeFlags {
     #[arg(long, env = "SIDEWIND_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
 
+    /// PostgreSQL database for the state, shared by any number of replicas [default: SQLite in the state
+    /// directory, for one].
+    ///
+    /// What the URL lacks comes from the variables of PostgreSQL's own clients (PGPASSWORD and so on). A
+    /// command line is no place for a password: put it there, into this flag's variable, or into a file for
+    /// --store-file.
+    #[arg(
+        long,
+        env = "SIDEWIND_STORE",
+        value_name = "postgres://USER@HOST/DATABASE",
+        hide_env_values = true,
+        conflicts_with = "store_file"
+    )]
+    pub store: Option<String>,
+
+    /// File that holds the URL of --store; its mode must be 0440 or stricter.
+    #[arg(long, env = "SIDEWIND_STORE_FILE", value_name = "FILE")]
+    pub store_file: Option<PathBuf>,
+
+    /// File of 32 random bytes that private keys in the store are sealed with; its mode must be 0440 or
+    /// stricter.
+    #[arg(long, env = "SIDEWIND_STORE_KEY_FILE", value_name = "FILE")]
+    pub store_key_file: Option<PathBuf>,
+
     /// Directory of resources (*.yaml), read again on change; none by default.
     #[arg(long, env = "SIDEWIND_CONFIG", value_name = "DIR")]
     pub config: Option<PathBuf>,
@@ -110,6 +134,13 @@ pub struct ServeFlags {
         value_parser = parse_duration
     )]
     pub svid_ttl: Duration,
+
+    /// Lifetime of JWT-SVIDs, from 1m to 1h, for registrations that say nothing else.
+    #[arg(
+        long, env = "SIDEWIND_JWT_TTL", value_name = "DURATION", default_value = "5m",
+        value_parser = parse_duration
+    )]
+    pub jwt_ttl: Duration,
 
     /// Whether workloads take plaintext connections from outside the mesh.
     #[arg(

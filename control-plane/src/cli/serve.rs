@@ -4,7 +4,7 @@ use super::Failure;
 use super::arguments::{PlaintextFlag, ServeFlags};
 use crate::issuance::authority::RootSource;
 use crate::server::{Limits, Server, Settings, StartError, shutdown};
-use crate::store::{StateDirError, check_private};
+use crate::store::{Location, LocationError, StateDirError, StoreKey, check_private};
 use crate::telemetry::{LogHandle, chain, init_logs};
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 use sidewind_api::v1::PlaintextMode;
@@ -58,13 +58,21 @@ fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
         let message = format!("--config: {} is not a directory", config.display());
         return Err(Failure::Usage(message));
     }
+    let store = location(flags.store.as_deref(), flags.store_file.as_deref())?;
+    let read_key = |path: &std::path::PathBuf| {
+        StoreKey::read(path)
+            .map_err(|error| Failure::Usage(format!("--store-key-file: {}", chain(&error))))
+    };
     Ok(Settings {
+        store,
+        store_key: flags.store_key_file.as_ref().map(read_key).transpose()?,
         state_dir: flags.state_dir,
         config: flags.config,
         trust_domain: flags.trust_domain,
         listen: flags.listen,
         admin_listen: flags.admin_listen,
         svid_ttl: flags.svid_ttl,
+        jwt_ttl: flags.jwt_ttl,
         inbound_plaintext: match flags.inbound_plaintext {
             PlaintextFlag::Permissive => PlaintextMode::Permissive,
             PlaintextFlag::Strict => PlaintextMode::Strict,
@@ -75,6 +83,24 @@ fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
             sign_per_second: flags.sign_rate,
         },
     })
+}
+
+fn location(url: Option<&str>, file: Option<&Path>) -> Result<Location, Failure> {
+    let usage =
+        |flag: &str, error: LocationError| Failure::Usage(format!("{flag}: {}", chain(&error)));
+    match (url, file) {
+        (Some(url), _) => {
+            let location = Location::parse(url).map_err(|error| usage("--store", error))?;
+            if location.has_password() && std::env::var_os("SIDEWIND_STORE").is_none() {
+                tracing::warn!(
+                    "everyone on this machine can see the password in --store; use --store-file, SIDEWIND_STORE or PGPASSWORD"
+                );
+            }
+            Ok(location)
+        }
+        (None, Some(file)) => Location::read(file).map_err(|error| usage("--store-file", error)),
+        (None, None) => Ok(Location::StateDir),
+    }
 }
 
 fn given_root(certificate: &Path, key: &Path) -> Result<RootSource, Failure> {

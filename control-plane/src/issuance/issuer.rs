@@ -126,31 +126,30 @@ impl Issuer {
         self.refused(audit, refusal)
     }
 
-    /// Signs a new key for the identity of a living certificate. Needs no store. Gives back what is
-    /// registered by the documents of now, too.
+    /// Signs a new key for the identity of a living certificate. Needs no store for one that is known here.
+    /// Gives back what is registered by the documents of now, too.
     ///
     /// # Errors
     /// Why not; the refusal is in the audit already.
-    pub fn renew(
+    pub async fn renew(
         &self,
         request: &v1::RenewRequest,
         peer: Option<&PeerIdentity>,
         caller: IpAddr,
     ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
         let mut audit = audit_record("renew", &request.csr, caller);
-        let result = self.try_renew(request, peer, &mut audit);
+        let result = self.try_renew(request, peer, &mut audit).await;
         result.map_err(|refusal| self.refused(audit, refusal))
     }
 
-    fn try_renew(
+    async fn try_renew(
         &self,
         request: &v1::RenewRequest,
         peer: Option<&PeerIdentity>,
         audit: &mut AuditRecord,
     ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
         audit.spiffe_id = peer.map(|peer| peer.id.to_string());
-        let registration = self.registration_of(peer, audit.at)?;
-        let registration = self.admission.again(&registration)?;
+        let registration = self.registration_now(peer, audit.at).await?;
         check_csr_size(&request.csr)?;
         let issued = self.sign(&request.csr, &registration, audit.at)?;
         note(audit, &registration, &issued);
@@ -160,18 +159,29 @@ impl Issuer {
             registration: registration.id.clone(),
             not_after,
         });
-        self.writer.audit(audit.clone());
-        self.metrics.count_issued("renew");
+        self.granted(audit.clone());
         self.registrations
             .add(Arc::clone(&registration), serial, not_after);
         Ok((self.response(&issued), registration))
     }
 
+    /// The registration of a peer as far as this process knows it, without asking the store: to count its calls by.
+    #[must_use]
+    pub fn known_registration(
+        &self,
+        peer: &PeerIdentity,
+        now: SystemTime,
+    ) -> Option<Arc<Registration>> {
+        let is_valid = peer.not_after >= now && !is_reserved(&peer.id);
+        self.registrations.of(peer).filter(|_| is_valid)
+    }
+
     /// The registration that a peer's calls go by.
     ///
     /// # Errors
-    /// When the peer showed no certificate, or one that has ended, is banned or has no registration.
-    pub fn registration_of(
+    /// When the peer showed no certificate, or one that has ended, is banned or has no registration; and when
+    /// nobody can say, because the store is away.
+    pub async fn registration_of(
         &self,
         peer: Option<&PeerIdentity>,
         now: SystemTime,
@@ -196,15 +206,31 @@ impl Issuer {
             ));
         }
         self.bans.check(&peer.id, &peer.serial_hex)?;
-        self.registrations.of(peer).ok_or_else(|| {
-            Refusal::new(
-                Reason::NotRegistered,
-                format!(
-                    "{} is not registered here (any more); attest again",
-                    peer.id
-                ),
-            )
-        })
+        let found = self.registrations.find(peer).await;
+        found
+            .map_err(|error| Refusal::store(&error))?
+            .ok_or_else(|| {
+                Refusal::new(
+                    Reason::NotRegistered,
+                    format!(
+                        "{} is not registered here (any more); attest again",
+                        peer.id
+                    ),
+                )
+            })
+    }
+
+    /// The registration that a peer's calls go by, as the documents of now have it.
+    ///
+    /// # Errors
+    /// As [`Self::registration_of`], and when no document allows the identity any more.
+    pub(super) async fn registration_now(
+        &self,
+        peer: Option<&PeerIdentity>,
+        now: SystemTime,
+    ) -> Result<Arc<Registration>, Refusal> {
+        let registration = self.registration_of(peer, now).await?;
+        self.admission.again(&registration)
     }
 
     fn sign(
@@ -245,9 +271,15 @@ impl Issuer {
         }
     }
 
+    /// Counts and records what was granted.
+    pub(super) fn granted(&self, audit: AuditRecord) {
+        self.metrics.count_issued(audit.event);
+        self.writer.audit(audit);
+    }
+
     /// Counts and records a refusal. In a flood of refusals some are only counted: what anybody can cause
     /// must not fill the disk.
-    fn refused(&self, mut audit: AuditRecord, refusal: Refusal) -> Refusal {
+    pub(super) fn refused(&self, mut audit: AuditRecord, refusal: Refusal) -> Refusal {
         let outcome = refusal.reason.as_str();
         self.metrics.count_refused(audit.event, outcome);
         let mut allowance = self

@@ -5,12 +5,14 @@
 //! - [`registrations`]: what each living certificate may be renewed to
 //! - [`admission`]: which registration a workload's facts come to
 //! - [`issuer`]: attest and renew: who is asking, what they may have, the certificate, the audit
+//! - [`jwt`]: the keys of JWT-SVIDs, and a token for a workload
 //! - [`own`]: the control plane's own identity
 
 pub mod admission;
 pub mod authority;
 pub mod bans;
 pub mod issuer;
+pub mod jwt;
 pub mod own;
 pub mod registrations;
 

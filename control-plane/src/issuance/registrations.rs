@@ -1,6 +1,6 @@
-//! What each living certificate may be renewed to, in memory.
+//! What each living certificate may be renewed to, in memory; and in the store, where other replicas issue too.
 
-use crate::store::{Registration, RegistrationId};
+use crate::store::{Registration, RegistrationId, Store, StoreError};
 use sidewind_identity::{PeerIdentity, SpiffeId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 #[derive(Debug, Default)]
 pub struct Registrations {
     tables: Mutex<Tables>,
+    shared: Option<Store>,
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +52,47 @@ fn grace(registration: &Registration) -> Duration {
     }
 }
 
+/// How long the store may take to say what a certificate came from.
+const LOOKUP_TIME: Duration = Duration::from_secs(3);
+
 impl Registrations {
+    /// Registrations of which other replicas may have more, in a store that they share.
+    #[must_use]
+    pub fn of_store(store: &Store) -> Self {
+        Self {
+            tables: Mutex::default(),
+            shared: store.is_shared().then(|| store.clone()),
+        }
+    }
+
+    /// The registration that a peer's certificate came from. What this replica does not know is looked up in
+    /// the store that it shares with others.
+    ///
+    /// # Errors
+    /// When the store is away and nothing is known here of the peer's identity.
+    pub async fn find(&self, peer: &PeerIdentity) -> Result<Option<Arc<Registration>>, StoreError> {
+        if let Some(registration) = self.noted(peer) {
+            return Ok(Some(registration));
+        }
+        let Some(store) = &self.shared else {
+            return Ok(self.newest(peer));
+        };
+        let lookup = store.registration_of(&peer.serial_hex, &peer.id);
+        let found = tokio::time::timeout(LOOKUP_TIME, lookup).await;
+        match found.unwrap_or(Err(StoreError::Slow)) {
+            Ok(Some(registration)) => {
+                self.restore(registration, peer.serial_hex.clone(), peer.not_after);
+                Ok(self.noted(peer))
+            }
+            Ok(None) => Ok(self.newest(peer)),
+            // Renewals need no store as long as anything is known of who asks.
+            Err(error) => match self.newest(peer) {
+                Some(registration) => Ok(Some(registration)),
+                None => Err(error),
+            },
+        }
+    }
+
     /// Takes a certificate of a registration that the store knows.
     pub fn restore(&self, registration: Registration, serial: String, not_after: SystemTime) {
         let mut tables = self.tables();
@@ -69,20 +110,25 @@ impl Registrations {
         self.tables().add(registration, serial, not_after);
     }
 
-    /// The registration that a peer's certificate came from. A certificate that is not noted, because the
-    /// store was restored from an older copy, goes by the newest registration of its identity.
+    /// The registration that a peer's certificate came from, as far as it is known here. A certificate that
+    /// is not noted, because the store was restored from an older copy, goes by the newest registration of its
+    /// identity.
     #[must_use]
     pub fn of(&self, peer: &PeerIdentity) -> Option<Arc<Registration>> {
+        self.noted(peer).or_else(|| self.newest(peer))
+    }
+
+    fn noted(&self, peer: &PeerIdentity) -> Option<Arc<Registration>> {
         let tables = self.tables();
-        let noted = tables
-            .by_serial
-            .get(&peer.serial_hex)
-            .filter(|certificate| certificate.registration.spiffe_id == peer.id)
-            .map(|certificate| Arc::clone(&certificate.registration));
-        noted.or_else(|| {
-            let identity = tables.by_spiffe_id.get(&peer.id)?;
-            Some(Arc::clone(&identity.newest))
-        })
+        let certificate = tables.by_serial.get(&peer.serial_hex)?;
+        let registration = &certificate.registration;
+        (registration.spiffe_id == peer.id).then(|| Arc::clone(registration))
+    }
+
+    fn newest(&self, peer: &PeerIdentity) -> Option<Arc<Registration>> {
+        let tables = self.tables();
+        let identity = tables.by_spiffe_id.get(&peer.id)?;
+        Some(Arc::clone(&identity.newest))
     }
 
     /// Every registration.

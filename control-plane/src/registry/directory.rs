@@ -177,6 +177,11 @@ impl Directory {
         self.workloads.get(key)?.stream
     }
 
+    /// What is known of a workload.
+    pub(super) fn record(&self, key: &WorkloadKey) -> Option<&WorkloadRecord> {
+        Some(&self.workloads.get(key)?.record)
+    }
+
     /// Workloads from before a restart that are not back.
     pub(super) fn unconfirmed(&self) -> Vec<WorkloadKey> {
         if self.unconfirmed == 0 {

@@ -4,6 +4,7 @@
 //! - `directory`: the workloads, by address and by service
 //! - `resolve`: a destination into its service and endpoints
 //! - `subscriptions`: which destinations are wanted by which streams, and what each depends on
+//! - `remote`, [`sharing`]: workloads whose streams are at other replicas, and how they are heard of
 //! - [`outbox`]: what one stream has yet to send, the newest state of each thing
 //!
 //! A change marks topics (an address, a service) as dirty; once a few milliseconds of changes have
@@ -13,7 +14,9 @@
 
 mod directory;
 pub mod outbox;
+mod remote;
 mod resolve;
+pub mod sharing;
 mod subscriptions;
 pub mod workload;
 
@@ -27,6 +30,7 @@ use crate::store::writer::{Write, Writer};
 use crate::telemetry::Metrics;
 use directory::Directory;
 use outbox::EndReason;
+use remote::Remote;
 use resolve::View;
 use sidewind_api::{BanList, ServiceName, v1};
 use sidewind_identity::SpiffeId;
@@ -72,6 +76,7 @@ pub struct Registry {
 #[derive(Debug)]
 struct State {
     directory: Directory,
+    remote: Remote,
     subscriptions: Subscriptions,
     streams: HashMap<StreamId, Stream>,
     config: Arc<Config>,
@@ -109,6 +114,7 @@ impl Registry {
     ) -> Self {
         let state = State {
             directory: Directory::restore(known),
+            remote: Remote::default(),
             subscriptions: Subscriptions::default(),
             streams: HashMap::new(),
             config: Arc::default(),
@@ -288,7 +294,10 @@ impl Registry {
         let state = &mut *state;
         let mut topics = state.directory.release_addresses(now);
         if now >= state.unconfirmed_until {
-            for key in state.directory.unconfirmed() {
+            // Those of other replicas leave with their replica.
+            let mut unconfirmed = state.directory.unconfirmed();
+            unconfirmed.retain(|key| !state.remote.has(key));
+            for key in unconfirmed {
                 tracing::info!(
                     spiffe_id = %key.spiffe_id,
                     instance_id = %key.instance_id,
@@ -310,7 +319,11 @@ impl Registry {
             && !self.closing.load(Ordering::Relaxed)
             && state.directory.stream_of(&stream.key) == Some(id)
         {
-            let topics = state.directory.remove(&stream.key, Instant::now());
+            // A proxy that went to another replica first is in discovery by that one.
+            let topics = match state.remote.record(&stream.key) {
+                Some(record) => state.directory.insert(record, None),
+                None => state.directory.remove(&stream.key, Instant::now()),
+            };
             state.dirty.extend(topics);
             self.persist_departure(&stream.key);
             self.notify(state);

@@ -2,6 +2,7 @@
 
 use super::listener::Caller;
 use crate::issuance::issuer::Issuer;
+use crate::issuance::jwt::mint::JwtMint;
 use crate::registry::Registry;
 use sidewind_api::Reason;
 use sidewind_api::v1;
@@ -18,14 +19,16 @@ const ATTESTATION_WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct IdentityApi {
     issuer: Arc<Issuer>,
+    mint: JwtMint,
     registry: Arc<Registry>,
     attestations: Semaphore,
 }
 
 impl IdentityApi {
-    pub(super) fn new(issuer: Arc<Issuer>, registry: Arc<Registry>) -> Self {
+    pub(super) fn new(issuer: Arc<Issuer>, mint: JwtMint, registry: Arc<Registry>) -> Self {
         Self {
             issuer,
+            mint,
             registry,
             attestations: Semaphore::new(ATTESTATIONS),
         }
@@ -62,7 +65,8 @@ impl IdentityService for IdentityApi {
     ) -> Result<Response<v1::SvidResponse>, Status> {
         let caller = caller(&request)?;
         let (peer, address) = (caller.peer.as_deref(), caller.address.ip());
-        let (response, registration) = self.issuer.renew(request.get_ref(), peer, address)?;
+        let renewed = self.issuer.renew(request.get_ref(), peer, address).await;
+        let (response, registration) = renewed?;
         // Its document may have got a service since.
         self.registry.learn_services(&registration);
         Ok(Response::new(response))
@@ -77,8 +81,11 @@ impl IdentityService for IdentityApi {
 
     async fn mint_jwt_svid(
         &self,
-        _request: Request<v1::MintJwtSvidRequest>,
+        request: Request<v1::MintJwtSvidRequest>,
     ) -> Result<Response<v1::MintJwtSvidResponse>, Status> {
-        Err(Reason::NotOffered.status("this control plane signs no JWT-SVIDs"))
+        let caller = caller(&request)?;
+        let (peer, address) = (caller.peer.as_deref(), caller.address.ip());
+        let response = self.mint.mint(request.get_ref(), peer, address).await?;
+        Ok(Response::new(response))
     }
 }

@@ -41,7 +41,8 @@ impl MeshService for MeshApi {
         let caller = caller(&request)?;
         let registration = self
             .issuer
-            .registration_of(caller.peer.as_deref(), SystemTime::now())?;
+            .registration_of(caller.peer.as_deref(), SystemTime::now())
+            .await?;
         if self.shutdown.has_begun() {
             return Err(Reason::ShuttingDown.status("the control plane is stopping"));
         }

@@ -2,6 +2,7 @@
 
 use super::limits::Limits;
 use crate::issuance::authority::RootSource;
+use crate::store::{Location, StoreKey};
 use sidewind_api::v1::PlaintextMode;
 use sidewind_identity::TrustDomain;
 use std::net::SocketAddr;
@@ -13,6 +14,10 @@ use std::time::Duration;
 pub struct Settings {
     /// Where state is kept.
     pub state_dir: PathBuf,
+    /// Where the store is.
+    pub store: Location,
+    /// What private keys in the store are sealed with.
+    pub store_key: Option<StoreKey>,
     /// Where resources are, if there are any.
     pub config: Option<PathBuf>,
     /// Whose identities are issued.
@@ -23,6 +28,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     /// Lifetime of certificates whose token says nothing else.
     pub svid_ttl: Duration,
+    /// Lifetime of JWT-SVIDs whose registration says nothing else.
+    pub jwt_ttl: Duration,
     /// Whether workloads take plaintext from outside the mesh.
     pub inbound_plaintext: PlaintextMode,
     /// Where the root comes from.

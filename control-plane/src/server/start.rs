@@ -18,11 +18,16 @@ use crate::issuance::admission::Admission;
 use crate::issuance::authority::{AuthorityStartError, CertificateAuthority};
 use crate::issuance::bans::Bans;
 use crate::issuance::issuer::{Issuer, check_lifetime};
+use crate::issuance::jwt::mint::{JwtMint, check_jwt_lifetime};
+use crate::issuance::jwt::{JwtKeys, JwtKeysError};
 use crate::issuance::own::{OwnIdentity, OwnIdentityError};
 use crate::issuance::registrations::Registrations;
+use crate::registry::sharing::Sharing;
 use crate::registry::{Registry, WorkloadRecord};
 use crate::store::writer::{Writer, writer};
-use crate::store::{StateDir, StateDirError, Store, StoreError, audit_chain};
+use crate::store::{
+    Location, Memory, StateDir, StateDirError, Store, StoreError, StoreKey, audit_chain,
+};
 use crate::telemetry::{LogHandle, Metrics, chain, lasting_fault};
 use sidewind_api::MAX_PROXY_MESSAGE_BYTES;
 use sidewind_api::v1::identity_service_server::IdentityServiceServer;
@@ -49,9 +54,15 @@ pub enum StartError {
     /// There is no authority to sign with.
     #[error(transparent)]
     Authority(#[from] AuthorityStartError),
+    /// There is no key for JWT-SVIDs.
+    #[error(transparent)]
+    JwtKeys(#[from] JwtKeysError),
     /// A lifetime cannot be promised.
     #[error("--svid-ttl: {0}")]
     Lifetime(Refusal),
+    /// The lifetime of JWT-SVIDs cannot be promised.
+    #[error("--jwt-ttl: {0}")]
+    JwtLifetime(Refusal),
     /// The resources are wrong.
     #[error("--config:\n{0}")]
     Config(#[from] ConfigErrors),
@@ -76,11 +87,13 @@ impl StartError {
     #[must_use]
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Lifetime(_) | Self::Config(_) => true,
+            Self::Lifetime(_) | Self::JwtLifetime(_) | Self::Config(_) => true,
             Self::StateDir(error) => !matches!(error, StateDirError::InUse { .. }),
             Self::Store(error) => matches!(
                 error,
-                StoreError::OtherTrustDomain { .. } | StoreError::StateDir(_)
+                StoreError::OtherTrustDomain { .. }
+                    | StoreError::StateDir(_)
+                    | StoreError::Sealed(_)
             ),
             Self::Authority(error) => matches!(
                 error,
@@ -130,6 +143,8 @@ struct Rooms {
     svid_ttl: Duration,
     limits: Limits,
     logs: Option<LogHandle>,
+    jwt_keys: Arc<JwtKeys>,
+    jwt_ttl: Duration,
 }
 
 impl Server {
@@ -256,12 +271,19 @@ impl Rooms {
         let metrics = Arc::new(Metrics::new());
         let mut watched = resources::open(&settings)?;
         let state = StateDir::open(&settings.state_dir)?;
-        let store = Store::open(&state).await?;
+        let (store, memory) =
+            open_store(&state, settings.store, settings.store_key, &metrics).await?;
         let domain = settings.trust_domain;
         store.claim_trust_domain(domain.as_str()).await?;
+        // Of replicas that start at once on an empty store, one makes the root.
+        let alone = store.keep_others_out("authorities").await?;
         let authority =
             CertificateAuthority::open(store.clone(), domain, settings.root, now).await?;
+        drop(alone);
         check_lifetime(&authority, settings.svid_ttl).map_err(StartError::Lifetime)?;
+        check_jwt_lifetime(settings.jwt_ttl).map_err(StartError::JwtLifetime)?;
+        let jwt_keys = JwtKeys::open(store.clone(), now).await?;
+        authority.set_jwt_keys(jwt_keys.published());
         let authority = Arc::new(authority);
         resources::hold_against(&mut watched, &authority)?;
         state.write_trust_bundle(&authority.bundle().to_pem())?;
@@ -269,7 +291,12 @@ impl Rooms {
 
         let bans = Arc::new(Bans::open(store.clone()).await?);
         let registrations = restore_registrations(&store, now).await?;
-        let known = restore_workloads(&store, now).await?;
+        // With other replicas there, they may be at those; sharing finds out.
+        let known = if store.is_shared() {
+            Vec::new()
+        } else {
+            restore_workloads(&store, now).await?
+        };
         let (writer, writing) = writer(store.clone(), Arc::clone(&metrics));
         background.spawn(writing.run());
         let registry = Arc::new(Registry::new(
@@ -283,6 +310,8 @@ impl Rooms {
         for registration in registrations.all() {
             registry.learn_services(&registration);
         }
+        share(&store, &registry, &metrics, background).await?;
+        background.spawn(remember(store.clone(), memory, Arc::clone(&metrics)));
         metrics.config_current.set(1);
         let live = Live::default();
         let watcher = watched.map(|(watcher, config)| {
@@ -303,6 +332,8 @@ impl Rooms {
             svid_ttl: settings.svid_ttl,
             limits: settings.limits,
             logs: None,
+            jwt_keys: Arc::new(jwt_keys),
+            jwt_ttl: settings.jwt_ttl,
         };
         rooms.measure();
         Ok((rooms, watcher))
@@ -329,9 +360,15 @@ impl Rooms {
             self.writer.clone(),
             Arc::clone(&self.metrics),
         ));
-        let identity = IdentityApi::new(Arc::clone(&issuer), Arc::clone(&self.registry));
         let metrics = Arc::clone(&self.metrics);
         let turnstile = Arc::new(Turnstile::new(self.limits, Arc::clone(&issuer), metrics));
+        let mint = JwtMint::new(
+            Arc::clone(&issuer),
+            Arc::clone(&self.jwt_keys),
+            self.jwt_ttl,
+        );
+        let registry = Arc::clone(&self.registry);
+        let identity = IdentityApi::new(Arc::clone(&issuer), mint, registry);
         let mesh = MeshApi {
             issuer,
             registry: Arc::clone(&self.registry),
@@ -411,6 +448,7 @@ impl Rooms {
                     "the bans cannot be read; those known stay in force"
                 ),
             }
+            self.maintain_jwt_keys(now).await;
             if let Err(error) = self.own.maintain(now) {
                 lasting_fault("the control plane's own certificate is not renewed", &error);
             }
@@ -427,8 +465,24 @@ impl Rooms {
         }
     }
 
+    async fn maintain_jwt_keys(&self, now: SystemTime) {
+        match self.jwt_keys.maintain(now).await {
+            Ok(true) => {
+                self.authority.set_jwt_keys(self.jwt_keys.published());
+                self.registry.set_bundles(self.authority.api_bundles());
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(
+                error = chain(&error),
+                "the keys of JWT-SVIDs cannot be looked after; the present one stays in use"
+            ),
+        }
+    }
+
     fn measure(&self) {
         let (root, signing) = self.authority.ends();
+        let jwt = self.jwt_keys.signer().expires();
+        self.metrics.set_certificate_expiry("jwt-key", jwt);
         self.metrics.set_certificate_expiry("root", root);
         self.metrics.set_certificate_expiry("signing", signing);
         let registrations = self.registrations.all().len();
@@ -438,11 +492,59 @@ impl Rooms {
     }
 }
 
+/// Opens the store, and makes up for what it has lost if an older copy was restored.
+async fn open_store(
+    state: &StateDir,
+    location: Location,
+    key: Option<StoreKey>,
+    metrics: &Metrics,
+) -> Result<(Store, Memory), StoreError> {
+    let store = Store::open_at(state, location, key).await?;
+    store.health().report_to(metrics.store_up.clone());
+    let mut memory = Memory::of(state);
+    if memory.compare(&store, SystemTime::now()).await? {
+        metrics.store_restored.inc();
+    }
+    Ok((store, memory))
+}
+
+/// Hears of other replicas and shows them this one, where there can be any.
+async fn share(
+    store: &Store,
+    registry: &Arc<Registry>,
+    metrics: &Arc<Metrics>,
+    background: &mut JoinSet<()>,
+) -> Result<(), StoreError> {
+    metrics.replicas.set(1);
+    if !store.is_shared() {
+        return Ok(());
+    }
+    let sharing = Sharing::open(store.clone(), Arc::clone(registry), Arc::clone(metrics)).await?;
+    background.spawn(sharing.run());
+    background.spawn(store.clone().hear_notices());
+    tracing::info!(replica = %store.replica(), store = %store.location(), "the store is shared");
+    Ok(())
+}
+
+/// Remembers how far the store has come, and notices when it was put back. Runs until dropped.
+async fn remember(store: Store, mut memory: Memory, metrics: Arc<Metrics>) {
+    let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let compared = memory.compare(&store, SystemTime::now()).await;
+        if matches!(compared, Ok(true)) {
+            metrics.store_restored.inc();
+        }
+        store.health().note(compared);
+    }
+}
+
 async fn restore_registrations(
     store: &Store,
     now: SystemTime,
 ) -> Result<Registrations, StoreError> {
-    let registrations = Registrations::default();
+    let registrations = Registrations::of_store(store);
     for (registration, serial, not_after) in store.living_registrations(now).await? {
         registrations.restore(registration, serial, not_after);
     }

@@ -121,7 +121,7 @@ impl Turnstile {
             // Evidence counts, and not who else its bearer is.
             Call::Challenge | Call::Attest => None,
             Call::Renew | Call::MintJwtSvid => {
-                self.issuer.registration_of(peer, SystemTime::now()).ok()
+                peer.and_then(|peer| self.issuer.known_registration(peer, SystemTime::now()))
             }
         };
         let (places, asked) = match registration {

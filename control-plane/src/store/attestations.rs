@@ -1,6 +1,6 @@
 //! What comes of evidence that may be brought again: a registration, and facts that are held to.
 
-use super::registrations::{insert as insert_registration, insert_svid};
+use super::registrations::{NewSvid, insert as insert_registration, insert_svids, note_services};
 use super::{AuditRecord, Registration, Store, StoreError, audit, unix_seconds};
 use sqlx::AnyConnection;
 use std::time::SystemTime;
@@ -61,10 +61,16 @@ impl Store {
         }
         let registration = attestation.registration;
         insert_registration(&mut transaction, registration, now).await?;
-        let (serial, not_after) = (attestation.serial, attestation.not_after);
-        insert_svid(&mut transaction, serial, &registration.id, not_after).await?;
+        let svid = NewSvid {
+            serial: attestation.serial,
+            registration: &registration.id,
+            not_after: attestation.not_after,
+        };
+        insert_svids(&mut transaction, &[svid]).await?;
         audit::insert(&mut transaction, attestation.audit).await?;
-        transaction.commit().await?;
+        note_services(self, &mut transaction, &registration.services, now).await?;
+        self.commit_issuance(transaction, attestation.serial)
+            .await?;
         Ok(None)
     }
 }

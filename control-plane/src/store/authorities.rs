@@ -1,6 +1,7 @@
 //! Certificate authorities and their keys.
 
-use super::{Store, StoreError, unix_seconds};
+use super::keys::authority_context;
+use super::{Store, StoreError, Topic, unix_seconds};
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 use std::time::SystemTime;
@@ -58,7 +59,7 @@ impl Store {
         .bind(role.as_str())
         .fetch_optional(&self.pool)
         .await?;
-        row.as_ref().map(record).transpose()
+        row.as_ref().map(|row| self.record(row)).transpose()
     }
 
     /// Certificates of every root that has not ended, the one in use first: what the trust bundle holds.
@@ -87,6 +88,9 @@ impl Store {
         authority: &AuthorityRecord,
         now: SystemTime,
     ) -> Result<(), StoreError> {
+        let context = authority_context(&authority.certificate);
+        let seal = |key: &Zeroizing<Vec<u8>>| self.seal_key(&context, key);
+        let private_key = authority.private_key.as_ref().map(seal).transpose()?;
         let mut transaction = self.begin().await?;
         sqlx::query("UPDATE authorities SET state = 'old' WHERE role = $1 AND state = 'active'")
             .bind(role.as_str())
@@ -99,7 +103,7 @@ impl Store {
         )
         .bind(role.as_str())
         .bind(authority.certificate.as_slice())
-        .bind(authority.private_key.as_ref().map(|key| key.as_slice()))
+        .bind(private_key.as_ref().map(|key| key.as_slice()))
         .bind(unix_seconds(authority.not_after))
         .bind(unix_seconds(now))
         .execute(&mut *transaction)
@@ -120,18 +124,24 @@ impl Store {
         .bind(role.as_str())
         .execute(&mut *transaction)
         .await?;
+        self.announce(&mut transaction, Topic::Authorities).await?;
         transaction.commit().await?;
         Ok(())
     }
 }
 
-fn record(row: &AnyRow) -> Result<AuthorityRecord, StoreError> {
-    let key: Option<Vec<u8>> = row.try_get("private_key")?;
-    Ok(AuthorityRecord {
-        certificate: row.try_get("certificate")?,
-        private_key: key.map(Zeroizing::new),
-        not_after: super::from_unix_seconds(row.try_get("not_after")?),
-    })
+impl Store {
+    fn record(&self, row: &AnyRow) -> Result<AuthorityRecord, StoreError> {
+        let certificate: Vec<u8> = row.try_get("certificate")?;
+        let stored: Option<Vec<u8>> = row.try_get("private_key")?;
+        let context = authority_context(&certificate);
+        let open = |stored: Vec<u8>| self.open_key(&context, &Zeroizing::new(stored));
+        Ok(AuthorityRecord {
+            private_key: stored.map(open).transpose()?,
+            not_after: super::from_unix_seconds(row.try_get("not_after")?),
+            certificate,
+        })
+    }
 }
 
 #[cfg(test)]

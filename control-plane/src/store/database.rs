@@ -77,7 +77,7 @@ const PARAMETERS: &[&str] = &[
 /// Connections to PostgreSQL at most.
 const CONNECTIONS: u32 = 10;
 /// How long a connection may take to be had, new or used.
-const ACQUIRE_TIME: Duration = Duration::from_secs(5);
+const ACQUIRE_TIME: Duration = Duration::from_secs(4);
 /// How long a connection that was idle may take to show that it still works.
 const PING_TIME: Duration = Duration::from_secs(2);
 /// What a new connection to SQLite begins with. A used token must stay used through a power failure.
@@ -86,7 +86,8 @@ const SQLITE_SESSION: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FU
 /// What a new connection to PostgreSQL begins with: no statement and no lock holds a call up for long, and
 /// no transaction stays open when its replica has lost its mind.
 const POSTGRES_SESSION: &str = "SET statement_timeout = '10s'; SET lock_timeout = '5s';
-    SET idle_in_transaction_session_timeout = '15s'; SET synchronous_commit = on;";
+    SET idle_in_transaction_session_timeout = '15s'; SET synchronous_commit = on;
+    SET default_transaction_isolation = 'read committed';";
 
 impl Location {
     /// Reads a PostgreSQL URL. What it lacks comes from the variables of PostgreSQL's own clients (PGHOST,

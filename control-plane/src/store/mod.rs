@@ -14,7 +14,15 @@ pub mod audit_chain;
 mod authorities;
 mod bans;
 pub mod database;
+mod health;
+mod jwt_keys;
+mod keys;
+mod lookup;
+mod notices;
 mod registrations;
+mod replicas;
+mod restored;
+mod rows;
 mod state_dir;
 mod terms;
 mod tokens;
@@ -26,12 +34,20 @@ pub use audit::{AuditRecord, GRANTED};
 pub use authorities::{AuthorityRecord, AuthorityRole};
 pub use bans::{BanRecord, BanRecords};
 pub use database::{Location, LocationError};
+pub use health::Health;
+pub use jwt_keys::{JwtKeyChange, JwtKeyRecord, JwtKeyRecords, JwtKeyState};
+pub use keys::{KeyFileError, StoreKey};
+pub use notices::Topic;
 pub use registrations::{Registration, RegistrationId};
+pub use replicas::{ReplicaId, SharedWorkload};
+pub use restored::{Memory, Position};
 pub use state_dir::{StateDir, StateDirError, check_group_private, check_private};
 pub use tokens::{JoinTokenRecord, Redemption, RefusedToken};
 
 use database::Kind;
+use notices::Notices;
 use sqlx::{Any, AnyPool, Transaction};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What can go wrong with the store.
@@ -46,6 +62,12 @@ pub enum StoreError {
     /// The state directory does not take a database.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    /// The database did not answer in time.
+    #[error("the store does not answer in time")]
+    Slow,
+    /// The keys in the store are sealed, and the key for them is another or not given.
+    #[error(transparent)]
+    Sealed(#[from] keys::SealedError),
     /// A row does not hold what it should.
     #[error("the store holds a {what} that cannot be read: {why}")]
     Corrupt {
@@ -71,6 +93,11 @@ pub enum StoreError {
 pub struct Store {
     pool: AnyPool,
     kind: Kind,
+    location: Location,
+    replica: ReplicaId,
+    notices: Arc<Notices>,
+    health: Arc<Health>,
+    key: Option<Arc<StoreKey>>,
 }
 
 impl Store {
@@ -80,16 +107,49 @@ impl Store {
     /// # Errors
     /// When the file cannot be opened, or was written by a newer version.
     pub async fn open(state: &StateDir) -> Result<Self, StoreError> {
-        Self::open_at(state, &Location::StateDir).await
+        Self::open_at(state, Location::StateDir, None).await
     }
 
-    /// Opens the store where it is and brings its schema up to date.
+    /// Opens the store where it is and brings its schema up to date. With a key, private keys are sealed
+    /// with it.
     ///
     /// # Errors
-    /// When it cannot be opened or reached, or was written by a newer version.
-    pub async fn open_at(state: &StateDir, location: &Location) -> Result<Self, StoreError> {
-        let (pool, kind) = database::open(state, location).await?;
-        Ok(Self { pool, kind })
+    /// When it cannot be opened or reached, was written by a newer version, or has keys that were sealed
+    /// with another key.
+    pub async fn open_at(
+        state: &StateDir,
+        location: Location,
+        key: Option<StoreKey>,
+    ) -> Result<Self, StoreError> {
+        let (pool, kind) = database::open(state, &location).await?;
+        let store = Self {
+            pool,
+            kind,
+            location,
+            replica: ReplicaId::random(),
+            notices: Arc::default(),
+            health: Arc::default(),
+            key: key.map(Arc::new),
+        };
+        store.check_key().await?;
+        if kind == Kind::Sqlite {
+            let mut transaction = store.begin().await?;
+            workloads::adopt(&mut transaction, &store.replica).await?;
+            transaction.commit().await?;
+        }
+        Ok(store)
+    }
+
+    /// Where the store is.
+    #[must_use]
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Whether the store works.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Begins a transaction that will write. On SQLite it is the only one from the start; on PostgreSQL it is
@@ -121,6 +181,18 @@ impl Store {
                 .await?;
         }
         Ok(transaction)
+    }
+
+    /// Keeps every other replica out of what is named until the guard is dropped. With SQLite there is no
+    /// other.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn keep_others_out(&self, name: &'static str) -> Result<Exclusive, StoreError> {
+        Ok(match self.kind {
+            Kind::Sqlite => Exclusive(None),
+            Kind::Postgres => Exclusive(Some(self.begin_alone(name).await?)),
+        })
     }
 
     /// Whether other replicas may use this store at the same time.
@@ -183,6 +255,8 @@ impl Store {
         // A clock that jumped forward must not delete at once what is still in use.
         const GRACE_SECONDS: i64 = 7 * 86_400;
         const TOKEN_SECONDS: i64 = 30 * 86_400;
+        // Long enough for every replica to have heard of it: one that was away reads everything again.
+        const FAREWELL_SECONDS: i64 = 600;
         let now = unix_seconds(now);
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM svids WHERE not_after < $1")
@@ -200,6 +274,15 @@ impl Store {
             .bind(now - TOKEN_SECONDS)
             .execute(&mut *transaction)
             .await?;
+        sqlx::query("DELETE FROM workloads WHERE gone_at < $1")
+            .bind(now - FAREWELL_SECONDS)
+            .execute(&mut *transaction)
+            .await?;
+        // What is older is in a registration, or forgotten.
+        sqlx::query("DELETE FROM services WHERE noted_at < $1")
+            .bind(now - GRACE_SECONDS)
+            .execute(&mut *transaction)
+            .await?;
         audit::prune(&mut transaction, now).await?;
         transaction.commit().await?;
         Ok(())
@@ -208,6 +291,17 @@ impl Store {
     /// Writes what is pending and closes the database.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+}
+
+/// Keeps other replicas out of something; see [`Store::keep_others_out`].
+#[derive(Debug)]
+pub struct Exclusive(Option<Transaction<'static, Any>>);
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        // The transaction's end gives the lock back.
+        drop(self.0.take());
     }
 }
 

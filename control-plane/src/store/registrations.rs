@@ -1,11 +1,12 @@
 //! What attestations allowed, and which certificates came of them.
 
-use super::{Store, StoreError, from_unix_seconds, terms, unix_seconds};
+use super::rows::{pieces, placeholders};
+use super::{Store, StoreError, Topic, from_unix_seconds, terms, unix_seconds};
 use crate::attest::Selectors;
 use sidewind_api::ServiceName;
 use sidewind_identity::{SpiffeId, TrustDomain};
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, Row as _};
+use sqlx::{Any, AnyConnection, AssertSqlSafe, Row as _, Transaction};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -86,6 +87,9 @@ impl Registration {
 /// The attestors whose registrations the store may hold.
 const ATTESTORS: &[&str] = &["join-token", "kubernetes", "oidc", "aws-iam", "x509"];
 
+/// What [`read`] reads.
+pub(super) const COLUMNS: &str = "id, spiffe_id, attestor, svid_ttl_seconds, services, terms";
+
 impl Store {
     /// Every registration with a certificate that has not ended, with the serial numbers and ends of
     /// those certificates.
@@ -96,19 +100,18 @@ impl Store {
         &self,
         now: SystemTime,
     ) -> Result<Vec<(Registration, String, SystemTime)>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT id, spiffe_id, attestor, svid_ttl_seconds, services, terms, serial, not_after
-             FROM registrations JOIN svids ON registration = id
-             WHERE not_after >= $1 ORDER BY created_at, id, not_after",
-        )
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {COLUMNS}, serial, not_after FROM registrations JOIN svids ON registration = id
+             WHERE not_after >= $1 ORDER BY created_at, id, not_after"
+        )))
         .bind(unix_seconds(now))
         .fetch_all(&self.pool)
         .await?;
-        let read = |row: &AnyRow| {
+        let living = |row: &AnyRow| {
             let not_after = from_unix_seconds(row.try_get("not_after")?);
-            Ok((registration(row)?, row.try_get("serial")?, not_after))
+            Ok((read(row)?, row.try_get("serial")?, not_after))
         };
-        rows.iter().map(read).collect()
+        rows.iter().map(living).collect()
     }
 }
 
@@ -135,27 +138,81 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// Notes that a certificate came of a registration. One that has been deleted meanwhile is passed over, so
-/// that a batch of writes never fails for it.
-pub(super) async fn insert_svid(
+/// A certificate that came of a registration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewSvid<'a> {
+    pub(super) serial: &'a str,
+    pub(super) registration: &'a RegistrationId,
+    pub(super) not_after: SystemTime,
+}
+
+/// Notes which certificates came of which registrations. One whose registration has been deleted meanwhile
+/// is passed over, so that a batch of writes never fails for it; and one that is noted already, by a commit
+/// that was not confirmed.
+pub(super) async fn insert_svids(
     connection: &mut AnyConnection,
-    serial: &str,
-    registration: &RegistrationId,
-    not_after: SystemTime,
+    svids: &[NewSvid<'_>],
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO svids (serial, registration, not_after) SELECT $1, $2, $3
-         WHERE EXISTS (SELECT 1 FROM registrations WHERE id = $2)",
-    )
-    .bind(serial)
-    .bind(registration.as_str())
-    .bind(unix_seconds(not_after))
-    .execute(connection)
-    .await?;
+    for piece in pieces(svids) {
+        // Both databases call the columns of VALUES so.
+        let statement = format!(
+            "INSERT INTO svids (serial, registration, not_after)
+             SELECT column1, column2, column3 FROM (VALUES {}) AS fresh
+             WHERE EXISTS (SELECT 1 FROM registrations WHERE id = column2)
+             ON CONFLICT (serial) DO NOTHING",
+            placeholders(piece.len(), 3)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(statement));
+        for svid in piece {
+            query = query
+                .bind(svid.serial)
+                .bind(svid.registration.as_str())
+                .bind(unix_seconds(svid.not_after));
+        }
+        query.execute(&mut *connection).await?;
+    }
     Ok(())
 }
 
-fn registration(row: &AnyRow) -> Result<Registration, StoreError> {
+/// Notes that services belong to the mesh. Those that were not known are announced to every replica.
+pub(super) async fn note_services(
+    store: &Store,
+    transaction: &mut Transaction<'_, Any>,
+    services: &[ServiceName],
+    now: SystemTime,
+) -> Result<(), StoreError> {
+    // A name that is in use is noted again long before it is deleted.
+    const NOTED_SECONDS: i64 = 86_400;
+    let mut change = None;
+    for service in services {
+        let known: Option<i64> =
+            sqlx::query_scalar("SELECT change FROM services WHERE name = $1 AND noted_at > $2")
+                .bind(service.as_str())
+                .bind(unix_seconds(now) - NOTED_SECONDS)
+                .fetch_optional(&mut **transaction)
+                .await?;
+        if known.is_some() {
+            continue;
+        }
+        let change = match change {
+            Some(change) => change,
+            None => *change.insert(store.announce(transaction, Topic::Services).await?),
+        };
+        sqlx::query(
+            "INSERT INTO services (name, change, noted_at) VALUES ($1, $2, $3)
+             ON CONFLICT (name) DO UPDATE SET change = excluded.change, noted_at = excluded.noted_at",
+        )
+        .bind(service.as_str())
+        .bind(change)
+        .bind(unix_seconds(now))
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Reads a registration from a row with [`COLUMNS`].
+pub(super) fn read(row: &AnyRow) -> Result<Registration, StoreError> {
     let attestor: &str = row.try_get("attestor")?;
     let corrupt = |why: String| StoreError::Corrupt {
         what: "registration",

@@ -1,9 +1,12 @@
 use super::*;
+use sidewind_identity::SpiffeId;
 
 use std::ops::Deref;
 
 #[path = "../../tests/postgres/mod.rs"]
 mod postgres;
+
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// An empty store, and what it lives in.
 pub(crate) struct TestStore {
@@ -20,10 +23,30 @@ impl Deref for TestStore {
     }
 }
 
-/// An empty SQLite store in a directory of its own.
-pub(crate) async fn empty_store() -> (tempfile::TempDir, Store) {
+impl TestStore {
+    /// The store as a second replica has it, with connections of its own; on SQLite there is one replica,
+    /// and this is the same again.
+    pub(crate) async fn second_replica(&self) -> Store {
+        if !self.is_shared() {
+            return self.store.clone();
+        }
+        let (_directory, state) = state_dir();
+        Store::open_at(&state, self.location().clone(), None)
+            .await
+            .unwrap()
+    }
+}
+
+/// A state directory of its own.
+pub(crate) fn state_dir() -> (tempfile::TempDir, StateDir) {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::open(&directory.path().join("state")).unwrap();
+    (directory, state)
+}
+
+/// An empty SQLite store in a directory of its own.
+pub(crate) async fn empty_store() -> (tempfile::TempDir, Store) {
+    let (directory, state) = state_dir();
     let store = Store::open(&state).await.unwrap();
     (directory, store)
 }
@@ -37,16 +60,78 @@ pub(crate) async fn each_store() -> [TestStore; 2] {
         _server: None,
     };
     let server = postgres::PostgresServer::start().await;
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::open(&directory.path().join("state")).unwrap();
+    let (directory, state) = state_dir();
     let location = Location::parse(&server.url()).unwrap();
-    let store = Store::open_at(&state, &location).await.unwrap();
+    let store = Store::open_at(&state, location, None).await.unwrap();
     let postgres = TestStore {
         store,
         _directory: directory,
         _server: Some(server),
     };
     [sqlite, postgres]
+}
+
+pub(crate) fn audit_record(event: &'static str, at: SystemTime) -> AuditRecord {
+    AuditRecord {
+        at,
+        event,
+        outcome: GRANTED,
+        detail: None,
+        spiffe_id: None,
+        registration: None,
+        serial: None,
+        not_after: None,
+        caller: "127.0.0.1".to_owned(),
+        csr_sha256: None,
+    }
+}
+
+fn token() -> JoinTokenRecord {
+    JoinTokenRecord {
+        spiffe_id: SpiffeId::parse("spiffe://example.org/ns/data/sa/orders").unwrap(),
+        svid_ttl: MINUTE,
+        services: vec!["orders.data".parse().unwrap()],
+    }
+}
+
+/// Keeps a join token whose hash is the same byte throughout.
+pub(crate) async fn insert_token(store: &Store, byte: u8, expires_at: SystemTime) {
+    let audit = audit_record("token-create", SystemTime::now());
+    store
+        .insert_join_token([byte; 32], &token(), expires_at, &audit)
+        .await
+        .unwrap();
+}
+
+/// Uses such a token, and gives back what came of it, if it was the first.
+pub(crate) async fn redeem(
+    store: &Store,
+    byte: u8,
+    serial: &str,
+    at: SystemTime,
+) -> Option<Registration> {
+    let token = token();
+    let registration = Registration {
+        svid_ttl: token.svid_ttl,
+        services: token.services,
+        ..Registration::new(token.spiffe_id, "join-token")
+    };
+    let redemption = Redemption {
+        sha256: [byte; 32],
+        registration: &registration,
+        serial,
+        not_after: at + MINUTE,
+        audit: &audit_record("attest", at),
+    };
+    let first = store.redeem_join_token(&redemption).await.unwrap();
+    first.then_some(registration)
+}
+
+/// What comes of a new token that is used at once.
+pub(crate) async fn token_registration(store: &Store, byte: u8, serial: &str) -> Registration {
+    let now = SystemTime::now();
+    insert_token(store, byte, now + MINUTE).await;
+    redeem(store, byte, serial, now).await.unwrap()
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Join tokens: kept as hashes, used once.
 
 use super::registrations::{
-    insert as insert_registration, insert_svid, seconds, services, services_to_json, spiffe_id,
-    svid_ttl,
+    NewSvid, insert as insert_registration, insert_svids, note_services, seconds, services,
+    services_to_json, spiffe_id, svid_ttl,
 };
 use super::{AuditRecord, Registration, Store, StoreError, audit, unix_seconds};
 use sidewind_api::ServiceName;
@@ -132,73 +132,30 @@ impl Store {
         }
         let registration = redemption.registration;
         insert_registration(&mut transaction, registration, now).await?;
-        let (serial, not_after) = (redemption.serial, redemption.not_after);
-        insert_svid(&mut transaction, serial, &registration.id, not_after).await?;
+        let svid = NewSvid {
+            serial: redemption.serial,
+            registration: &registration.id,
+            not_after: redemption.not_after,
+        };
+        insert_svids(&mut transaction, &[svid]).await?;
         audit::insert(&mut transaction, redemption.audit).await?;
-        transaction.commit().await?;
+        note_services(self, &mut transaction, &registration.services, now).await?;
+        self.commit_issuance(transaction, redemption.serial).await?;
         Ok(true)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::audit::GRANTED;
-    use super::super::tests::{TestStore, each_store};
+    use super::super::tests::{MINUTE, TestStore, each_store, insert_token, redeem};
     use super::*;
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    fn audit_record(event: &'static str, at: SystemTime) -> AuditRecord {
-        AuditRecord {
-            at,
-            event,
-            outcome: GRANTED,
-            detail: None,
-            spiffe_id: None,
-            registration: None,
-            serial: None,
-            not_after: None,
-            caller: "127.0.0.1".to_owned(),
-            csr_sha256: None,
-        }
-    }
 
     async fn stores_with_token(expires_at: SystemTime) -> [TestStore; 2] {
         let stores = each_store().await;
-        let token = JoinTokenRecord {
-            spiffe_id: SpiffeId::parse("spiffe://example.org/ns/data/sa/orders").unwrap(),
-            svid_ttl: MINUTE,
-            services: vec!["orders.data".parse().unwrap()],
-        };
-        let audit = audit_record("token-create", SystemTime::now());
         for store in &stores {
-            store
-                .insert_join_token([7; 32], &token, expires_at, &audit)
-                .await
-                .unwrap();
+            insert_token(store, 7, expires_at).await;
         }
         stores
-    }
-
-    async fn redeem(store: &Store, at: SystemTime) -> bool {
-        let token = JoinTokenRecord {
-            spiffe_id: SpiffeId::parse("spiffe://example.org/ns/data/sa/orders").unwrap(),
-            svid_ttl: MINUTE,
-            services: vec![],
-        };
-        let registration = Registration {
-            svid_ttl: MINUTE,
-            services: vec!["orders.data".parse().unwrap()],
-            ..Registration::new(token.spiffe_id, "join-token")
-        };
-        let redemption = Redemption {
-            sha256: [7; 32],
-            registration: &registration,
-            serial: registration.id.as_str(),
-            not_after: at + MINUTE,
-            audit: &audit_record("attest", at),
-        };
-        store.redeem_join_token(&redemption).await.unwrap()
     }
 
     #[tokio::test]
@@ -206,13 +163,32 @@ mod tests {
         let now = SystemTime::now();
         for store in stores_with_token(now + MINUTE).await {
             assert!(store.join_token([7; 32], now).await.unwrap().is_ok());
-            assert!(redeem(&store, now).await);
-            assert!(!redeem(&store, now).await);
+            assert!(redeem(&store, 7, "01", now).await.is_some());
+            assert!(redeem(&store, 7, "02", now).await.is_none());
             let refused = store.join_token([7; 32], now).await.unwrap();
             assert_eq!(refused, Err(RefusedToken::Used));
             let living = store.living_registrations(now).await.unwrap();
             assert_eq!(living.len(), 1);
             assert_eq!(living[0].0.services[0].as_str(), "orders.data");
+            let (services, _) = store.services_since(0).await.unwrap();
+            assert_eq!(services, ["orders.data"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_hundred_at_once_over_two_replicas_one_uses_the_token() {
+        let now = SystemTime::now();
+        for store in stores_with_token(now + MINUTE).await {
+            let other = store.second_replica().await;
+            let mut redeems = tokio::task::JoinSet::new();
+            for number in 0..100 {
+                let of = if number % 2 == 0 { &store } else { &other };
+                let of = Store::clone(of);
+                redeems.spawn(async move { redeem(&of, 7, &format!("{number}"), now).await });
+            }
+            let used = redeems.join_all().await.into_iter().flatten().count();
+            assert_eq!(used, 1);
+            assert_eq!(store.living_registrations(now).await.unwrap().len(), 1);
         }
     }
 
@@ -223,7 +199,7 @@ mod tests {
             let late = now + MINUTE + Duration::from_secs(1);
             let refused = store.join_token([7; 32], late).await.unwrap();
             assert_eq!(refused, Err(RefusedToken::Expired));
-            assert!(!redeem(&store, late).await);
+            assert!(redeem(&store, 7, "01", late).await.is_none());
             let refused = store.join_token([8; 32], now).await.unwrap();
             assert_eq!(refused, Err(RefusedToken::Unknown));
         }

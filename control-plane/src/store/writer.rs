@@ -3,9 +3,9 @@
 //! A renewal waits for no disk. When the store is away its writes are kept, up to a bound, and tried
 //! again; beyond the bound they are counted as lost and said aloud, and the renewals go on.
 
-use super::registrations::insert_svid;
-use super::{AuditRecord, RegistrationId, Store, StoreError, audit, workloads};
-use crate::telemetry::{Metrics, Throttle};
+use super::registrations::{NewSvid, insert_svids};
+use super::{AuditRecord, RegistrationId, Store, StoreError, Topic, audit, workloads};
+use crate::telemetry::Metrics;
 use sidewind_api::v1;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -38,13 +38,13 @@ pub enum Write {
     Flush(oneshot::Sender<()>),
 }
 
-/// Most writes that wait, some megabytes at most.
-const QUEUE: usize = 16_384;
+/// Most writes that wait, some tens of megabytes at most: minutes of renewals.
+const QUEUE: usize = 65_536;
 /// Most writes in one transaction.
 const BATCH: usize = 512;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-static FAILED: Throttle = Throttle::new();
+/// How long a transaction may take.
+const COMMIT_TIME: Duration = Duration::from_secs(15);
 
 /// Takes writes for the writer task. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
@@ -102,33 +102,27 @@ impl Writer {
     }
 }
 
+/// A write with the name that its record has, however often it is tried.
+#[derive(Debug)]
+struct Named {
+    name: String,
+    write: Write,
+}
+
 impl WriterTask {
     /// Writes until every [`Writer`] is gone.
     pub async fn run(mut self) {
         let mut batch = Vec::new();
         while self.queue.recv_many(&mut batch, BATCH).await > 0 {
-            // The last writes of a process are tried twice and not for ever.
-            let mut attempts_left_at_end = 2_u32;
-            while let Err(error) = commit(&self.store, &batch).await {
-                self.metrics.store_failures.inc();
-                let waiting = self.queue.len();
-                if let Some(unsaid) = FAILED.admit("write") {
-                    tracing::error!(
-                        error = crate::telemetry::chain(&error),
-                        waiting,
-                        unsaid,
-                        "the store cannot be written; keeping what is to be written"
-                    );
-                }
-                if self.queue.is_closed() {
-                    attempts_left_at_end = attempts_left_at_end.saturating_sub(1);
-                    if attempts_left_at_end == 0 {
-                        return;
-                    }
-                }
-                tokio::time::sleep(RETRY_AFTER).await;
+            let named = |write| Named {
+                name: audit::new_name(),
+                write,
+            };
+            let named: Vec<Named> = batch.drain(..).map(named).collect();
+            if !self.write(&named).await {
+                return;
             }
-            for write in batch.drain(..) {
+            for Named { write, .. } in named {
                 if let Write::Flush(written) = write {
                     // Who asked may have lost patience.
                     let _ = written.send(());
@@ -136,28 +130,121 @@ impl WriterTask {
             }
         }
     }
+
+    /// Writes a batch, as often as it takes; `false` when the process ends first.
+    async fn write(&self, batch: &[Named]) -> bool {
+        // The last writes of a process are tried twice and not for ever.
+        let mut attempts_left_at_end = 2_u32;
+        loop {
+            let error = match self.commit(batch).await {
+                Ok(()) => return true,
+                Err(error) => error,
+            };
+            self.metrics.store_failures.inc();
+            if is_about_the_data(&error) {
+                self.write_one_by_one(batch).await;
+                return true;
+            }
+            self.store.health().fails(&error);
+            if self.queue.is_closed() {
+                attempts_left_at_end = attempts_left_at_end.saturating_sub(1);
+                if attempts_left_at_end == 0 {
+                    return false;
+                }
+            }
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// One write that the store will never take must not hold up the others.
+    async fn write_one_by_one(&self, batch: &[Named]) {
+        for write in batch {
+            if let Err(error) = self.commit(std::slice::from_ref(write)).await {
+                self.metrics.store_writes_lost.inc();
+                let error = crate::telemetry::chain(&error);
+                tracing::error!(error, "the store does not take a record; it is given up");
+            }
+        }
+    }
+
+    async fn commit(&self, batch: &[Named]) -> Result<(), StoreError> {
+        let committed = tokio::time::timeout(COMMIT_TIME, commit(&self.store, batch)).await;
+        committed.unwrap_or(Err(StoreError::Slow))?;
+        self.store.health().works();
+        Ok(())
+    }
 }
 
-async fn commit(store: &Store, batch: &[Write]) -> Result<(), StoreError> {
-    let mut transaction = store.begin().await?;
-    for write in batch {
+/// Whether the database refuses what is written, and not the writing: SQLSTATE classes 22 and 23 of
+/// PostgreSQL; TOOBIG, CONSTRAINT and MISMATCH of SQLite.
+fn is_about_the_data(error: &StoreError) -> bool {
+    let StoreError::Database(sqlx::Error::Database(error)) = error else {
+        return matches!(error, StoreError::Database(sqlx::Error::Encode(_)));
+    };
+    let code = error.code().unwrap_or_default();
+    if error
+        .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
+        .is_some()
+    {
+        return code.starts_with("22") || code.starts_with("23");
+    }
+    let primary = code.parse::<u32>().map(|code| code & 0xff);
+    matches!(primary, Ok(18..=20))
+}
+
+async fn commit(store: &Store, batch: &[Named]) -> Result<(), StoreError> {
+    let mut records = Vec::new();
+    let mut svids = Vec::new();
+    let mut moves = Vec::new();
+    for Named { name, write } in batch {
         match write {
-            Write::Audit(record) => audit::insert(&mut transaction, record).await?,
+            Write::Audit(record) => records.push((name.as_str(), record.as_ref())),
             Write::Svid {
                 serial,
                 registration,
                 not_after,
-            } => insert_svid(&mut transaction, serial, registration, *not_after).await?,
-            Write::WorkloadCame(workload) => workloads::upsert(&mut transaction, workload).await?,
-            Write::WorkloadLeft {
-                spiffe_id,
-                instance_id,
-            } => workloads::delete(&mut transaction, spiffe_id, instance_id).await?,
+            } => svids.push(NewSvid {
+                serial,
+                registration,
+                not_after: *not_after,
+            }),
+            Write::WorkloadCame(_) | Write::WorkloadLeft { .. } => moves.push(write),
             Write::Flush(_) => {}
+        }
+    }
+    let mut transaction = store.begin().await?;
+    insert_svids(&mut transaction, &svids).await?;
+    audit::insert_named(&mut transaction, &records).await?;
+    if !moves.is_empty() {
+        let change = store.announce(&mut transaction, Topic::Workloads).await?;
+        for write in moves {
+            move_workload(&mut transaction, store, write, change).await?;
         }
     }
     transaction.commit().await?;
     Ok(())
+}
+
+async fn move_workload(
+    transaction: &mut sqlx::AnyConnection,
+    store: &Store,
+    write: &Write,
+    change: i64,
+) -> Result<(), StoreError> {
+    let replica = store.replica();
+    match write {
+        Write::WorkloadCame(workload) => {
+            workloads::upsert(transaction, workload, replica, change).await
+        }
+        Write::WorkloadLeft {
+            spiffe_id,
+            instance_id,
+        } => {
+            let key = (spiffe_id.as_str(), instance_id.as_str());
+            workloads::delete(transaction, key, replica, change, SystemTime::now()).await
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -205,5 +292,92 @@ mod tests {
             });
         }
         assert_eq!(writer.metrics.store_writes_lost.get(), 3);
+    }
+
+    fn granted(detail: Option<String>) -> AuditRecord {
+        let mut record = super::super::tests::audit_record("renew", SystemTime::now());
+        record.detail = detail;
+        record
+    }
+
+    #[tokio::test]
+    async fn a_batch_whose_commit_was_not_confirmed_is_written_once() {
+        for store in each_store().await {
+            let named = |number: usize| Named {
+                name: format!("record {number}"),
+                write: Write::Audit(Box::new(granted(Some("with a \0 in it".to_owned())))),
+            };
+            let batch: Vec<Named> = (0..75).map(named).collect();
+            commit(&store, &batch).await.unwrap();
+            commit(&store, &batch).await.unwrap();
+            let count: i64 = sqlx::query_scalar("SELECT count(*) FROM audit")
+                .fetch_one(&store.pool)
+                .await
+                .unwrap();
+            assert_eq!(count, 75);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_the_store_never_takes_does_not_hold_up_the_others() {
+        for store in each_store().await {
+            for statement in [
+                "CREATE UNIQUE INDEX only_one ON audit (caller)",
+                "INSERT INTO audit (at, event, outcome, caller) VALUES (1, 'x', 'x', 'taken')",
+            ] {
+                sqlx::query(statement).execute(&store.pool).await.unwrap();
+            }
+            let (writer, task) = writer(Store::clone(&store), Arc::default());
+            for caller in ["one", "taken", "two"] {
+                let mut record = granted(None);
+                record.caller = caller.to_owned();
+                writer.audit(record);
+            }
+            let metrics = Arc::clone(&writer.metrics);
+            drop(writer);
+            task.run().await;
+            let callers: Vec<String> = sqlx::query_scalar(
+                "SELECT caller FROM audit WHERE event = 'renew' ORDER BY caller",
+            )
+            .fetch_all(&store.pool)
+            .await
+            .unwrap();
+            assert_eq!(callers, ["one", "two"]);
+            assert_eq!(metrics.store_writes_lost.get(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_keeps_what_is_to_be_written_and_says_so() {
+        let (_directory, store) = empty_store().await;
+        let limit = async |pages: i64| {
+            sqlx::query(sqlx::AssertSqlSafe(format!(
+                "PRAGMA max_page_count = {pages}"
+            )))
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        };
+        limit(1).await;
+        let (writer, task) = writer(store.clone(), Arc::default());
+        let writing = tokio::spawn(task.run());
+        for _ in 0..2000 {
+            writer.audit(granted(Some("x".repeat(500))));
+        }
+        while store.health().failing().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (_, why) = store.health().failing().unwrap();
+        assert!(why.contains("full"), "{why}");
+        limit(1_000_000).await;
+        writer.flush().await;
+        assert_eq!(store.health().failing(), None);
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM audit")
+            .fetch_one(&store.pool)
+            .await
+            .unwrap();
+        assert_eq!(count, 2000);
+        drop(writer);
+        writing.await.unwrap();
     }
 }

@@ -42,6 +42,12 @@ pub struct Metrics {
     pub subscribed_destinations: Gauge,
     /// 1 when the resources in use are those on disk, 0 when a newer version of them was refused.
     pub config_current: Gauge,
+    /// 1 when the last use of the store worked, 0 when it failed.
+    pub store_up: Gauge,
+    /// Replicas that live, this one included.
+    pub replicas: Gauge,
+    /// Times that the store was found to be an older copy of itself.
+    pub store_restored: Counter,
     /// Failed attempts to write to the store.
     pub store_failures: Counter,
     /// Writes that were given up: audit, certificates, workloads.
@@ -86,6 +92,9 @@ impl Metrics {
             registrations: Gauge::default(),
             subscribed_destinations: Gauge::default(),
             config_current: Gauge::default(),
+            store_up: Gauge::default(),
+            replicas: Gauge::default(),
+            store_restored: Counter::default(),
             store_failures: Counter::default(),
             store_writes_lost: Counter::default(),
             audit_suppressed: Counter::default(),
@@ -106,17 +115,17 @@ impl Metrics {
         );
         registry.register(
             "svids_issued",
-            "Certificates issued, by call",
+            "Certificates and tokens issued, by call",
             self.issued.clone(),
         );
         registry.register(
             "svid_refusals",
-            "Certificates refused, by call and reason",
+            "Certificates and tokens refused, by call and reason",
             self.refused.clone(),
         );
         registry.register(
             "certificate_expiry_timestamp_seconds",
-            "When the control plane's own certificates end, in seconds since 1970",
+            "When the control plane's own certificates and keys end, in seconds since 1970",
             self.certificate_expiry.clone(),
         );
         registry.register(
@@ -205,6 +214,21 @@ impl Metrics {
             "config_current",
             "1 when the resources in use are those on disk, 0 when newer ones were refused",
             self.config_current.clone(),
+        );
+        registry.register(
+            "store_up",
+            "1 when the last use of the store worked, 0 when it failed",
+            self.store_up.clone(),
+        );
+        registry.register(
+            "replicas",
+            "Replicas of the control plane that live, this one included",
+            self.replicas.clone(),
+        );
+        registry.register(
+            "store_restored",
+            "Times that the store was found to be an older copy of itself",
+            self.store_restored.clone(),
         );
         registry.register(
             "store_failures",

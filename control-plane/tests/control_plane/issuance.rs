@@ -40,7 +40,13 @@ async fn a_token_gives_its_identity_and_renewals_keep_it() {
     let key = PrivateKey::generate().unwrap();
     let response = client.attest(&token, key.csr_der().unwrap()).await.unwrap();
     assert_eq!(response.trust_bundles.len(), 1);
-    assert_eq!(response.trust_bundles[0].sequence, 1);
+    let bundle = &response.trust_bundles[0];
+    assert_eq!(
+        (bundle.authorities.len(), bundle.jwt_authorities.len()),
+        (1, 1)
+    );
+    // The root and the key of JWT-SVIDs, each a change.
+    assert_eq!(bundle.sequence, 2);
     let first = svid_of(response, key);
     assert_eq!(first.id().as_str(), ORDERS);
     // Backdated by 30 seconds.

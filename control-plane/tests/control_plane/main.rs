@@ -5,6 +5,7 @@
 //! - `canary`: what is told to nobody
 //! - `issuance`, `tokens`: what certificates are given for, and what is refused
 //! - `discovery`, `policy`: what streams are sent
+//! - `replicas`: several control planes on one PostgreSQL database
 //! - `bounds`, `turnstile`, `admin_port`: what strangers can cost, by connection and by call
 //! - `audit`: what was granted and refused, and that it stays as it was
 //! - `logs`: what is logged, how often, and how that is changed
@@ -19,9 +20,13 @@ mod canary;
 mod discovery;
 mod issuance;
 mod issuers;
+mod jwt_svids;
 mod lifecycle;
 mod logs;
 mod policy;
+#[path = "../postgres/mod.rs"]
+mod postgres;
+mod replicas;
 #[path = "../../src/attest/testing.rs"]
 mod signer;
 mod stub;

@@ -13,6 +13,7 @@ use sidewind_control_plane::issuance::authority::RootSource;
 use sidewind_control_plane::server::{
     Limits, Server, Settings, ShutdownTrigger, StartError, shutdown,
 };
+use sidewind_control_plane::store::Location;
 use sidewind_identity::{PrivateKey, Svid, TrustBundle, TrustBundles, TrustDomain, peer_identity};
 use std::io;
 use std::net::SocketAddr;
@@ -44,11 +45,14 @@ pub(crate) struct ControlPlane {
 pub(crate) fn settings(directory: &Path) -> Settings {
     Settings {
         state_dir: directory.join("state"),
+        store: Location::StateDir,
+        store_key: None,
         config: None,
         trust_domain: TrustDomain::parse(TRUST_DOMAIN).unwrap(),
         listen: "127.0.0.1:0".parse().unwrap(),
         admin_listen: "127.0.0.1:0".parse().unwrap(),
         svid_ttl: Duration::from_secs(3600),
+        jwt_ttl: Duration::from_secs(300),
         inbound_plaintext: v1::PlaintextMode::Permissive,
         root: RootSource::Generated,
         limits: Limits::default(),
@@ -108,6 +112,11 @@ impl ControlPlane {
         self.trigger.trigger();
         within(self.running).await.unwrap().unwrap();
         self.directory
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub(crate) fn abort(self) {
+        self.running.abort();
     }
 
     /// The store, beside the control plane's own use of it.

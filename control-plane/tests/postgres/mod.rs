@@ -48,6 +48,26 @@ impl PostgresServer {
         )
     }
 
+    /// Ends it, as a crash would.
+    #[allow(
+        dead_code,
+        reason = "not every suite that uses this file stops its server"
+    )]
+    pub(crate) fn stop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Serves the same data again.
+    #[allow(
+        dead_code,
+        reason = "not every suite that uses this file stops its server"
+    )]
+    pub(crate) async fn start_again(&mut self) {
+        self.process = serve(&self.data());
+        self.wait().await;
+    }
+
     fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }

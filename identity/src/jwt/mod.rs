@@ -26,5 +26,6 @@ pub mod signer;
 pub mod svid;
 
 pub use algorithm::Algorithm;
+pub(crate) use error::cut;
 pub use error::{JwtError, Part};
 pub use key::{KeyMaterialError, VerificationKey};

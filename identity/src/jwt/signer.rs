@@ -18,7 +18,7 @@ use crate::spiffe_id::SpiffeId;
 pub const MAX_AUDIENCES: usize = 16;
 /// The longest audience in bytes.
 pub const MAX_AUDIENCE_BYTES: usize = 256;
-/// The shortest life of a token.
+/// The shortest life of tokens that may be configured. One token may be given less, where its certificate ends sooner.
 pub const MIN_JWT_TTL: Duration = Duration::from_secs(60);
 /// The longest life of a token. Nothing takes it back but its end.
 pub const MAX_JWT_TTL: Duration = Duration::from_secs(60 * 60);
@@ -38,7 +38,7 @@ pub enum JwtSignError {
     #[error("{0} is not a workload's ID: it has no path")]
     NotAWorkload(SpiffeId),
     /// The lifetime is out of range.
-    #[error("a JWT-SVID lives from 1 minute to 1 hour, not {0:?}")]
+    #[error("a JWT-SVID lives from 1 second to 1 hour, not {0:?}")]
     Ttl(Duration),
     /// The token would live longer than its key is published.
     #[error("the key {key_id:?} ends {missing:?} before the token would")]
@@ -133,7 +133,7 @@ impl JwtSigner {
         if !id.is_workload() {
             return Err(JwtSignError::NotAWorkload(id.clone()));
         }
-        if !(MIN_JWT_TTL..=MAX_JWT_TTL).contains(&ttl) {
+        if !(Duration::from_secs(1)..=MAX_JWT_TTL).contains(&ttl) {
             return Err(JwtSignError::Ttl(ttl));
         }
         // Tokens count whole seconds.

@@ -291,3 +291,28 @@ fn points_off_their_curve_and_malformed_keys_are_refused() {
         assert!(VerificationKey::from_spki_der(der).is_err());
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn a_token_with_any_character_changed_is_refused(at in 0_usize..1000, by in 1_u8..127) {
+        let key = Key::p256();
+        let keys = keys(&[key.jwk(json!({ "kid": "one" }))]);
+        let mut bytes = token(&key, "ES256").build().into_bytes();
+        let at = at % bytes.len();
+        bytes[at] = (bytes[at] + by) % 128;
+        let changed = String::from_utf8(bytes).unwrap();
+        let rules = Rules::oidc(ISSUER, &["sidewind"]).unwrap();
+        proptest::prop_assert!(verify(&changed, &keys, &rules, now()).is_err());
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_panic(text in "\\PC{0,200}", bytes in proptest::collection::vec(0_u8.., 0..300)) {
+        let rules = Rules::oidc(ISSUER, &["sidewind"]).unwrap();
+        for header in [text.clone(), b64(&bytes)] {
+            let made = format!("{header}.{}.{}", b64(&text), b64(&bytes));
+            proptest::prop_assert!(verify(&made, &JwkSet::default(), &rules, now()).is_err());
+        }
+        let _ = JwkSet::parse(&bytes);
+        let _ = VerificationKey::from_spki_der(&bytes);
+    }
+}

@@ -73,7 +73,7 @@ pub(super) struct RunSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Identity")]
 pub(super) struct IdentitySettings {
-    /// Where the control plane answers; with several, separated by commas, each is tried in turn.
+    /// Where the control plane answers; of several, separated by commas, one at random, and when it fails the next.
     #[arg(long, value_name = "https://HOST:15010", value_delimiter = ',')]
     pub(super) control_plane: Vec<ControlPlaneAddress>,
 

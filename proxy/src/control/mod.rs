@@ -99,7 +99,14 @@ struct Shared {
 pub(crate) fn new(
     config: &Config,
 ) -> Result<(Control, impl Future<Output = ()> + Send + 'static + use<>), ControlError> {
-    within(config, Clock::default(), Network::default())
+    // Each begins with one of its own choice, so that replicas share the proxies; each then tries all.
+    let mut config = config.clone();
+    let planes = &mut config.control.control_planes;
+    if !planes.is_empty() {
+        let first = rand::random_range(0..planes.len());
+        planes.rotate_left(first);
+    }
+    within(&config, Clock::default(), Network::default())
 }
 
 /// As [`new`], in a time and a network that tests choose.

@@ -44,7 +44,19 @@ impl ControlPlane {
         host: Host,
         flags: Vec<String>,
     ) -> Self {
-        let (state, config) = (scratch.join("state"), scratch.directory("config", None));
+        Self::replica(binaries, scratch, host, flags, "")
+    }
+
+    /// Another one, with files of its own.
+    pub(super) fn replica(
+        binaries: &Binaries,
+        scratch: &Scratch,
+        host: Host,
+        flags: Vec<String>,
+        suffix: &str,
+    ) -> Self {
+        let state = scratch.join(format!("state{suffix}"));
+        let config = scratch.directory(&format!("config{suffix}"), None);
         Self {
             program: binaries.sidewind.clone(),
             host,
@@ -53,6 +65,11 @@ impl ControlPlane {
             flags,
             process: None,
         }
+    }
+
+    /// Where proxies reach it.
+    pub fn address(&self) -> SocketAddr {
+        (self.host.address, 15010).into()
     }
 
     /// Its host.

@@ -151,7 +151,7 @@ impl MeshPlan {
                 flags.extend([flag.into(), path.to_string_lossy().into_owned()]);
             }
         }
-        let mut control_plane = ControlPlane::new(&binaries, &scratch, host, flags);
+        let mut control_plane = ControlPlane::new(&binaries, &scratch, host, flags.clone());
         for (file, yaml) in &self.policies {
             control_plane.write_config(file, yaml);
         }
@@ -159,6 +159,8 @@ impl MeshPlan {
         let trust_bundle = scratch.write("trust-bundle.pem", control_plane.trust_bundle());
         Mesh {
             control_plane,
+            replicas: Vec::new(),
+            flags,
             trust_bundle,
             ground,
             binaries,
@@ -172,6 +174,9 @@ impl MeshPlan {
 pub struct Mesh {
     /// The control plane.
     pub control_plane: ControlPlane,
+    /// Where proxies reach the others, which share its store.
+    replicas: Vec<SocketAddr>,
+    flags: Vec<String>,
     trust_bundle: PathBuf,
     ground: Ground,
     binaries: Binaries,
@@ -189,6 +194,24 @@ impl Mesh {
     /// `spiffe://sidewind.local/ns/<namespace>/sa/<name>`.
     pub fn workload(&mut self, namespace: &str, name: &str) -> WorkloadPlan<'_> {
         WorkloadPlan::new(self, namespace, name)
+    }
+
+    /// Starts another replica of the control plane, with the same flags. Sidecars that are started from now on know
+    /// of it.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[track_caller]
+    pub fn replica(&mut self) -> ControlPlane {
+        let number = self.replicas.len() + 2;
+        let host = self.ground.host(&format!("control-plane-{number}"));
+        let flags = self.flags.clone();
+        let suffix = format!("-{number}");
+        let mut replica =
+            ControlPlane::replica(&self.binaries, &self.scratch, host, flags, &suffix);
+        replica.start(&self.scratch);
+        self.replicas.push(replica.address());
+        replica
     }
 
     /// Adds a host without a sidecar, outside the mesh.
@@ -241,15 +264,14 @@ impl Mesh {
     /// As [`Mesh::proxy`], with the mesh port of explicit capture at another address than peers dial, and with
     /// `--drain-quiet` as it is where nothing is said.
     fn proxy_behind(&self, host: &Host, mesh_address: Ipv4Addr) -> Invocation {
-        let control_plane = SocketAddr::from((self.control_plane.host().address, 15010));
+        let addresses = std::iter::once(self.control_plane.address());
+        let addresses = addresses.chain(self.replicas.iter().copied());
+        let urls: Vec<String> = addresses
+            .map(|address| format!("https://{address}"))
+            .collect();
         let user = self.is_transparent().then_some(SIDECAR_UID);
         let mut proxy = host.place.program(&self.binaries.proxy).user(user);
-        proxy = proxy.args([
-            "run",
-            "--control-plane",
-            &format!("https://{control_plane}"),
-            "--trust-bundle",
-        ]);
+        proxy = proxy.args(["run", "--control-plane", &urls.join(","), "--trust-bundle"]);
         proxy = proxy.arg(&self.trust_bundle);
         if !self.is_transparent() {
             let at = |port: u16| format!("{}:{port}", host.address);

@@ -16,6 +16,7 @@ mod harness;
 mod mesh_port;
 mod opaque;
 mod policy;
+mod replicas;
 mod retries;
 mod rotation;
 mod startup;

@@ -2,6 +2,7 @@
 
 mod keeping;
 
+use super::jwt::{PublishedJwtKeys, REFRESH_HINT};
 use crate::store::{Store, StoreError};
 use arc_swap::ArcSwap;
 use keeping::{new_signing, open_root, read_bundle, stored_signing};
@@ -111,6 +112,7 @@ pub struct CertificateAuthority {
     root: RootAuthority,
     signing: ArcSwap<SigningAuthority>,
     bundle: ArcSwap<TrustBundle>,
+    jwt_keys: ArcSwap<PublishedJwtKeys>,
 }
 
 impl CertificateAuthority {
@@ -139,6 +141,7 @@ impl CertificateAuthority {
             root,
             signing: ArcSwap::from_pointee(signing),
             bundle: ArcSwap::from_pointee(bundle),
+            jwt_keys: ArcSwap::default(),
         })
     }
 
@@ -160,17 +163,25 @@ impl CertificateAuthority {
         Arc::new(TrustBundles::from(TrustBundle::clone(&self.bundle.load())))
     }
 
+    /// Publishes the keys of JWT-SVIDs with the bundle from now on.
+    pub fn set_jwt_keys(&self, keys: PublishedJwtKeys) {
+        self.jwt_keys.store(Arc::new(keys));
+    }
+
     /// The bundles in the API's form.
     #[must_use]
     pub fn api_bundles(&self) -> v1::TrustBundles {
         let bundle = self.bundle.load();
         let authorities = bundle.authorities().iter();
+        let jwt_keys = self.jwt_keys.load();
         v1::TrustBundles {
             bundles: vec![v1::TrustBundle {
                 trust_domain: bundle.trust_domain().to_string(),
-                sequence: bundle.sequence(),
+                // One count for both halves: each notes what it was at its own last change.
+                sequence: bundle.sequence().max(jwt_keys.sequence),
                 authorities: authorities.map(|a| a.certificate().to_vec()).collect(),
-                ..v1::TrustBundle::default()
+                jwt_authorities: jwt_keys.authorities.clone(),
+                refresh_hint_seconds: u32::try_from(REFRESH_HINT.as_secs()).unwrap_or(u32::MAX),
             }],
         }
     }
