@@ -59,4 +59,4 @@ pub use verify::{
     MAX_CHAIN_BYTES, MAX_CHAIN_CERTIFICATES, MAX_LEAF_LIFETIME, Usage, VerifyError, VerifyOptions,
     verify_chain,
 };
-pub use x509::MalformedCertificate;
+pub use x509::{KeyIds, MalformedCertificate};

@@ -1,5 +1,6 @@
 //! A workload's own certificate chain with its key.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,7 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use crate::key::PrivateKey;
 use crate::spiffe_id::SpiffeId;
 use crate::verify::{self, Leaf, VerifyError};
-use crate::x509;
+use crate::x509::{self, KeyIds};
 
 /// Why a chain and a key do not make an SVID.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,23 @@ impl Svid {
     /// The leaf's serial number in lower-case hexadecimal.
     pub fn serial_hex(&self) -> &str {
         &self.0.leaf.serial_hex
+    }
+
+    /// Key identifiers of every authority that the chain passes, the root's included: those of the intermediates, and
+    /// those that leaf and intermediates name as their issuers'.
+    pub fn authority_key_ids(&self) -> BTreeSet<String> {
+        let mut ids = BTreeSet::new();
+        for (position, der) in self.chain().iter().enumerate() {
+            // One that cannot be read is no link of a chain that anybody verifies.
+            let Ok(of_certificate) = KeyIds::of(der) else {
+                continue;
+            };
+            ids.extend(of_certificate.authority);
+            if position > 0 {
+                ids.insert(of_certificate.subject);
+            }
+        }
+        ids
     }
 
     /// The certificates, leaf first, without the root.

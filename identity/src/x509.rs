@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::UnixTime;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Name;
 
@@ -92,12 +93,56 @@ pub(crate) fn readable(name: &X509Name<'_>) -> String {
         .collect()
 }
 
+/// Key identifiers of a certificate (RFC 5280 sections 4.2.1.1 and 4.2.1.2), each in lower-case hexadecimal: what
+/// tells authorities apart when their certificates are replaced, and what is tainted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyIds {
+    /// Of the certificate's own key. Where the certificate does not say, what this crate writes into the certificates
+    /// that such a key signs: the first 20 bytes of the SHA-256 of the SubjectPublicKeyInfo.
+    pub subject: String,
+    /// Of the issuer's key, where the certificate says.
+    pub authority: Option<String>,
+}
+
+impl KeyIds {
+    /// Reads them from a certificate.
+    ///
+    /// # Errors
+    /// [`MalformedCertificate`] when it cannot be read.
+    pub fn of(der: &[u8]) -> Result<Self, MalformedCertificate> {
+        Ok(Self::read(&parse(der)?))
+    }
+
+    pub(crate) fn read(certificate: &X509Certificate<'_>) -> Self {
+        let mut subject = None;
+        let mut authority = None;
+        for extension in certificate.iter_extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => subject = Some(hex(id.0)),
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    authority = id.key_identifier.as_ref().map(|id| hex(id.0));
+                }
+                _ => {}
+            }
+        }
+        let derived = || {
+            let digest = digest(&SHA256, certificate.public_key().raw);
+            hex(digest.as_ref().get(..20).unwrap_or_default())
+        };
+        Self {
+            subject: subject.unwrap_or_else(derived),
+            authority,
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Lower-case hexadecimal of a serial number without leading zero bytes.
 pub(crate) fn serial_hex(raw: &[u8]) -> String {
     let first = raw.iter().position(|byte| *byte != 0).unwrap_or(raw.len());
     let significant = raw.get(first..).unwrap_or_default();
-    significant
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(significant)
 }

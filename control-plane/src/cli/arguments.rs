@@ -41,7 +41,7 @@ pub enum Command {
     /// Make join tokens, with which proxies get their first certificate.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Look at the certificate authority.
+    /// Look at the certificate authorities, and replace them.
     #[command(subcommand)]
     Ca(AuthorityCommand),
     /// List the workloads of the mesh.
@@ -151,7 +151,9 @@ pub struct ServeFlags {
     )]
     pub inbound_plaintext: PlaintextFlag,
 
-    /// Root certificate in PEM, instead of a generated one; goes with --root-key.
+    /// Root certificate in PEM, instead of a generated one; goes with --root-key. Read again as it changes.
+    ///
+    /// With --upstream-bundle: the certificate of a signing authority, and those between it and its root.
     #[arg(
         long,
         env = "SIDEWIND_ROOT_CERT",
@@ -160,7 +162,8 @@ pub struct ServeFlags {
     )]
     pub root_cert: Option<PathBuf>,
 
-    /// Key of the root certificate in PEM (P-256); its mode must be 0600 or stricter.
+    /// Key of that certificate in PEM (P-256). Its mode must be 0600 or stricter; a Secret's mount, which is root's
+    /// and readable for the process's group, will do.
     #[arg(
         long,
         env = "SIDEWIND_ROOT_KEY",
@@ -187,6 +190,22 @@ pub struct ServeFlags {
         long, env = "SIDEWIND_SIGN_RATE", value_name = "NUMBER", default_value_t = SIGN_PER_SECOND
     )]
     pub sign_rate: NonZeroU32,
+    /// Roots in PEM above the signing authority that --root-cert and --root-key give: another CA's, whose own key
+    /// stays where it is. Read again as it changes.
+    #[arg(
+        long,
+        env = "SIDEWIND_UPSTREAM_BUNDLE",
+        value_name = "FILE",
+        requires = "root_cert"
+    )]
+    pub upstream_bundle: Option<PathBuf>,
+
+    /// How long a new root waits for proxies that do not acknowledge it, before it signs all the same.
+    #[arg(
+        long, env = "SIDEWIND_ROTATION_DEADLINE", value_name = "DURATION", default_value = "1h",
+        value_parser = parse_duration
+    )]
+    pub rotation_deadline: Duration,
 
     /// What to log: a level, or a filter like info,sidewind_control_plane=debug.
     #[arg(
@@ -276,8 +295,65 @@ pub struct SocketFlags {
 /// Commands about the certificate authority.
 #[derive(Debug, Subcommand)]
 pub enum AuthorityCommand {
-    /// Show the root and signing certificates.
+    /// Show the root and signing certificates with their states and key ids.
     Show(AuthorityShowFlags),
+    /// Go one step further in replacing the signing certificate or the root: prepare the next, or use the prepared one.
+    ///
+    /// Both are replaced by themselves in time; this is for doing it now. A root that is prepared is in the trust
+    /// bundle, and is used once every live proxy has acknowledged that. Ends with 1 when it has to wait.
+    Rotate(AuthorityRotateFlags),
+    /// Declare an old certificate unreliable: every proxy whose certificate chains through it renews at once.
+    Taint(AuthorityTaintFlags),
+    /// Take an old root out of the trust bundle: what was signed below it is believed no longer.
+    Revoke(AuthorityRevokeFlags),
+}
+
+/// Flags of `ca rotate`.
+#[derive(Debug, Args)]
+pub struct AuthorityRotateFlags {
+    /// The root, and with it the signing certificate.
+    #[arg(long)]
+    pub root: bool,
+
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Use the prepared root although some proxies have not acknowledged it.
+    #[arg(long)]
+    pub force: bool,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Flags of `ca taint`.
+#[derive(Debug, Args)]
+pub struct AuthorityTaintFlags {
+    /// Key id of the certificate, as `ca show` prints it.
+    #[arg(value_name = "KEY_ID")]
+    pub key_id: String,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Flags of `ca revoke`.
+#[derive(Debug, Args)]
+pub struct AuthorityRevokeFlags {
+    /// Key id of the root, as `ca show` prints it.
+    #[arg(value_name = "KEY_ID")]
+    pub key_id: String,
+
+    /// Although certificates below it are still good.
+    #[arg(long)]
+    pub force: bool,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
 }
 
 /// Flags of `ca show`.

@@ -1,7 +1,7 @@
 //! The commands that ask a running control plane over its admin socket.
 
 use super::arguments::{
-    AuthorityShowFlags, LogLevelFlags, OutputFormat, SocketFlags, TokenCreateFlags, WorkloadsFlags,
+    LogLevelFlags, OutputFormat, SocketFlags, TokenCreateFlags, WorkloadsFlags,
 };
 use super::{Failure, output};
 use crate::store::StateDir;
@@ -33,18 +33,6 @@ pub(super) fn create_token(flags: TokenCreateFlags) -> Result<(), Failure> {
         client.create_join_token(request).await
     })?;
     println!("{}", answer.token);
-    Ok(())
-}
-
-pub(super) fn show_authority(flags: &AuthorityShowFlags) -> Result<(), Failure> {
-    let answer = ask(&flags.socket, async |mut client| {
-        client.get_authority(v1::GetAuthorityRequest {}).await
-    })?;
-    if flags.pem {
-        print!("{}", output::roots_pem(&answer)?);
-    } else {
-        print!("{}", output::authority(&answer));
-    }
     Ok(())
 }
 

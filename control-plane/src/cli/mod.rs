@@ -4,11 +4,13 @@
 //! - `serve`: flags into settings; signals
 //! - `client`: the admin socket of a running server, and the commands that ask it
 //! - `audit`: what was granted and refused
+//! - `authority`: the commands about certificate authorities
 //! - `bans`: ban, unban, bans
 //! - `check`: `config check`, offline
 
 pub mod arguments;
 mod audit;
+mod authority;
 mod bans;
 mod check;
 mod client;
@@ -64,7 +66,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve(flags) => serve::run(*flags),
         Command::Token(TokenCommand::Create(flags)) => client::create_token(flags),
-        Command::Ca(AuthorityCommand::Show(flags)) => client::show_authority(&flags),
+        Command::Ca(AuthorityCommand::Show(flags)) => authority::show(&flags),
+        Command::Ca(AuthorityCommand::Rotate(flags)) => authority::rotate(&flags),
+        Command::Ca(AuthorityCommand::Taint(flags)) => authority::taint(&flags),
+        Command::Ca(AuthorityCommand::Revoke(flags)) => authority::revoke(&flags),
         Command::Workloads(flags) => client::list_workloads(&flags),
         Command::Ban(flags) => bans::ban(flags),
         Command::Unban(flags) => bans::unban(flags),

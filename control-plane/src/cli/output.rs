@@ -17,7 +17,7 @@ pub(super) fn roots_pem(answer: &v1::GetAuthorityResponse) -> Result<String, Fai
     let roots = answer
         .authorities
         .iter()
-        .filter(|authority| authority.role == "root");
+        .filter(|authority| authority.role == "root" && authority.state != "revoked");
     let roots = roots.map(|root| root.certificate.clone()).collect();
     TrustBundle::from_der(trust_domain, answer.bundle_sequence, roots)
         .map(|bundle| bundle.to_pem())
@@ -36,7 +36,12 @@ pub(super) fn authority(answer: &v1::GetAuthorityResponse) -> String {
     let _ = writeln!(text, "trust domain     {trust_domain}");
     let _ = writeln!(text, "bundle sequence  {bundle_sequence}");
     for authority in authorities {
-        let _ = writeln!(text, "\n{} certificate", authority.role);
+        let _ = writeln!(
+            text,
+            "\n{} certificate ({})",
+            authority.role, authority.state
+        );
+        let _ = writeln!(text, "  key id   {}", authority.subject_key_id);
         let _ = writeln!(text, "  subject  {}", authority.subject);
         let _ = writeln!(text, "  serial   {}", authority.serial);
         let _ = writeln!(text, "  sha256   {}", authority.sha256);

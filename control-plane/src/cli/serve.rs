@@ -3,14 +3,17 @@
 use super::Failure;
 use super::arguments::{PlaintextFlag, ServeFlags};
 use crate::issuance::authority::RootSource;
+use crate::issuance::authority::upstream::files::{Paths, UpstreamFiles};
 use crate::server::{Limits, Server, Settings, StartError, shutdown};
-use crate::store::{Location, LocationError, StateDirError, StoreKey, check_private};
+use crate::store::{Location, LocationError, StoreKey};
 use crate::telemetry::{LogHandle, chain, init_logs};
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 use sidewind_api::v1::PlaintextMode;
+use sidewind_identity::TrustDomain;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::signal::unix::{SignalKind, signal};
-use zeroize::Zeroizing;
 
 pub(super) fn run(flags: ServeFlags) -> Result<(), Failure> {
     let logs = init_logs(&flags.log_level, flags.log_format)
@@ -51,7 +54,14 @@ async fn serve(settings: Settings, logs: LogHandle) -> Result<(), Failure> {
 
 fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
     let root = match (&flags.root_cert, &flags.root_key) {
-        (Some(certificate), Some(key)) => given_root(certificate, key)?,
+        (Some(certificate), Some(key)) => {
+            let paths = Paths {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                upstream_bundle: flags.upstream_bundle.clone(),
+            };
+            given_root(paths, &flags.trust_domain)?
+        }
         _ => RootSource::Generated,
     };
     if let Some(config) = flags.config.as_deref().filter(|config| !config.is_dir()) {
@@ -82,6 +92,7 @@ fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
             attest_per_second: flags.attest_rate,
             sign_per_second: flags.sign_rate,
         },
+        rotation_deadline: flags.rotation_deadline,
     })
 }
 
@@ -103,21 +114,13 @@ fn location(url: Option<&str>, file: Option<&Path>) -> Result<Location, Failure>
     }
 }
 
-fn given_root(certificate: &Path, key: &Path) -> Result<RootSource, Failure> {
-    let read = |flag: &str, path: &Path| {
-        std::fs::read_to_string(path).map_err(|error| {
-            Failure::Usage(format!(
-                "{flag}: {} cannot be read: {error}",
-                path.display()
-            ))
-        })
-    };
-    check_private(key)
-        .map_err(|error: StateDirError| Failure::Usage(format!("--root-key: {}", chain(&error))))?;
-    Ok(RootSource::Given {
-        certificate_pem: read("--root-cert", certificate)?,
-        key_pem: Zeroizing::new(read("--root-key", key)?),
-    })
+/// The root that is given, read once so that a mistake in it is said at once.
+fn given_root(paths: Paths, trust_domain: &TrustDomain) -> Result<RootSource, Failure> {
+    let files = UpstreamFiles::new(paths);
+    files
+        .check(trust_domain, SystemTime::now())
+        .map_err(|error| Failure::Usage(chain(&error)))?;
+    Ok(RootSource::Upstream(Arc::new(files)))
 }
 
 /// Keys must not end in a core dump, nor be read by a debugger of the same user; and each proxy takes a

@@ -90,7 +90,13 @@ impl OwnIdentity {
         let bundle_changed = current.bundle_sequence != self.authority.bundle().sequence();
         // A clock that was set back makes a certificate that is not valid yet.
         let too_early = now < current.svid.not_before();
-        if left <= LIFETIME / 3 * 2 || bundle_changed || too_early {
+        // What proxies would no longer rely on is replaced at once.
+        let tainted = self.authority.slots().tainted();
+        let is_tainted = !tainted.is_empty() && {
+            let chain = current.svid.authority_key_ids();
+            tainted.iter().any(|key_id| chain.contains(key_id))
+        };
+        if left <= LIFETIME / 3 * 2 || bundle_changed || too_early || is_tainted {
             self.current
                 .store(Arc::new(sign(&self.authority, &self.metrics, now)?));
         }

@@ -225,6 +225,7 @@ mod tests {
             id: SpiffeId::parse(id).unwrap(),
             not_after: SystemTime::now(),
             serial_hex: serial.to_owned(),
+            issuer_key_id: String::new(),
             certificate_sha256: [0; 32],
             subject: String::new(),
         }

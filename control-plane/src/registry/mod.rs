@@ -4,6 +4,7 @@
 //! - `directory`: the workloads, by address and by service
 //! - `resolve`: a destination into its service and endpoints
 //! - `subscriptions`: which destinations are wanted by which streams, and what each depends on
+//! - [`acknowledgements`]: what each live proxy has said that it has in use
 //! - `remote`, [`sharing`]: workloads whose streams are at other replicas, and how they are heard of
 //! - [`outbox`]: what one stream has yet to send, the newest state of each thing
 //!
@@ -12,6 +13,7 @@
 //! another go to the outboxes of their subscribers. Nothing is polled and nothing queues up: a stream that
 //! reads slowly gets the newest state when it reads.
 
+pub mod acknowledgements;
 mod directory;
 pub mod outbox;
 mod remote;
@@ -28,6 +30,7 @@ use crate::config::Config;
 use crate::store::Registration;
 use crate::store::writer::{Write, Writer};
 use crate::telemetry::Metrics;
+use acknowledgements::{Acknowledgements, Laggard};
 use directory::Directory;
 use outbox::EndReason;
 use remote::Remote;
@@ -79,11 +82,13 @@ struct State {
     remote: Remote,
     subscriptions: Subscriptions,
     streams: HashMap<StreamId, Stream>,
+    acknowledgements: Acknowledgements,
     config: Arc<Config>,
     policy_version: u64,
     bundles: Arc<v1::TrustBundles>,
     bans: Arc<v1::Bans>,
     ban_list: BanList,
+    tainted: Arc<v1::TaintedAuthorities>,
     dirty: HashSet<Topic>,
     unconfirmed_until: Instant,
 }
@@ -117,11 +122,13 @@ impl Registry {
             remote: Remote::default(),
             subscriptions: Subscriptions::default(),
             streams: HashMap::new(),
+            acknowledgements: Acknowledgements::default(),
             config: Arc::default(),
             policy_version: unix_milliseconds(),
             bundles: Arc::new(bundles),
             bans: Arc::default(),
             ban_list: BanList::default(),
+            tainted: Arc::default(),
             dirty: HashSet::new(),
             unconfirmed_until: Instant::now() + CONFIRMATION_TIME,
         };
@@ -161,9 +168,11 @@ impl Registry {
         let id = StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed));
         let key = record.key.clone();
         let persisted = record.to_api();
+        let proxy = Laggard::of(&record);
         let mut state = self.state();
         state.forget_stream_of(&key, EndReason::Replaced);
         let state = &mut *state;
+        state.acknowledgements.add(id, proxy);
         let topics = state.directory.insert(record, Some(id));
         state.dirty.extend(topics);
         if state.ban_list.refuses(&key.spiffe_id, serial_hex) {
@@ -172,6 +181,9 @@ impl Registry {
         }
         outbox.put_bans(Arc::clone(&state.bans));
         outbox.put_bundles(Arc::clone(&state.bundles));
+        if !state.tainted.subject_key_ids.is_empty() {
+            outbox.put_tainted(Arc::clone(&state.tainted));
+        }
         outbox.put_policy(self.policy(state, &key.spiffe_id));
         let serial_hex = serial_hex.to_owned();
         let stream = Stream {
@@ -228,6 +240,18 @@ impl Registry {
             } else {
                 stream.outbox.put_bans(Arc::clone(&state.bans));
             }
+        }
+    }
+
+    /// Sends the complete list of authorities that are not to be relied on to every stream.
+    pub fn set_tainted(&self, tainted: v1::TaintedAuthorities) {
+        let mut state = self.state();
+        if *state.tainted == tainted {
+            return;
+        }
+        state.tainted = Arc::new(tainted);
+        for stream in state.streams.values() {
+            stream.outbox.put_tainted(Arc::clone(&state.tainted));
         }
     }
 
@@ -315,6 +339,7 @@ impl Registry {
         let mut state = self.state();
         let state = &mut *state;
         state.subscriptions.remove_stream(id);
+        state.acknowledgements.remove(id);
         if let Some(stream) = state.streams.remove(&id)
             && !self.closing.load(Ordering::Relaxed)
             && state.directory.stream_of(&stream.key) == Some(id)
@@ -378,6 +403,7 @@ impl State {
             return;
         };
         self.subscriptions.remove_stream(id);
+        self.acknowledgements.remove(id);
         if let Some(stream) = self.streams.remove(&id) {
             stream.outbox.end(reason);
         }

@@ -28,6 +28,8 @@ pub enum Outgoing {
     Bans(Arc<v1::Bans>),
     /// Who may call the workload.
     Policy(Arc<v1::InboundPolicy>),
+    /// Authorities that are not to be relied on.
+    Tainted(Arc<v1::TaintedAuthorities>),
     /// The answer to a subscription.
     Destination(Query, Option<Arc<v1::Service>>),
 }
@@ -44,6 +46,7 @@ struct Content {
     end: Option<EndReason>,
     bundles: Option<Arc<v1::TrustBundles>>,
     bans: Option<Arc<v1::Bans>>,
+    tainted: Option<Arc<v1::TaintedAuthorities>>,
     policy: Option<Arc<v1::InboundPolicy>>,
     /// The policy that was last taken out, to pass over one that says the same.
     policy_taken: Option<Arc<v1::InboundPolicy>>,
@@ -63,6 +66,11 @@ impl Outbox {
 
     pub(super) fn put_bans(&self, bans: Arc<v1::Bans>) {
         self.content().bans = Some(bans);
+        self.filled.notify_one();
+    }
+
+    pub(super) fn put_tainted(&self, tainted: Arc<v1::TaintedAuthorities>) {
+        self.content().tainted = Some(tainted);
         self.filled.notify_one();
     }
 
@@ -116,6 +124,9 @@ impl Content {
         // What to verify peers with comes before whom to expect.
         if let Some(bundles) = self.bundles.take() {
             return Some(Outgoing::Bundles(bundles));
+        }
+        if let Some(tainted) = self.tainted.take() {
+            return Some(Outgoing::Tainted(tainted));
         }
         if let Some(policy) = self.policy.take() {
             self.policy_taken = Some(Arc::clone(&policy));

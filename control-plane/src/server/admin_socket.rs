@@ -1,6 +1,7 @@
 //! `AdminService`: what the command line asks, over a Unix socket that its user alone can open.
 
-use super::Shutdown;
+use super::authorities::Authorities;
+use super::{Shutdown, admin_authority};
 use crate::attest::join_token::mint;
 use crate::issuance::Refusal;
 use crate::issuance::authority::{CertificateAuthority, is_reserved};
@@ -10,10 +11,9 @@ use crate::registry::Registry;
 use crate::store::audit_chain::StoredRecord;
 use crate::store::{AuditRecord, GRANTED, JoinTokenRecord, Store, from_unix_seconds, unix_seconds};
 use crate::telemetry::{LogError, LogHandle, Metrics, Throttle};
-use rustls_pki_types::CertificateDer;
 use sidewind_api::v1::admin_service_server::{AdminService, AdminServiceServer};
 use sidewind_api::{Reason, ServiceNameError, duration, v1};
-use sidewind_identity::{SpiffeId, TrustBundle};
+use sidewind_identity::SpiffeId;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -36,6 +36,7 @@ const MAX_AUDIT_PAGE: u32 = 1000;
 #[derive(Debug)]
 pub(super) struct AdminApi {
     pub(super) authority: Arc<CertificateAuthority>,
+    pub(super) authorities: Arc<Authorities>,
     pub(super) store: Store,
     pub(super) registry: Arc<Registry>,
     pub(super) bans: Arc<Bans>,
@@ -150,27 +151,7 @@ impl AdminService for AdminApi {
         &self,
         _request: Request<v1::GetAuthorityRequest>,
     ) -> Result<Response<v1::GetAuthorityResponse>, Status> {
-        let bundle = self.authority.bundle();
-        let mut authorities: Vec<_> = bundle
-            .authorities()
-            .iter()
-            .map(|root| authority("root", root))
-            .collect();
-        let signing = self.authority.signing();
-        let chain = signing.chain().iter().map(|der| der.to_vec()).collect();
-        let chain = TrustBundle::from_der(bundle.trust_domain().clone(), 0, chain)
-            .map_err(|error| Reason::Internal.status(error.to_string()))?;
-        authorities.extend(
-            chain
-                .authorities()
-                .iter()
-                .map(|ca| authority("signing", ca)),
-        );
-        Ok(Response::new(v1::GetAuthorityResponse {
-            trust_domain: bundle.trust_domain().to_string(),
-            bundle_sequence: bundle.sequence(),
-            authorities,
-        }))
+        admin_authority::show(&self.authority).map(Response::new)
     }
 
     async fn list_workloads(
@@ -184,23 +165,29 @@ impl AdminService for AdminApi {
 
     async fn rotate_authority(
         &self,
-        _request: Request<v1::RotateAuthorityRequest>,
+        request: Request<v1::RotateAuthorityRequest>,
     ) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
-        Err(Reason::NotOffered.status("not offered yet"))
+        let caller = uid(&request);
+        let answer = admin_authority::rotate(&self.authorities, request.get_ref(), &caller);
+        answer.await.map(Response::new)
     }
 
     async fn taint_authority(
         &self,
-        _request: Request<v1::TaintAuthorityRequest>,
+        request: Request<v1::TaintAuthorityRequest>,
     ) -> Result<Response<v1::TaintAuthorityResponse>, Status> {
-        Err(Reason::NotOffered.status("not offered yet"))
+        let caller = uid(&request);
+        let answer = admin_authority::taint(&self.authorities, request.get_ref(), &caller);
+        answer.await.map(Response::new)
     }
 
     async fn revoke_authority(
         &self,
-        _request: Request<v1::RevokeAuthorityRequest>,
+        request: Request<v1::RevokeAuthorityRequest>,
     ) -> Result<Response<v1::RevokeAuthorityResponse>, Status> {
-        Err(Reason::NotOffered.status("not offered yet"))
+        let caller = uid(&request);
+        let answer = admin_authority::revoke(&self.authorities, request.get_ref(), &caller);
+        answer.await.map(Response::new)
     }
 
     async fn set_ban(
@@ -387,30 +374,4 @@ fn entry(record: StoredRecord) -> v1::AuditEntry {
         caller: record.caller,
         csr_sha256: record.csr_sha256,
     }
-}
-
-fn authority(role: &str, authority: &sidewind_identity::Authority) -> v1::Authority {
-    let der: &CertificateDer<'_> = authority.certificate();
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
-    v1::Authority {
-        role: role.to_owned(),
-        subject: authority.subject().to_owned(),
-        serial: serial(der),
-        sha256: hex(digest.as_ref()),
-        not_before_unix: unix_seconds(authority.not_before()),
-        not_after_unix: unix_seconds(authority.not_after()),
-        certificate: der.to_vec(),
-        ..v1::Authority::default()
-    }
-}
-
-/// The serial number in hexadecimal, as SVIDs show theirs: without the zero byte that DER puts before a
-/// high bit.
-fn serial(der: &CertificateDer<'_>) -> String {
-    x509_parser::parse_x509_certificate(der)
-        .map(|(_, certificate)| match certificate.raw_serial() {
-            [0, rest @ ..] => hex(rest),
-            serial => hex(serial),
-        })
-        .unwrap_or_default()
 }

@@ -6,13 +6,16 @@
 //! - `listener`: the gRPC port: TLS, bounds, who is calling
 //! - `limits`, `turnstile`: how often somebody may ask; what a call must pass before its request is read
 //! - `identity`, `mesh`, `session`: the two services for proxies
-//! - `admin_socket`, `admin_http`: the command line's socket; probes and metrics
+//! - `authorities`: the certificate authorities looked after, and every change of them told
+//! - `admin_socket`, `admin_authority`, `admin_bans`, `admin_http`: the command line's socket; probes and metrics
 //! - `health`: what readiness is found out by
 //! - `measure`: how long calls take
 
+mod admin_authority;
 mod admin_bans;
 mod admin_http;
 mod admin_socket;
+mod authorities;
 mod health;
 mod identity;
 pub mod limits;

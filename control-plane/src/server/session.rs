@@ -1,5 +1,6 @@
 //! One stream: what the proxy asks for, what it is sent, and when it ends.
 
+use crate::registry::acknowledgements::Acknowledged;
 use crate::registry::outbox::EndReason;
 use crate::registry::{Connected, Outbox, Outgoing, Query};
 use crate::telemetry::Metrics;
@@ -67,6 +68,7 @@ impl Session {
         };
         // The channel is empty.
         let _ = self.sender.try_send(Ok(control(ToProxy::Hello(hello))));
+        self.connected.present(&self.identity);
         let mut spellings = Spellings::default();
         loop {
             tokio::select! {
@@ -112,7 +114,10 @@ impl Session {
             Some(FromProxy::Hello(_)) => {
                 Err(Reason::InvalidMessage.status("a stream has one hello, its first message"))
             }
-            Some(FromProxy::Acknowledge(_)) => Ok(()),
+            Some(FromProxy::Acknowledge(message)) => {
+                self.connected.acknowledge(Acknowledged::read(&message));
+                Ok(())
+            }
             // A newer proxy may say what this version does not know.
             None => Ok(()),
         }
@@ -146,6 +151,10 @@ impl Session {
             Outgoing::Bundles(bundles) => (
                 "trust-bundles",
                 ToProxy::TrustBundles(bundles.as_ref().clone()),
+            ),
+            Outgoing::Tainted(tainted) => (
+                "tainted-authorities",
+                ToProxy::TaintedAuthorities(tainted.as_ref().clone()),
             ),
             Outgoing::Policy(policy) => (
                 "inbound-policy",

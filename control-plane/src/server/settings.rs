@@ -36,4 +36,6 @@ pub struct Settings {
     pub root: RootSource,
     /// How often somebody may ask.
     pub limits: Limits,
+    /// How long a prepared root waits for proxies that do not acknowledge it.
+    pub rotation_deadline: Duration,
 }

@@ -2,6 +2,7 @@
 
 use super::admin_http::{self, AdminHttp};
 use super::admin_socket::{self, AdminApi};
+use super::authorities::Authorities;
 use super::health::Health;
 use super::identity::IdentityApi;
 use super::limits::Limits;
@@ -95,12 +96,7 @@ impl StartError {
                     | StoreError::StateDir(_)
                     | StoreError::Sealed(_)
             ),
-            Self::Authority(error) => matches!(
-                error,
-                AuthorityStartError::Load { .. }
-                    | AuthorityStartError::RootKeyElsewhere
-                    | AuthorityStartError::RootEnded
-            ),
+            Self::Authority(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -109,7 +105,7 @@ impl StartError {
 /// How long connections may take to end once the process is to end.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// How often certificates are looked at.
-const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(10);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often what has ended is deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Connections with a finished handshake that nobody has taken up yet.
@@ -130,10 +126,11 @@ pub struct Server {
 /// What everything else is made of.
 #[derive(Debug)]
 struct Rooms {
-    state: StateDir,
+    state: Arc<StateDir>,
     store: Store,
     metrics: Arc<Metrics>,
     authority: Arc<CertificateAuthority>,
+    authorities: Arc<Authorities>,
     own: Arc<OwnIdentity>,
     registrations: Arc<Registrations>,
     bans: Arc<Bans>,
@@ -270,7 +267,7 @@ impl Rooms {
         let now = SystemTime::now();
         let metrics = Arc::new(Metrics::new());
         let mut watched = resources::open(&settings)?;
-        let state = StateDir::open(&settings.state_dir)?;
+        let state = Arc::new(StateDir::open(&settings.state_dir)?);
         let (store, memory) =
             open_store(&state, settings.store, settings.store_key, &metrics).await?;
         let domain = settings.trust_domain;
@@ -280,6 +277,7 @@ impl Rooms {
         let authority =
             CertificateAuthority::open(store.clone(), domain, settings.root, now).await?;
         drop(alone);
+        let authority = authority.with_deadline(settings.rotation_deadline);
         check_lifetime(&authority, settings.svid_ttl).map_err(StartError::Lifetime)?;
         check_jwt_lifetime(settings.jwt_ttl).map_err(StartError::JwtLifetime)?;
         let jwt_keys = JwtKeys::open(store.clone(), now).await?;
@@ -288,6 +286,7 @@ impl Rooms {
         resources::hold_against(&mut watched, &authority)?;
         state.write_trust_bundle(&authority.bundle().to_pem())?;
         let own = OwnIdentity::new(Arc::clone(&authority), Arc::clone(&metrics), now)?;
+        let own = Arc::new(own);
 
         let bans = Arc::new(Bans::open(store.clone()).await?);
         let registrations = restore_registrations(&store, now).await?;
@@ -318,12 +317,23 @@ impl Rooms {
             resources::put_in_use(config, &live, &registry);
             watcher
         });
+        let authorities = Arc::new(Authorities {
+            authority: Arc::clone(&authority),
+            own: Arc::clone(&own),
+            registry: Arc::clone(&registry),
+            state: Arc::clone(&state),
+            writer: writer.clone(),
+            metrics: Arc::clone(&metrics),
+            published: tokio::sync::Mutex::default(),
+        });
+        authorities.publish().await;
         let rooms = Self {
             state,
             store,
             metrics,
             authority,
-            own: Arc::new(own),
+            authorities,
+            own,
             registrations: Arc::new(registrations),
             bans,
             registry,
@@ -400,6 +410,7 @@ impl Rooms {
     fn admin_api(&self) -> AdminApi {
         AdminApi {
             authority: Arc::clone(&self.authority),
+            authorities: Arc::clone(&self.authorities),
             store: self.store.clone(),
             registry: Arc::clone(&self.registry),
             bans: Arc::clone(&self.bans),
@@ -426,32 +437,15 @@ impl Rooms {
         loop {
             interval.tick().await;
             let now = SystemTime::now();
-            match self.authority.maintain(now).await {
-                Ok(true) => {
-                    self.registry.set_bundles(self.authority.api_bundles());
-                    let pem = self.authority.bundle().to_pem();
-                    if let Err(error) = self.state.write_trust_bundle(&pem) {
-                        tracing::error!(error = chain(&error), "the trust bundle's file is old");
-                    }
-                }
-                Ok(false) => {}
-                Err(error) => lasting_fault(
-                    "the signing certificate cannot be replaced; the present one stays in use",
-                    &error,
-                ),
-            }
+            self.authorities.maintain(now).await;
             match self.bans.maintain(now).await {
                 Ok(true) => self.registry.set_bans(self.bans.api()),
                 Ok(false) => {}
-                Err(error) => tracing::error!(
-                    error = chain(&error),
-                    "the bans cannot be read; those known stay in force"
-                ),
+                Err(error) => {
+                    lasting_fault("the bans cannot be read; those known stay in force", &error);
+                }
             }
             self.maintain_jwt_keys(now).await;
-            if let Err(error) = self.own.maintain(now) {
-                lasting_fault("the control plane's own certificate is not renewed", &error);
-            }
             if tokio::time::Instant::now() >= next_prune {
                 next_prune = tokio::time::Instant::now() + PRUNE_INTERVAL;
                 self.registrations.prune(now);
@@ -480,11 +474,9 @@ impl Rooms {
     }
 
     fn measure(&self) {
-        let (root, signing) = self.authority.ends();
         let jwt = self.jwt_keys.signer().expires();
         self.metrics.set_certificate_expiry("jwt-key", jwt);
-        self.metrics.set_certificate_expiry("root", root);
-        self.metrics.set_certificate_expiry("signing", signing);
+        self.authorities.measure();
         let registrations = self.registrations.all().len();
         self.metrics
             .registrations

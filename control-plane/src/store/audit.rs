@@ -12,11 +12,12 @@ use std::time::SystemTime;
 pub struct AuditRecord {
     /// When.
     pub at: SystemTime,
-    /// What was asked for: `attest`, `renew`, `mint-jwt` or `token-create`.
+    /// What was asked for: `attest`, `renew`, `mint-jwt`, `token-create`, `ban`, `unban`, `ca-rotate`, `ca-taint` or
+    /// `ca-revoke`.
     pub event: &'static str,
     /// `granted`, or the reason of the refusal.
     pub outcome: &'static str,
-    /// More about it, for people: why it was refused, or for whom a token is.
+    /// More about it, for people: why it was refused, for whom a token is, what was done.
     pub detail: Option<String>,
     /// The identity concerned, where it is known.
     pub spiffe_id: Option<String>,

@@ -190,7 +190,7 @@ impl Store {
 }
 
 /// Which key is sealed: another's cannot be put in its place.
-fn context(key_id: &str) -> String {
+pub(super) fn context(key_id: &str) -> String {
     format!("jwt key {key_id}")
 }
 

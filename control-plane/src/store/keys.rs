@@ -185,6 +185,23 @@ impl Store {
                 .execute(&mut *transaction)
                 .await?;
         }
+        let rows =
+            sqlx::query("SELECT key_id, private_key FROM jwt_keys WHERE private_key IS NOT NULL")
+                .fetch_all(&mut *transaction)
+                .await?;
+        for row in rows {
+            let stored = Zeroizing::new(row.try_get::<Vec<u8>, _>("private_key")?);
+            if stored.starts_with(MARK) {
+                continue;
+            }
+            let key_id: String = row.try_get("key_id")?;
+            let sealed = self.seal_key(&super::jwt_keys::context(&key_id), &stored)?;
+            sqlx::query("UPDATE jwt_keys SET private_key = $1 WHERE key_id = $2")
+                .bind(sealed.as_slice())
+                .bind(key_id)
+                .execute(&mut *transaction)
+                .await?;
+        }
         transaction.commit().await?;
         Ok(())
     }
@@ -210,7 +227,9 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{each_store, state_dir};
-    use super::super::{AuthorityRecord, AuthorityRole};
+    use super::super::{
+        AuthorityChange, AuthorityRole, AuthorityState, AuthorityStep, NewAuthority,
+    };
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
     use std::time::{Duration, SystemTime};
@@ -247,17 +266,24 @@ mod tests {
             let (directory, _state) = state_dir();
             let key =
                 |byte| StoreKey::read(&key_file(directory.path(), &[byte; LENGTH], 0o600)).unwrap();
-            let authority = AuthorityRecord {
-                certificate: b"certificate".to_vec(),
-                private_key: Some(Zeroizing::new(b"canary".to_vec())),
-                not_after: SystemTime::now() + Duration::from_secs(60),
-            };
             let now = SystemTime::now();
-            let role = AuthorityRole::Root;
-            plain
-                .activate_authority(role, &authority, now)
-                .await
-                .unwrap();
+            let authority = NewAuthority {
+                role: AuthorityRole::Root,
+                state: AuthorityState::Active,
+                certificate: b"certificate".to_vec(),
+                intermediates: Vec::new(),
+                private_key: Some(Zeroizing::new(b"canary".to_vec())),
+                not_after: now + Duration::from_secs(60),
+            };
+            let step = AuthorityStep {
+                version: plain.authorities().await.unwrap().version,
+                changes: vec![AuthorityChange::Insert(authority)],
+                raises_bundle: false,
+                audit: None,
+                now,
+            };
+            assert!(plain.change_authorities(step).await.unwrap());
+            let id = plain.authorities().await.unwrap().records[0].id;
 
             let with_key = |key| {
                 let mut store = Store::clone(&plain);
@@ -272,15 +298,15 @@ mod tests {
                 .unwrap();
             assert!(stored.starts_with(MARK));
             assert!(!stored.windows(6).any(|window| window == b"canary"));
-            let read = sealed.active_authority(role).await.unwrap().unwrap();
-            assert_eq!(read.private_key.unwrap().as_slice(), b"canary");
+            let read = sealed.authority_key(id).await.unwrap().unwrap();
+            assert_eq!(read.as_slice(), b"canary");
 
             let other = with_key(Some(std::sync::Arc::new(key(2))));
             let error = other.check_key().await.unwrap_err().to_string();
             assert!(error.contains("another key"), "{error}");
             let error = plain.check_key().await.unwrap_err().to_string();
             assert!(error.contains("--store-key-file"), "{error}");
-            assert!(plain.active_authority(role).await.is_err());
+            assert!(plain.authority_key(id).await.is_err());
         }
     }
 }

@@ -31,7 +31,10 @@ pub mod writer;
 
 pub use attestations::{Attestation, ChangedFact, PinnedFact};
 pub use audit::{AuditRecord, GRANTED};
-pub use authorities::{AuthorityRecord, AuthorityRole};
+pub use authorities::{
+    AuthorityChange, AuthorityRecord, AuthorityRecords, AuthorityRole, AuthorityState,
+    AuthorityStep, LaggardReport, NewAuthority,
+};
 pub use bans::{BanRecord, BanRecords};
 pub use database::{Location, LocationError};
 pub use health::Health;
@@ -41,7 +44,7 @@ pub use notices::Topic;
 pub use registrations::{Registration, RegistrationId};
 pub use replicas::{ReplicaId, SharedWorkload};
 pub use restored::{Memory, Position};
-pub use state_dir::{StateDir, StateDirError, check_group_private, check_private};
+pub use state_dir::{StateDir, StateDirError, check_group_private, check_private, read_private};
 pub use tokens::{JoinTokenRecord, Redemption, RefusedToken};
 
 use database::Kind;

@@ -2,8 +2,11 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 /// Why a state directory or a file of secrets cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -242,9 +245,92 @@ fn mode_of(path: &Path) -> Result<u32, StateDirError> {
     Ok(metadata.permissions().mode() & 0o7777)
 }
 
+/// Reads a file with a private key in it, of at most `limit` bytes. Besides a file of its owner's alone this takes
+/// what a Kubernetes Secret's mount gives a process that is not root: root's file, which the process's own group
+/// may read.
+///
+/// # Errors
+/// When it cannot be read, is larger, or others may read it.
+pub fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, StateDirError> {
+    let failed = |source| StateDirError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    // Of the file that was opened: what stands at the path may be another one by now.
+    let metadata = file.metadata().map_err(failed)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if !is_private(mode, metadata.uid(), metadata.gid(), &own_groups()) {
+        let path = path.to_owned();
+        return Err(StateDirError::TooOpen { path, mode });
+    }
+    if metadata.len() > limit {
+        return Err(failed(io::ErrorKind::FileTooLarge.into()));
+    }
+    let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(limit).unwrap_or(0)));
+    file.take(limit).read_to_end(&mut content).map_err(failed)?;
+    Ok(content)
+}
+
+/// Whether no stranger may read a file, nor anybody but its owner write it.
+fn is_private(mode: u32, owner: u32, group: u32, own_groups: &[u32]) -> bool {
+    let of_owner_alone = mode & 0o077 == 0;
+    let of_a_mount = mode & 0o037 == 0 && owner == 0 && own_groups.contains(&group);
+    of_owner_alone || of_a_mount
+}
+
+fn own_groups() -> Vec<u32> {
+    let mut groups = vec![rustix::process::getegid().as_raw()];
+    // Without them the file is judged more strictly.
+    let others = rustix::process::getgroups().unwrap_or_default();
+    groups.extend(others.iter().map(|group| group.as_raw()));
+    groups
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_read_from_its_owners_file_or_a_secrets_mount_and_nowhere_else() {
+        let (root, me, fs_group, others) = (0, 1000, 2000, 3000);
+        let table = [
+            (0o600, me, me, true),
+            (0o400, root, root, true),
+            (0o440, root, fs_group, true),
+            (0o640, root, fs_group, true),
+            (0o440, root, others, false),
+            (0o440, me, fs_group, false),
+            (0o460, root, fs_group, false),
+            (0o450, root, fs_group, false),
+            (0o444, root, fs_group, false),
+            (0o644, me, me, false),
+            (0o604, me, me, false),
+        ];
+        for (mode, owner, group, expected) in table {
+            let found = is_private(mode, owner, group, &[me, fs_group]);
+            assert_eq!(found, expected, "{mode:04o} of {owner}:{group}");
+        }
+    }
+
+    #[test]
+    fn a_key_file_that_others_may_read_or_that_is_too_large_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        std::fs::write(&path, "0123456789").unwrap();
+        let mode = |mode| std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&path, mode(0o600)).unwrap();
+        assert_eq!(read_private(&path, 10).unwrap().as_slice(), b"0123456789");
+        let error = read_private(&path, 9).unwrap_err();
+        assert!(matches!(error, StateDirError::Io { .. }), "{error}");
+        std::fs::set_permissions(&path, mode(0o644)).unwrap();
+        let error = read_private(&path, 10).unwrap_err().to_string();
+        assert!(
+            error.contains("0644") && error.contains("chmod 600"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn a_second_process_is_told_who_has_the_state_directory() {

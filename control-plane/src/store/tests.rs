@@ -37,6 +37,16 @@ impl TestStore {
     }
 }
 
+impl Store {
+    /// Caller and detail of every audit record, the oldest first.
+    pub(crate) async fn audit_details(&self) -> Vec<(String, String)> {
+        sqlx::query_as("SELECT caller, coalesce(detail, '') FROM audit ORDER BY id")
+            .fetch_all(&self.pool)
+            .await
+            .unwrap()
+    }
+}
+
 /// A state directory of its own.
 pub(crate) fn state_dir() -> (tempfile::TempDir, StateDir) {
     let directory = tempfile::tempdir().unwrap();

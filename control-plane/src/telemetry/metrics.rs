@@ -1,5 +1,6 @@
 //! The control plane's metrics. Every label has a fixed set of values.
 
+use super::AuthorityMetrics;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -54,6 +55,8 @@ pub struct Metrics {
     pub store_writes_lost: Counter,
     /// Records of refusals that were only counted, because a flood of them came.
     pub audit_suppressed: Counter,
+    /// Certificate authorities.
+    pub authority: AuthorityMetrics,
 }
 
 fn rpc_histogram() -> Histogram {
@@ -98,7 +101,9 @@ impl Metrics {
             store_failures: Counter::default(),
             store_writes_lost: Counter::default(),
             audit_suppressed: Counter::default(),
+            authority: AuthorityMetrics::default(),
         };
+        metrics.authority.register(&mut metrics.registry);
         metrics.register_identity();
         metrics.register_connections();
         metrics.register_discovery();

@@ -1,13 +1,14 @@
 //! What certificates are given for.
 
-use crate::support::{ControlPlane, TRUST_DOMAIN, attest_request, hello, refusal, svid_of, until};
+use crate::support::{
+    ControlPlane, TRUST_DOMAIN, attest_request, hello, refusal, root_in, svid_of, until,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SanType,
 };
 use sidewind_api::v1::identity_service_client::IdentityServiceClient;
 use sidewind_api::{Reason, v1};
-use sidewind_control_plane::issuance::authority::RootSource;
 use sidewind_control_plane::server::Settings;
 use sidewind_identity::authority::{SigningAuthority, SvidTemplate, generate_root};
 use sidewind_identity::{
@@ -262,11 +263,8 @@ impl Forge {
         // Old enough to have signed what is about to end.
         let begin = SystemTime::now() - Duration::from_secs(600);
         let root = generate_root(&trust_domain, 3 * month, begin).unwrap();
-        let source = RootSource::Given {
-            certificate_pem: root.certificate_pem(),
-            key_pem: root.key().to_pkcs8_pem(),
-        };
         let directory = Arc::new(tempfile::tempdir().unwrap());
+        let source = root_in(directory.path(), &root);
         let change = |settings: &mut Settings| settings.root = source;
         Self {
             control_plane: ControlPlane::start_in(directory, change).await,

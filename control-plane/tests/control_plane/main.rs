@@ -14,6 +14,7 @@
 mod admin_port;
 mod attestation;
 mod audit;
+mod authorities;
 mod bans;
 mod bounds;
 mod canary;

@@ -10,13 +10,16 @@ use sidewind_api::v1::mesh_service_client::MeshServiceClient;
 use sidewind_api::v1::proxy_message::Message as FromProxy;
 use sidewind_api::{Reason, v1};
 use sidewind_control_plane::issuance::authority::RootSource;
+use sidewind_control_plane::issuance::authority::upstream::files::{Paths, UpstreamFiles};
 use sidewind_control_plane::server::{
     Limits, Server, Settings, ShutdownTrigger, StartError, shutdown,
 };
 use sidewind_control_plane::store::Location;
+use sidewind_identity::authority::RootAuthority;
 use sidewind_identity::{PrivateKey, Svid, TrustBundle, TrustBundles, TrustDomain, peer_identity};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +59,7 @@ pub(crate) fn settings(directory: &Path) -> Settings {
         inbound_plaintext: v1::PlaintextMode::Permissive,
         root: RootSource::Generated,
         limits: Limits::default(),
+        rotation_deadline: Duration::from_secs(3600),
     }
 }
 
@@ -68,6 +72,24 @@ pub(crate) async fn limited(attest: u32, sign: u32) -> ControlPlane {
     };
     let directory = Arc::new(tempfile::tempdir().unwrap());
     ControlPlane::start_in(directory, |settings| settings.limits = limits).await
+}
+
+/// A root that is given as files.
+pub(crate) fn root_in(directory: &Path, root: &RootAuthority) -> RootSource {
+    let paths = Paths {
+        certificate: directory.join("root.pem"),
+        key: directory.join("root.key"),
+        upstream_bundle: None,
+    };
+    write_root(&paths, root);
+    RootSource::Upstream(Arc::new(UpstreamFiles::new(paths)))
+}
+
+pub(crate) fn write_root(paths: &Paths, root: &RootAuthority) {
+    std::fs::write(&paths.certificate, root.certificate_pem()).unwrap();
+    std::fs::write(&paths.key, root.key().to_pkcs8_pem().as_bytes()).unwrap();
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&paths.key, private).unwrap();
 }
 
 impl ControlPlane {
@@ -126,9 +148,11 @@ impl ControlPlane {
         sqlx::SqlitePool::connect_with(options).await.unwrap()
     }
 
-    /// What the audit holds: event, outcome and SPIFFE ID of each record, the oldest first.
+    /// What the audit holds of identities: event, outcome and SPIFFE ID of each record, the oldest first.
     pub(crate) async fn audit(&self) -> Vec<(String, String, Option<String>)> {
-        let rows = sqlx::query_as("SELECT event, outcome, spiffe_id FROM audit ORDER BY id");
+        let rows = sqlx::query_as(
+            "SELECT event, outcome, spiffe_id FROM audit WHERE event NOT LIKE 'ca-%' ORDER BY id",
+        );
         rows.fetch_all(&self.database().await).await.unwrap()
     }
 

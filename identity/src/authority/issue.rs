@@ -14,7 +14,7 @@ use super::{AuthorityLoadError, BACKDATE, SignError};
 use crate::bundle::{AuthorityError, BundleError, TrustBundle, TrustBundles, check_authority};
 use crate::key::{PrivateKey, Signer};
 use crate::spiffe_id::TrustDomain;
-use crate::x509::{self, MalformedCertificate};
+use crate::x509::{self, KeyIds, MalformedCertificate};
 
 /// `id-at-serialNumber` (X.520), which keeps the names of a trust domain's authorities apart.
 const SERIAL_NUMBER_ATTRIBUTE: &[u64] = &[2, 5, 4, 5];
@@ -24,6 +24,8 @@ pub(super) struct Authority {
     pub(super) trust_domain: TrustDomain,
     pub(super) certificate: CertificateDer<'static>,
     pub(super) key: PrivateKey,
+    /// In lower-case hexadecimal.
+    pub(super) key_id: String,
     pub(super) issuer: Issuer<'static, Signer>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
@@ -45,6 +47,7 @@ impl Authority {
         Ok(Self {
             not_before: x509::system_time(parsed.validity().not_before),
             not_after: x509::system_time(parsed.validity().not_after),
+            key_id: KeyIds::read(&parsed).subject,
             trust_domain,
             key,
             issuer,

@@ -124,6 +124,11 @@ impl RootAuthority {
         &self.authority.key
     }
 
+    /// The key identifier of the root in lower-case hexadecimal: what its certificates name their issuer by.
+    pub fn key_id(&self) -> &str {
+        &self.authority.key_id
+    }
+
     /// From when on the root is valid.
     pub fn not_before(&self) -> SystemTime {
         self.authority.not_before

@@ -5,9 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
-    PublicKeyData, SanType, SubjectPublicKeyInfo,
+    PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 
 use super::issue::{self, Authority};
 use super::{AuthorityLoadError, MAX_DNS_NAMES, MAX_SVID_TTL, MIN_SVID_TTL, SignError, csr};
@@ -91,7 +93,8 @@ impl SigningAuthority {
         let leaf: CertificateDer<'static> = params
             .signed_by(&public_key, &self.authority.issuer)?
             .into();
-        self.check_leaf(&leaf, template, &public_key, now)?;
+        self.check_leaf(&leaf, template, &params, now)?;
+        check_key(&leaf, &public_key)?;
         let mut chain = Vec::with_capacity(1 + self.chain.len());
         chain.push(leaf);
         chain.extend_from_slice(&self.chain);
@@ -151,7 +154,7 @@ impl SigningAuthority {
         &self,
         leaf: &CertificateDer<'static>,
         template: &SvidTemplate,
-        public_key: &SubjectPublicKeyInfo,
+        params: &CertificateParams,
         now: SystemTime,
     ) -> Result<(), SignError> {
         // One use is enough: no leaf passes that is not for both.
@@ -161,14 +164,24 @@ impl SigningAuthority {
         if id != template.id {
             return Err(SignError::SelfCheckContent("SPIFFE ID"));
         }
-        let parsed = x509::parse(leaf).map_err(|error| SignError::SelfCheck(error.into()))?;
-        if parsed.public_key().raw != public_key.subject_public_key_info() {
-            return Err(SignError::SelfCheckContent("public key"));
+        let parsed = parse(leaf)?;
+        let (begin, end) = (parsed.validity().not_before, parsed.validity().not_after);
+        if begin.to_datetime() != params.not_before || x509::system_time(begin) < self.not_before()
+        {
+            return Err(SignError::SelfCheckContent("begin of validity"));
         }
-        if x509::system_time(parsed.validity().not_after) > self.not_after() {
+        if end.to_datetime() != params.not_after || x509::system_time(end) > self.not_after() {
             return Err(SignError::SelfCheckContent("end of validity"));
         }
-        Ok(())
+        let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes);
+        let serial = serial.as_deref().map(x509::serial_hex);
+        if serial != Some(x509::serial_hex(parsed.raw_serial())) {
+            return Err(SignError::SelfCheckContent("serial number"));
+        }
+        if x509::KeyIds::read(&parsed).authority.as_deref() != Some(self.key_id()) {
+            return Err(SignError::SelfCheckContent("issuer's key identifier"));
+        }
+        check_names(&parsed, template)
     }
 
     /// The trust domain that this CA signs for.
@@ -194,6 +207,11 @@ impl SigningAuthority {
         &self.authority.key
     }
 
+    /// The key identifier of this CA in lower-case hexadecimal: what its certificates name their issuer by.
+    pub fn key_id(&self) -> &str {
+        &self.authority.key_id
+    }
+
     /// From when on this CA is valid.
     pub fn not_before(&self) -> SystemTime {
         self.authority.not_before
@@ -202,6 +220,41 @@ impl SigningAuthority {
     /// Until when this CA is valid: nothing that it signs lives longer.
     pub fn not_after(&self) -> SystemTime {
         self.authority.not_after
+    }
+}
+
+fn parse<'a>(leaf: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, SignError> {
+    x509::parse(leaf).map_err(|error| SignError::SelfCheck(error.into()))
+}
+
+/// The certificate is for the key of the request.
+fn check_key(
+    leaf: &CertificateDer<'_>,
+    public_key: &SubjectPublicKeyInfo,
+) -> Result<(), SignError> {
+    if parse(leaf)?.public_key().raw == public_key.subject_public_key_info() {
+        Ok(())
+    } else {
+        Err(SignError::SelfCheckContent("public key"))
+    }
+}
+
+/// The names are those of the template and no others; the subject, which is nobody's identity, is empty.
+fn check_names(leaf: &X509Certificate<'_>, template: &SvidTemplate) -> Result<(), SignError> {
+    if leaf.subject().iter_rdn().next().is_some() {
+        return Err(SignError::SelfCheckContent("subject"));
+    }
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|_| SignError::SelfCheckContent("alternative names"))?
+        .map(|names| names.value.general_names.as_slice());
+    let id = std::iter::once(GeneralName::URI(template.id.as_str()));
+    let dns_names = template.dns_names.iter();
+    let expected = id.chain(dns_names.map(|name| GeneralName::DNSName(name)));
+    if names.is_some_and(|names| names.iter().eq(expected.collect::<Vec<_>>().iter())) {
+        Ok(())
+    } else {
+        Err(SignError::SelfCheckContent("alternative names"))
     }
 }
 
@@ -247,3 +300,6 @@ impl fmt::Debug for SigningAuthority {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

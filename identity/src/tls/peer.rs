@@ -34,6 +34,9 @@ pub struct PeerIdentity {
     pub not_after: SystemTime,
     /// The serial number in lower-case hexadecimal.
     pub serial_hex: String,
+    /// Key identifier of the authority that signed the certificate, in lower-case hexadecimal; empty where the
+    /// certificate does not say.
+    pub issuer_key_id: String,
     /// SHA-256 of the certificate's DER form: `Hash` in `x-forwarded-client-cert`.
     pub certificate_sha256: [u8; 32],
     /// The subject in RFC 2253 form: `Subject` in `x-forwarded-client-cert`. Usually empty; never an identity.
@@ -61,6 +64,9 @@ pub fn peer_identity(
         id: leaf.id,
         not_after: leaf.not_after,
         serial_hex: leaf.serial_hex,
+        issuer_key_id: x509::KeyIds::read(&certificate)
+            .authority
+            .unwrap_or_default(),
         certificate_sha256,
         subject: Some(rfc2253(certificate.subject()))
             .filter(|subject| subject.len() <= MAX_SUBJECT_BYTES)

@@ -3,12 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use rustls_pki_types::CertificateDer;
 use sidewind_identity::authority::{
     AuthorityLoadError, BACKDATE, RootAuthority, SignError, SigningAuthority, SvidTemplate,
     generate_root,
 };
 use sidewind_identity::{
-    PrivateKey, SpiffeId, Svid, SvidError, TrustDomain, Usage, VerifyOptions, verify_chain,
+    KeyIds, PrivateKey, SpiffeId, Svid, SvidError, TrustDomain, Usage, VerifyOptions,
+    peer_identity, verify_chain,
 };
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
@@ -372,4 +374,45 @@ fn authorities_and_svids_may_be_shared_between_threads() {
     shared::<SigningAuthority>();
     shared::<Svid>();
     shared::<PrivateKey>();
+}
+
+#[test]
+fn certificates_name_the_authorities_that_signed_them_by_key_identifiers() {
+    let mesh = Mesh::new("td");
+    let svid = mesh.svid("/w");
+    let of_leaf = KeyIds::of(&svid.chain()[0]).unwrap();
+    assert_eq!(of_leaf.authority.as_deref(), Some(mesh.signing.key_id()));
+    let of_signing = KeyIds::of(&svid.chain()[1]).unwrap();
+    assert_eq!(of_signing.subject, mesh.signing.key_id());
+    assert_eq!(of_signing.authority.as_deref(), Some(mesh.root.key_id()));
+    assert_eq!(mesh.root.key_id().len(), 40);
+    let expected = [mesh.root.key_id(), mesh.signing.key_id()].map(str::to_owned);
+    assert_eq!(svid.authority_key_ids(), expected.into());
+    let peer = peer_identity(Some(svid.chain())).unwrap();
+    assert_eq!(peer.issuer_key_id, mesh.signing.key_id());
+}
+
+#[test]
+fn a_root_without_a_key_identifier_gets_the_one_that_its_certificates_name_it_by() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
+    // The library writes the identifier beside its own basic constraints alone.
+    let root = foreign_root(|root| {
+        root.is_ca = IsCa::NoCa;
+        let constraints = extension(&[2, 5, 29, 19], true, b"\x30\x03\x01\x01\xff".to_vec());
+        root.custom_extensions.push(constraints);
+    });
+    let has_own = |der: &CertificateDer<'_>| {
+        let certificate = parse(der);
+        let mut extensions = certificate.extensions().iter();
+        extensions.any(|extension| {
+            matches!(
+                extension.parsed_extension(),
+                ParsedExtension::SubjectKeyIdentifier(_)
+            )
+        })
+    };
+    assert!(!has_own(root.certificate()));
+    let signing = root.issue_intermediate(HOUR, now).unwrap();
+    let of_signing = KeyIds::of(&signing.chain()[0]).unwrap();
+    assert_eq!(of_signing.authority.as_deref(), Some(root.key_id()));
 }

@@ -1,9 +1,11 @@
 //! Keeps this workload's SVID fresh: attests once, renews early, and never gives up.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sidewind_identity::{Svid, TrustBundle};
+use tokio::sync::watch;
 
 use super::Shared;
 use super::backoff::Backoff;
@@ -21,6 +23,9 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);
 /// In the last tenth of an SVID's life, at most this long between tries.
 const LONGEST_BACKOFF_NEAR_EXPIRY: Duration = Duration::from_secs(10);
+
+/// When an authority is tainted, its SVIDs are renewed within this time.
+const LONGEST_TAINT_DELAY: Duration = Duration::from_secs(10);
 
 /// The task that owns the SVID.
 #[derive(Debug)]
@@ -58,13 +63,56 @@ impl IdentityTask {
     /// Runs for as long as the process does.
     pub(super) async fn run(mut self) {
         self.wait_for_trust_bundle().await;
+        let mut tainted = self.shared.tainted.subscribe();
         loop {
-            let wait = match self.issue().await {
-                Ok(issued) => self.take(issued),
-                Err(error) => self.fail(&error),
+            let (mut wait, renewed) = match self.issue().await {
+                Ok(issued) => (self.take(issued), true),
+                Err(error) => (self.fail(&error), false),
             };
-            self.shared.clock.sleep(wait).await;
+            // Another process of the control plane may sign by an authority that was tainted a moment ago.
+            if renewed && self.is_tainted(&tainted.borrow_and_update()) {
+                wait = wait.min(LONGEST_BACKOFF);
+            }
+            self.wait(wait, &mut tainted).await;
         }
+    }
+
+    /// Waits for the next try: until it is time, or a moment after the authority of the SVID was tainted.
+    async fn wait(&self, wait: Duration, tainted: &mut watch::Receiver<BTreeSet<String>>) {
+        let clock = &self.shared.clock;
+        let sleep = clock.sleep(wait);
+        tokio::pin!(sleep);
+        loop {
+            tokio::select! {
+                () = &mut sleep => return,
+                Ok(()) = tainted.changed() => {
+                    if self.is_tainted(&tainted.borrow_and_update()) {
+                        break;
+                    }
+                }
+            }
+        }
+        let left = self.valid_svid().map_or(Duration::ZERO, |svid| {
+            svid.not_after()
+                .duration_since(clock.now())
+                .unwrap_or_default()
+        });
+        let moment = taint_delay(left);
+        tracing::warn!(
+            renewal_in_seconds = moment.as_secs_f64(),
+            "an authority that the SVID chains through is tainted; renewing at once"
+        );
+        tokio::select! {
+            () = &mut sleep => {}
+            () = clock.sleep(moment) => {}
+        }
+    }
+
+    /// Whether the SVID chains through an authority that is not to be relied on.
+    fn is_tainted(&self, tainted: &BTreeSet<String>) -> bool {
+        let svid = (!tainted.is_empty()).then(|| self.shared.publisher.svid());
+        svid.flatten()
+            .is_some_and(|svid| !svid.authority_key_ids().is_disjoint(tainted))
     }
 
     async fn wait_for_trust_bundle(&mut self) {
@@ -264,6 +312,13 @@ fn renewal_delay(life: Duration) -> Duration {
         .max(SHORTEST_WAIT)
 }
 
+/// A moment within which a whole fleet renews: at most ten seconds, and a tenth of the life that is left.
+fn taint_delay(left: Duration) -> Duration {
+    LONGEST_TAINT_DELAY
+        .min(left / 10)
+        .mul_f64(rand::random_range(0.0..=1.0))
+}
+
 /// The backoff, shortened while an SVID is about to expire, so that several tries always fit into what is left.
 fn bounded_wait(backoff: Duration, left: Option<Duration>, life: Duration) -> Duration {
     let Some(left) = left else {
@@ -296,6 +351,15 @@ mod tests {
             .abs_diff(*draws.iter().min().unwrap());
         assert!(spread.as_secs() > 200, "drawn anew for each certificate");
         assert_eq!(renewal_delay(Duration::from_millis(1)), SHORTEST_WAIT);
+    }
+
+    #[test]
+    fn a_fleet_renews_within_ten_seconds_and_sooner_when_little_life_is_left() {
+        let seconds = Duration::from_secs;
+        let longest = |left| (0..1000).map(|_| taint_delay(left)).max().unwrap();
+        assert!((seconds(9)..=seconds(10)).contains(&longest(seconds(3600))));
+        assert!((seconds(2)..=seconds(3)).contains(&longest(seconds(30))));
+        assert_eq!(longest(Duration::ZERO), Duration::ZERO);
     }
 
     #[test]

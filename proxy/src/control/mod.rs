@@ -26,6 +26,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -88,6 +89,8 @@ struct Shared {
     publisher: Publisher,
     discovery: Discovery,
     status: watch::Sender<ControlStatus>,
+    /// Key identifiers of authorities that are not to be relied on any more.
+    tainted: watch::Sender<BTreeSet<String>>,
     clock: Clock,
 }
 
@@ -125,6 +128,7 @@ fn within(
         publisher: Publisher::new(config.control.trust_domain.clone()),
         discovery: discovery.clone(),
         status,
+        tainted: watch::Sender::default(),
         clock,
     });
     let control = Control {

@@ -56,6 +56,8 @@ pub(super) struct Session {
     /// Destinations of which it is to be told whether they are followed; each once.
     pending: VecDeque<Arc<str>>,
     is_pending: HashSet<Arc<str>>,
+    /// What is to be acknowledged, where the control plane has not been told yet.
+    acknowledgement: Option<v1::Acknowledge>,
 }
 
 /// Opens a stream: hello, and the control plane's hello in answer.
@@ -109,6 +111,7 @@ async fn open_unbounded(opening: Opening) -> Result<Session, ControlError> {
         subscribed: HashSet::new(),
         pending: VecDeque::new(),
         is_pending: HashSet::new(),
+        acknowledgement: None,
         address,
     })
 }
@@ -132,6 +135,15 @@ impl Session {
         }
     }
 
+    /// Tells the control plane what is in use by now. Of several that wait for room, the last is sent.
+    pub(super) fn acknowledge(&mut self, in_use: v1::Acknowledge) {
+        self.acknowledgement = Some(in_use);
+    }
+
+    fn has_something_to_say(&self) -> bool {
+        self.acknowledgement.is_some() || !self.pending.is_empty()
+    }
+
     /// Carries the stream on until something was received. Cancelling it loses nothing.
     pub(super) async fn next(&mut self, discovery: &Discovery) -> Event {
         loop {
@@ -153,10 +165,15 @@ impl Session {
                     Ok(None) => Event::Ended("the control plane ended the stream".to_owned()),
                     Err(status) => Event::Ended(format!("{}: {}", status.code(), status.message())),
                 },
-                permit = self.outgoing.reserve(), if !self.pending.is_empty() => {
+                permit = self.outgoing.reserve(), if self.has_something_to_say() => {
                     let Ok(permit) = permit else {
                         return Event::Ended("the connection has ended".to_owned());
                     };
+                    if let Some(in_use) = self.acknowledgement.take() {
+                        let message = Some(ProxyKind::Acknowledge(in_use));
+                        permit.send(v1::ProxyMessage { message });
+                        continue;
+                    }
                     let Some(destination) = self.pending.pop_front() else {
                         continue;
                     };

@@ -3,6 +3,7 @@
 //! There is at most one stream in use and one being opened. A new one is opened when there is none, when the
 //! certificate was renewed, and when the registration changes; the old one is given up only once the new one is up.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use sidewind_api::v1::control_message::Message;
 use sidewind_api::{BanList, v1};
+use sidewind_identity::TrustBundle;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -28,6 +30,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// A stream that lasted this long was no failure.
 const STABLE: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// Most authorities that can be tainted at once; a trust bundle has at most 16 roots.
+const MAX_TAINTED: usize = 1024;
 
 type OpenFuture = Pin<Box<dyn Future<Output = Result<Session, ControlError>> + Send>>;
 
@@ -115,7 +119,11 @@ impl StreamTask {
                 _ = sweep.tick() => discovery.sweep(),
                 () = tokio::time::sleep_until(self.not_before), if retry => {}
                 // A closed channel means that the process is ending; the other branches go on until it has.
-                Ok(()) = identity.changed() => {}
+                Ok(()) = identity.changed() => {
+                    if let Some(session) = &mut current {
+                        session.acknowledge(self.in_use());
+                    }
+                }
                 Ok(()) = hello.changed() => {}
             }
         }
@@ -146,6 +154,7 @@ impl StreamTask {
     /// Makes a stream the one in use, and subscribes on it to everything that is followed.
     fn adopt(&mut self, mut session: Session) -> Session {
         self.shared.discovery.take_dirty();
+        session.acknowledge(self.in_use());
         session.queue(self.shared.discovery.all());
         tracing::info!(
             control_plane = %session.address,
@@ -168,6 +177,23 @@ impl StreamTask {
             status.streams_opened += 1;
         });
         session
+    }
+
+    /// What new connections use.
+    fn in_use(&self) -> v1::Acknowledge {
+        let bundles = self.shared.publisher.bundles();
+        let sequence = |bundle: &TrustBundle| v1::BundleSequence {
+            trust_domain: bundle.trust_domain().to_string(),
+            sequence: bundle.sequence(),
+        };
+        let svid = self.shared.publisher.svid();
+        v1::Acknowledge {
+            bundles: bundles.iter().map(sequence).collect(),
+            bans_version: 0,
+            svid_serial: svid
+                .map(|svid| svid.serial_hex().to_owned())
+                .unwrap_or_default(),
+        }
     }
 
     /// A try to open a stream has failed.
@@ -201,9 +227,10 @@ impl StreamTask {
         match message {
             // A kind of message that a newer control plane knows.
             Some(Message::Bans(bans)) => self.apply_bans(&bans),
-            None | Some(Message::TaintedAuthorities(_)) => {
+            None => {
                 tracing::debug!("a message of an unknown kind was ignored");
             }
+            Some(Message::TaintedAuthorities(message)) => self.apply_tainted(message),
             Some(Message::Hello(_)) => self.complain("a second hello"),
             Some(Message::TrustBundles(message)) => {
                 match self.shared.publisher.update_bundles(message.bundles) {
@@ -264,6 +291,22 @@ impl StreamTask {
                 "nobody follows this destination"
             );
         }
+    }
+
+    fn apply_tainted(&mut self, message: v1::TaintedAuthorities) {
+        if message.subject_key_ids.len() > MAX_TAINTED {
+            self.complain("the list of tainted authorities is too long");
+            return;
+        }
+        let tainted: BTreeSet<String> = message.subject_key_ids.into_iter().collect();
+        self.shared.tainted.send_if_modified(|present| {
+            let is_new = *present != tainted;
+            if is_new {
+                tracing::info!(number = tainted.len(), "tainted authorities updated");
+                *present = tainted;
+            }
+            is_new
+        });
     }
 
     fn apply_policy(&mut self, policy: v1::InboundPolicy) {

@@ -19,6 +19,7 @@ mod policy;
 mod replicas;
 mod retries;
 mod rotation;
+mod rotation_ca;
 mod startup;
 mod telemetry;
 mod transparent;

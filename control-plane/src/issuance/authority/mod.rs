@@ -1,25 +1,57 @@
-//! The certificate authority: a root, and the signing intermediate made from it.
+//! The certificate authority: roots that are trusted, and the signing authority below one of them.
+//!
+//! - [`slots`]: every authority with its state, as the store has them
+//! - `plan`: what is to be done next, decided and not done
+//! - `maker`, `changes`: the certificates of one step, and what of the slots changes by it
+//! - `rotation`: steps made, each in one transaction with the record of it
+//! - `commands`: rotate, taint and revoke, as the command line asks for them
+//! - [`followers`]: who has the trust bundle by now
+//! - [`upstream`]: roots that are given and not generated
+//! - `signer`: what signs at present
+//!
+//! The store is the truth: each step is a transaction that another process of the control plane would lose, and
+//! whoever loses, or finds the version of the slots changed, reads them again.
 
-mod keeping;
+mod changes;
+mod commands;
+mod error;
+pub mod followers;
+mod maker;
+mod plan;
+mod rotation;
+mod signer;
+pub mod slots;
+pub mod upstream;
+
+pub use changes::Event;
+pub use commands::{Actor, RotateOptions, Rotation};
+pub use error::{AuthorityStartError, LifetimeError};
+pub use followers::Followers;
 
 use super::jwt::{PublishedJwtKeys, REFRESH_HINT};
-use crate::store::{Store, StoreError};
+use crate::store::{AuthorityRole, Store};
 use arc_swap::ArcSwap;
-use keeping::{new_signing, open_root, read_bundle, stored_signing};
+use followers::Waiting;
+use maker::Maker;
+use rotation::Turn;
 use rustls_pki_types::CertificateDer;
-use sidewind_api::{duration, v1};
-use sidewind_identity::authority::{
-    AuthorityLoadError, RootAuthority, SignError, SigningAuthority, SvidTemplate,
-};
-use sidewind_identity::{BundleError, KeyError, SpiffeId, TrustBundle, TrustBundles, TrustDomain};
+use sidewind_api::v1;
+use sidewind_identity::authority::{SignError, SigningAuthority, SvidTemplate};
+use sidewind_identity::{SpiffeId, TrustBundle, TrustBundles, TrustDomain};
+use signer::Signer;
+use slots::Slots;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
+use upstream::Upstream;
 
 /// Lifetime of a generated root.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
-/// Lifetime of a signing intermediate, when its root lives longer.
+/// Lifetime of a signing authority, when its root lives longer.
 pub const SIGNING_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
-/// An intermediate is replaced when this part of its lifetime is left.
+/// How long a prepared root waits for proxies that do not acknowledge it, when nothing else is said.
+pub const ROTATION_DEADLINE: Duration = Duration::from_secs(3600);
+/// An authority is replaced when this part of its lifetime is left.
 const REPLACED_AT_PART: u32 = 6;
 /// The path that only the control plane's own identities are under.
 pub const RESERVED_PREFIX: &str = "/sidewind";
@@ -29,68 +61,8 @@ pub const RESERVED_PREFIX: &str = "/sidewind";
 pub enum RootSource {
     /// Generated at first and kept in the store.
     Generated,
-    /// Given by the one who runs the control plane; only its certificate is kept.
-    Given {
-        /// Certificate in PEM.
-        certificate_pem: String,
-        /// Key in PEM.
-        key_pem: zeroize::Zeroizing<String>,
-    },
-}
-
-/// Why there is no authority to sign with.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthorityStartError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A certificate or key cannot be used.
-    #[error("the {which} cannot be used")]
-    Load {
-        /// Which.
-        which: &'static str,
-        /// Why not.
-        source: AuthorityLoadError,
-    },
-    /// A stored key cannot be read.
-    #[error("the {which}'s key in the store cannot be used")]
-    Key {
-        /// Whose.
-        which: &'static str,
-        /// Why not.
-        source: KeyError,
-    },
-    /// The key of the root is not in the store, because it was given as a file before.
-    #[error(
-        "the root of this state directory was given as files, so its key is not here; give --root-cert and --root-key again"
-    )]
-    RootKeyElsewhere,
-    /// The root ends too soon to sign with.
-    #[error("the root certificate has ended or ends within minutes; a new root is needed")]
-    RootEnded,
-    /// A CA certificate could not be made.
-    #[error("cannot make the {which}")]
-    Make {
-        /// Which.
-        which: &'static str,
-        /// Why not.
-        source: SignError,
-    },
-    /// The trust bundle cannot be made of the roots.
-    #[error("the trust bundle cannot be made")]
-    Bundle(#[from] BundleError),
-}
-
-/// A lifetime that cannot be promised.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "an SVID lifetime of {} cannot be honoured: the signing certificate lives {} and is replaced when a sixth of that is left, and no SVID outlives its issuer, so the longest is {} / {REPLACED_AT_PART} = {}",
-    duration::format(*asked), duration::format(*signing), duration::format(*signing), duration::format(*longest)
-)]
-pub struct LifetimeError {
-    asked: Duration,
-    signing: Duration,
-    longest: Duration,
+    /// Given by others; of roots only the certificates are kept.
+    Upstream(Arc<dyn Upstream>),
 }
 
 /// A certificate that was signed.
@@ -107,12 +79,39 @@ pub struct Issued {
 /// The certificate authority of a trust domain.
 #[derive(Debug)]
 pub struct CertificateAuthority {
-    trust_domain: TrustDomain,
-    store: Store,
-    root: RootAuthority,
-    signing: ArcSwap<SigningAuthority>,
-    bundle: ArcSwap<TrustBundle>,
+    maker: Maker,
     jwt_keys: ArcSwap<PublishedJwtKeys>,
+    deadline: Duration,
+    /// This process, among those that use the store.
+    process: String,
+    /// Whether others use the store at the same time.
+    is_shared: bool,
+    opened: SystemTime,
+    current: ArcSwap<Current>,
+    waiting: ArcSwap<Waiting>,
+    /// The longest lifetime of SVIDs that was promised, in seconds.
+    promised: AtomicU64,
+    /// How long signing authorities live below what is given, in seconds.
+    given_lifetime: AtomicU64,
+    /// Who changes anything has the turn.
+    turn: tokio::sync::Mutex<Turn>,
+}
+
+/// What a look after the authorities has brought.
+#[derive(Debug)]
+pub struct Maintenance {
+    /// What this process did.
+    pub events: Vec<Event>,
+    /// Why what is given at present is not taken; what was taken before stays in use.
+    pub refused: Option<AuthorityStartError>,
+}
+
+/// What signing and verifying need, as one.
+#[derive(Debug)]
+struct Current {
+    slots: Arc<Slots>,
+    bundle: Arc<TrustBundle>,
+    signer: Arc<Signer>,
 }
 
 impl CertificateAuthority {
@@ -126,41 +125,34 @@ impl CertificateAuthority {
         source: RootSource,
         now: SystemTime,
     ) -> Result<Self, AuthorityStartError> {
-        let root = open_root(&store, &trust_domain, source, now).await?;
-        if root.not_after() < now + Duration::from_secs(300) {
-            return Err(AuthorityStartError::RootEnded);
-        }
-        let signing = match stored_signing(&store, &trust_domain).await? {
-            Some(signing) if !is_due(&signing, now) => signing,
-            _ => new_signing(&store, &root, now).await?,
-        };
-        let bundle = read_bundle(&store, &trust_domain, now).await?;
-        Ok(Self {
-            trust_domain,
-            store,
-            root,
-            signing: ArcSwap::from_pointee(signing),
-            bundle: ArcSwap::from_pointee(bundle),
-            jwt_keys: ArcSwap::default(),
-        })
+        rotation::open(store, trust_domain, source, now).await
+    }
+
+    /// The same with another time that a prepared root waits for proxies.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     /// The trust domain that the authority signs for.
     #[must_use]
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.maker.trust_domain
     }
 
     /// The trust bundle: every root that is trusted.
     #[must_use]
     pub fn bundle(&self) -> Arc<TrustBundle> {
-        self.bundle.load_full()
+        Arc::clone(&self.current.load().bundle)
     }
 
     /// The bundles that this control plane itself verifies clients with.
     #[must_use]
     pub fn bundles(&self) -> Arc<TrustBundles> {
-        Arc::new(TrustBundles::from(TrustBundle::clone(&self.bundle.load())))
+        Arc::new(TrustBundles::from(TrustBundle::clone(
+            &self.current.load().bundle,
+        )))
     }
 
     /// Publishes the keys of JWT-SVIDs with the bundle from now on.
@@ -171,7 +163,7 @@ impl CertificateAuthority {
     /// The bundles in the API's form.
     #[must_use]
     pub fn api_bundles(&self) -> v1::TrustBundles {
-        let bundle = self.bundle.load();
+        let bundle = self.bundle();
         let authorities = bundle.authorities().iter();
         let jwt_keys = self.jwt_keys.load();
         v1::TrustBundles {
@@ -186,33 +178,58 @@ impl CertificateAuthority {
         }
     }
 
+    /// The authorities that are not to be relied on any more, in the API's form.
+    #[must_use]
+    pub fn api_tainted(&self) -> v1::TaintedAuthorities {
+        v1::TaintedAuthorities {
+            subject_key_ids: self.slots().tainted(),
+        }
+    }
+
+    /// Whether roots are given and not generated.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        matches!(self.maker.source, RootSource::Upstream(_))
+    }
+
     /// The authority that signs SVIDs at present.
     #[must_use]
     pub fn signing(&self) -> Arc<SigningAuthority> {
-        self.signing.load_full()
+        Arc::clone(&self.current.load().signer.authority)
     }
 
-    /// Ends of the root and of the signing certificate.
+    /// Every authority with its state.
+    #[must_use]
+    pub fn slots(&self) -> Arc<Slots> {
+        Arc::clone(&self.current.load().slots)
+    }
+
+    /// Who has not the bundle of a root that is prepared, as it was last looked at.
+    #[must_use]
+    pub fn waiting(&self) -> Arc<Waiting> {
+        self.waiting.load_full()
+    }
+
+    /// Ends of the root in use and of the signing certificate.
     #[must_use]
     pub fn ends(&self) -> (SystemTime, SystemTime) {
-        (self.root.not_after(), self.signing.load().not_after())
+        let current = self.current.load();
+        let signing = current.signer.authority.not_after();
+        let root = current.slots.active(AuthorityRole::Root);
+        (root.map_or(signing, |root| root.not_after), signing)
     }
 
-    /// Checks that SVIDs of a lifetime can be promised at any time.
+    /// Checks that SVIDs of a lifetime can be promised at any time, also below a root that is given and waits to be
+    /// used. What is promised once is kept: an authority
+    /// that is given later and could not honour it is not taken.
     ///
     /// # Errors
     /// When they would outlive their issuer at some time, with the arithmetic.
     pub fn check_lifetime(&self, asked: Duration) -> Result<(), LifetimeError> {
-        let signing = lifetime(&self.signing.load());
-        let longest = signing / REPLACED_AT_PART;
-        if asked <= longest {
-            return Ok(());
-        }
-        Err(LifetimeError {
-            asked,
-            signing,
-            longest,
-        })
+        let given = Duration::from_secs(self.given_lifetime.load(Ordering::Relaxed));
+        LifetimeError::check(asked, self.current.load().signer.lifetime().min(given))?;
+        self.promised.fetch_max(asked.as_secs(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Signs a certificate for an identity and the key of a signing request.
@@ -234,19 +251,22 @@ impl CertificateAuthority {
         self.sign_template(csr, &template, now)
     }
 
-    /// As [`CertificateAuthority::sign`], with everything that a certificate can say.
+    /// Signs a certificate that says what the template says, for the key of a signing request. DNS names are those
+    /// of the template, which come from the registration and never from the request.
     ///
     /// # Errors
-    /// As [`CertificateAuthority::sign`].
+    /// What is wrong with the request or the template, or why the authority cannot.
     pub fn sign_template(
         &self,
         csr: &[u8],
         template: &SvidTemplate,
         now: SystemTime,
     ) -> Result<Issued, SignError> {
-        let chain = self.signing.load().sign(csr, template, now)?;
+        let signer = Arc::clone(&self.current.load().signer);
+        let chain = signer.authority.sign(csr, template, now)?;
         let identity = sidewind_identity::peer_identity(Some(&chain))
             .map_err(|_| SignError::SelfCheckContent("form"))?;
+        signer.note(identity.not_after);
         Ok(Issued {
             chain,
             serial: identity.serial_hex,
@@ -254,25 +274,37 @@ impl CertificateAuthority {
         })
     }
 
-    /// Replaces the signing certificate when it is due, and drops roots from the bundle that have ended.
-    /// Gives back whether anything changed.
+    /// Reads the slots again, which another process may have changed. Gives back whether anything is another now.
+    ///
+    /// # Errors
+    /// When the store fails or holds what cannot be used; what is in use stays so.
+    pub async fn reload(&self, now: SystemTime) -> Result<bool, AuthorityStartError> {
+        let mut turn = self.turn.lock().await;
+        self.read_slots(&mut turn, now).await
+    }
+
+    /// Makes every step that is due: reads the slots and what is given again, prepares, activates and retires.
     ///
     /// # Errors
     /// When the store fails or nothing can be signed; what is in use stays so.
-    pub async fn maintain(&self, now: SystemTime) -> Result<bool, AuthorityStartError> {
-        let mut changed = false;
-        if is_due(&self.signing.load(), now) {
-            let signing = new_signing(&self.store, &self.root, now).await?;
-            self.signing.store(Arc::new(signing));
-            changed = true;
-        }
-        let ended = |bundle: &TrustBundle| bundle.authorities().iter().any(|a| a.not_after() < now);
-        if ended(&self.bundle.load()) {
-            let bundle = read_bundle(&self.store, &self.trust_domain, now).await?;
-            self.bundle.store(Arc::new(bundle));
-            changed = true;
-        }
-        Ok(changed)
+    pub async fn maintain(
+        &self,
+        now: SystemTime,
+        followers: &dyn Followers,
+    ) -> Result<Maintenance, AuthorityStartError> {
+        let mut turn = self.turn.lock().await;
+        self.read_slots(&mut turn, now).await?;
+        self.note_signed(&mut turn, now).await?;
+        // What is given may be bad for long, and everything else goes on meanwhile.
+        let refused = self.look_upstream(&mut turn, now).await.err();
+        let events = self.advance(&mut turn, now, followers).await?;
+        Ok(Maintenance { events, refused })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(mut self) -> Self {
+        self.is_shared = true;
+        self
     }
 }
 
@@ -282,18 +314,6 @@ pub fn is_reserved(id: &SpiffeId) -> bool {
     id.path()
         .strip_prefix(RESERVED_PREFIX)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-fn lifetime(signing: &SigningAuthority) -> Duration {
-    signing
-        .not_after()
-        .duration_since(signing.not_before())
-        .unwrap_or_default()
-        .saturating_sub(sidewind_identity::authority::BACKDATE)
-}
-
-fn is_due(signing: &SigningAuthority, now: SystemTime) -> bool {
-    now + lifetime(signing) / REPLACED_AT_PART >= signing.not_after()
 }
 
 #[cfg(test)]

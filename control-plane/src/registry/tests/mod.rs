@@ -1,5 +1,6 @@
 //! The registry as its streams see it.
 
+mod acknowledgements;
 mod destinations;
 mod hello;
 mod streams;
@@ -79,6 +80,7 @@ fn checked(
         id: registration.spiffe_id.clone(),
         not_after: SystemTime::now() + Duration::from_secs(3600),
         serial_hex: "01".to_owned(),
+        issuer_key_id: String::new(),
         certificate_sha256: [0; 32],
         subject: String::new(),
     };

@@ -69,7 +69,7 @@ pub(super) async fn send(answers: &Answers, message: Message) {
 
 pub(super) struct Authority {
     pub(super) root: RootAuthority,
-    signing: SigningAuthority,
+    signing: Mutex<SigningAuthority>,
 }
 
 impl Authority {
@@ -78,7 +78,18 @@ impl Authority {
         let now = SystemTime::now() - HOUR;
         let root = generate_root(&trust_domain, 1000 * HOUR, now).unwrap();
         let signing = root.issue_intermediate(900 * HOUR, now).unwrap();
-        Self { root, signing }
+        Self {
+            root,
+            signing: Mutex::new(signing),
+        }
+    }
+
+    /// Signs by another authority from now on, and gives the key identifier of the one before.
+    pub(super) fn rotate(&self) -> String {
+        let now = SystemTime::now() - HOUR;
+        let next = self.root.issue_intermediate(900 * HOUR, now).unwrap();
+        let before = std::mem::replace(&mut *self.signing.lock().unwrap(), next);
+        before.key_id().to_owned()
     }
 
     pub(super) fn bundle(&self, sequence: u64) -> v1::TrustBundle {
@@ -99,7 +110,8 @@ impl Authority {
             ttl: end.duration_since(now).unwrap(),
             dns_names: Vec::new(),
         };
-        let chain = self.signing.sign(csr, &template, now).unwrap();
+        let signing = self.signing.lock().unwrap();
+        let chain = signing.sign(csr, &template, now).unwrap();
         chain
             .iter()
             .map(|certificate| certificate.to_vec())
@@ -122,6 +134,7 @@ pub(super) struct Fake {
     pub(super) authority: Arc<Authority>,
     pub(super) behaviour: Arc<Mutex<Behaviour>>,
     pub(super) seen: mpsc::UnboundedReceiver<Seen>,
+    acknowledged: mpsc::UnboundedReceiver<v1::Acknowledge>,
     service: Service,
     /// The identity that its certificate says.
     id: String,
@@ -143,11 +156,13 @@ impl Fake {
             bundle_sequence: 1,
         }));
         let (events, seen) = mpsc::unbounded_channel();
+        let (acknowledgements, acknowledged) = mpsc::unbounded_channel();
         let service = Service {
             authority: authority.clone(),
             behaviour: behaviour.clone(),
             simulated: simulated.clone(),
             events,
+            acknowledgements,
         };
         let mut fake = Self {
             url: String::new(),
@@ -155,6 +170,7 @@ impl Fake {
             authority,
             behaviour,
             seen,
+            acknowledged,
             service,
             id: id.to_owned(),
             running: JoinSet::new(),
@@ -229,6 +245,14 @@ impl Fake {
     pub(super) async fn next(&mut self) -> Seen {
         let seen = tokio::time::timeout(PATIENCE, self.seen.recv());
         seen.await.expect("nothing more happens").unwrap()
+    }
+
+    /// The next acknowledgement: the sequence of the own bundle, and the serial number of the SVID in use.
+    pub(super) async fn next_acknowledgement(&mut self) -> (u64, String) {
+        let next = tokio::time::timeout(PATIENCE, self.acknowledged.recv());
+        let it = next.await.expect("nothing more is acknowledged").unwrap();
+        assert_eq!(it.bundles[0].trust_domain, "sidewind.local");
+        (it.bundles[0].sequence, it.svid_serial)
     }
 
     /// The next stream that is opened, past everything else.
@@ -329,6 +353,7 @@ struct Service {
     behaviour: Arc<Mutex<Behaviour>>,
     simulated: Simulated,
     events: mpsc::UnboundedSender<Seen>,
+    acknowledgements: mpsc::UnboundedSender<v1::Acknowledge>,
 }
 
 impl Service {
@@ -438,12 +463,17 @@ impl MeshService for Service {
             answers,
         });
         let events = self.events.clone();
+        let acknowledgements = self.acknowledgements.clone();
         tokio::spawn(async move {
             while let Ok(Some(message)) = messages.message().await {
                 let _ = match message.message {
                     Some(ProxyKind::Subscribe(it)) => events.send(Seen::Subscribed(it.destination)),
                     Some(ProxyKind::Unsubscribe(it)) => {
                         events.send(Seen::Unsubscribed(it.destination))
+                    }
+                    Some(ProxyKind::Acknowledge(it)) => {
+                        let _ = acknowledgements.send(it);
+                        Ok(())
                     }
                     _ => Ok(()),
                 };

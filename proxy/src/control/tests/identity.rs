@@ -207,3 +207,57 @@ async fn a_machine_that_was_suspended_renews_within_half_a_minute() {
     assert!(resumed.elapsed() <= Duration::from_secs(31));
     assert!(world.time.now() > SystemTime::now() + Duration::from_secs(2900));
 }
+
+fn tainted(key_ids: &[&str]) -> Message {
+    Message::TaintedAuthorities(v1::TaintedAuthorities {
+        subject_key_ids: key_ids.iter().map(|id| (*id).to_owned()).collect(),
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_svid_of_a_tainted_authority_is_renewed_within_ten_seconds() {
+    let world = World::new();
+    let mut fake = world.control_plane().await;
+    fake.behave(|behaviour| behaviour.svid_ttl = Duration::from_secs(3600));
+    let mut proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
+    let first = proxy.identity(1).await;
+    let (.., answers) = fake.next_stream().await;
+    send(&answers, tainted(&["0123"])).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(proxy.identity(1).await.serial_hex, first.serial_hex);
+
+    let old = fake.authority.rotate();
+    let told = Instant::now();
+    send(&answers, tainted(&["0123", &old])).await;
+    proxy.identity(2).await;
+    assert!(
+        told.elapsed() <= Duration::from_secs(11),
+        "{:?}",
+        told.elapsed()
+    );
+    // The new one is of another authority, and is renewed in its own time.
+    let (.., answers) = fake.next_stream().await;
+    send(&answers, tainted(&["0123", &old])).await;
+    let renewed = Instant::now();
+    proxy.identity(3).await;
+    assert!(renewed.elapsed() >= Duration::from_secs(890));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_svid_that_is_of_a_tainted_authority_again_is_renewed_once_a_minute() {
+    let world = World::new();
+    let mut fake = world.control_plane().await;
+    fake.behave(|behaviour| behaviour.svid_ttl = Duration::from_secs(3600));
+    let mut proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
+    proxy.identity(1).await;
+    let (.., answers) = fake.next_stream().await;
+    let root = fake.authority.root.key_id().to_owned();
+    send(&answers, tainted(&[&root])).await;
+    proxy.identity(2).await;
+    for generation in 3..6 {
+        let begun = Instant::now();
+        proxy.identity(generation).await;
+        let waited = begun.elapsed().as_secs();
+        assert!((59..=61).contains(&waited), "{waited}");
+    }
+}

@@ -144,3 +144,42 @@ async fn a_withdrawn_workload_keeps_its_stream_and_serves_no_ports() {
     proxy.status(|status| status.streams_opened == 2).await;
     assert!(proxy.control.status.borrow().connected);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_use_is_acknowledged_after_each_change_of_it() {
+    let world = World::new();
+    let mut fake = world.control_plane().await;
+    fake.behave(|behaviour| behaviour.svid_ttl = Duration::from_secs(3600));
+    let mut proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
+    let first = proxy.identity(1).await;
+    let (.., answers) = fake.next_stream().await;
+    assert_eq!(
+        fake.next_acknowledgement().await,
+        (1, first.serial_hex.clone())
+    );
+
+    let newer = Message::TrustBundles(v1::TrustBundles {
+        bundles: vec![fake.authority.bundle(2)],
+    });
+    send(&answers, newer.clone()).await;
+    assert_eq!(
+        fake.next_acknowledgement().await,
+        (2, first.serial_hex.clone())
+    );
+    // Nothing has changed, and nothing is said, until the next certificate.
+    send(&answers, newer).await;
+    fake.behave(|behaviour| behaviour.bundle_sequence = 2);
+    let second = proxy.identity(3).await;
+    assert_ne!(second.serial_hex, first.serial_hex);
+    let mut acknowledged = fake.next_acknowledgement().await;
+    // On the old stream while there is no new one, and then on the new one.
+    while acknowledged.1 != second.serial_hex {
+        acknowledged = fake.next_acknowledgement().await;
+    }
+    assert_eq!(acknowledged, (2, second.serial_hex.clone()));
+    fake.next_stream().await;
+    assert_eq!(
+        fake.next_acknowledgement().await,
+        (2, second.serial_hex.clone())
+    );
+}

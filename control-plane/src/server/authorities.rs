@@ -1,0 +1,213 @@
+//! The certificate authorities at work: looked after every few seconds, changed by the command line, and every
+//! change told to proxies, to the trust bundle's file, to metrics and to the audit.
+
+use crate::issuance::Refusal;
+use crate::issuance::authority::{
+    Actor, AuthorityStartError, CertificateAuthority, Event, RotateOptions, Rotation,
+};
+use crate::issuance::own::OwnIdentity;
+use crate::registry::Registry;
+use crate::store::writer::Writer;
+use crate::store::{AuthorityRole, StateDir};
+use crate::telemetry::{Metrics, Throttle, lasting_fault};
+use sidewind_api::Reason;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::Mutex;
+
+/// Keeps everything that depends on the authorities up to date.
+#[derive(Debug)]
+pub(super) struct Authorities {
+    pub(super) authority: Arc<CertificateAuthority>,
+    pub(super) own: Arc<OwnIdentity>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) state: Arc<StateDir>,
+    pub(super) writer: Writer,
+    pub(super) metrics: Arc<Metrics>,
+    /// The slots' version that everybody was told of.
+    pub(super) published: Mutex<Option<(u64, u64)>>,
+}
+
+impl Authorities {
+    /// Makes what is due, and tells of it.
+    pub(super) async fn maintain(&self, now: SystemTime) {
+        match self.authority.maintain(now, self.registry.as_ref()).await {
+            Ok(maintenance) => {
+                self.count(&maintenance.events);
+                self.judge_given(maintenance.refused);
+            }
+            Err(error) => lasting_fault(
+                "the certificate authorities cannot be looked after; those in use stay so",
+                &error,
+            ),
+        }
+        self.publish().await;
+        if let Err(error) = self.own.maintain(now) {
+            lasting_fault("the control plane's own certificate is not renewed", &error);
+        }
+        self.watch_sequence();
+        self.measure();
+    }
+
+    /// `ca rotate`.
+    pub(super) async fn rotate(
+        &self,
+        role: AuthorityRole,
+        options: RotateOptions,
+        caller: &str,
+    ) -> Result<Rotation, Refusal> {
+        let (actor, now) = (actor("ca-rotate", caller), SystemTime::now());
+        let registry = self.registry.as_ref();
+        let result = self
+            .authority
+            .rotate(role, options, registry, &actor, now)
+            .await;
+        if let Ok(rotation) = &result
+            && rotation.is_waiting
+            && !options.dry_run
+        {
+            let sentence = rotation.steps.join("; ");
+            self.writer
+                .audit(actor.audit(Reason::AuthorityRefused.as_str(), sentence, now));
+        }
+        let events = |rotation: &Rotation| rotation.events.clone();
+        self.conclude(result, events, &actor, now).await
+    }
+
+    /// `ca taint`: how many connected proxies are to renew.
+    pub(super) async fn taint(&self, key_id: &str, caller: &str) -> Result<usize, Refusal> {
+        let (actor, now) = (actor("ca-taint", caller), SystemTime::now());
+        let registry = self.registry.as_ref();
+        let result = self.authority.taint(key_id, registry, &actor, now).await;
+        let (affected, _) = self
+            .conclude(result, |(_, events)| events.clone(), &actor, now)
+            .await?;
+        Ok(affected)
+    }
+
+    /// `ca revoke`: the bundle's sequence after it.
+    pub(super) async fn revoke(
+        &self,
+        key_id: &str,
+        force: bool,
+        caller: &str,
+    ) -> Result<u64, Refusal> {
+        let (actor, now) = (actor("ca-revoke", caller), SystemTime::now());
+        let registry = self.registry.as_ref();
+        let result = self
+            .authority
+            .revoke(key_id, force, registry, &actor, now)
+            .await;
+        let (sequence, _) = self
+            .conclude(result, |(_, events)| events.clone(), &actor, now)
+            .await?;
+        Ok(sequence)
+    }
+
+    /// Tells of what was done, or records why not.
+    async fn conclude<T>(
+        &self,
+        result: Result<T, Refusal>,
+        events: impl Fn(&T) -> Vec<Event>,
+        actor: &Actor<'_>,
+        now: SystemTime,
+    ) -> Result<T, Refusal> {
+        match &result {
+            Ok(done) => {
+                self.count(&events(done));
+                self.publish().await;
+                if let Err(error) = self.own.maintain(now) {
+                    lasting_fault("the control plane's own certificate is not renewed", &error);
+                }
+                self.measure();
+            }
+            Err(refusal) => {
+                let outcome = refusal.reason.as_str();
+                self.metrics.count_refused(actor.event, outcome);
+                self.writer
+                    .audit(actor.audit(outcome, refusal.message.clone(), now));
+            }
+        }
+        result
+    }
+
+    /// Tells proxies and the trust bundle's file of what they have not been told.
+    pub(super) async fn publish(&self) {
+        let mut published = self.published.lock().await;
+        let (slots, bundle) = (self.authority.slots(), self.authority.bundle());
+        let present = (slots.version, bundle.sequence());
+        if *published == Some(present) {
+            return;
+        }
+        self.registry.set_bundles(self.authority.api_bundles());
+        self.registry.set_tainted(self.authority.api_tainted());
+        match self.state.write_trust_bundle(&bundle.to_pem()) {
+            Ok(()) => *published = Some(present),
+            // Tried again at the next look.
+            Err(error) => lasting_fault("the trust bundle's file is old", &error),
+        }
+    }
+
+    fn judge_given(&self, refused: Option<AuthorityStartError>) {
+        if !self.authority.is_given() {
+            return;
+        }
+        self.metrics.authority.count_given(refused.is_none());
+        if let Some(error) = refused {
+            lasting_fault(
+                "the root or signing certificate that is given is not taken; the one before stays in use",
+                &error,
+            );
+        }
+    }
+
+    /// A store that is older than what proxies have seen was restored from a copy.
+    fn watch_sequence(&self) {
+        static BEHIND: Throttle = Throttle::new();
+        let own = self.authority.bundle().sequence();
+        let latest = self
+            .registry
+            .latest_acknowledged(self.authority.trust_domain());
+        if let Some(latest) = latest.filter(|latest| *latest > own)
+            && let Some(unsaid) = BEHIND.admit("sequence")
+        {
+            tracing::error!(
+                own,
+                latest,
+                unsaid,
+                "proxies have a later trust bundle than the store: was it restored from an older copy? \
+                 Nothing that this control plane says of bundles is taken until its sequence is past theirs"
+            );
+        }
+    }
+
+    pub(super) fn measure(&self) {
+        let (root, signing) = self.authority.ends();
+        self.metrics.set_certificate_expiry("root", root);
+        self.metrics.set_certificate_expiry("signing", signing);
+        let slots = self.authority.slots();
+        let metrics = &self.metrics.authority;
+        metrics.set_expiries(
+            slots
+                .iter()
+                .map(|slot| (slot.role.as_str(), slot.state.as_str(), slot.not_after)),
+        );
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        metrics.bundle_sequence.set(number(slots.bundle_sequence));
+        metrics
+            .laggards
+            .set(number(self.authority.waiting().number as u64));
+    }
+
+    fn count(&self, events: &[Event]) {
+        for event in events {
+            self.metrics
+                .authority
+                .count_step(event.role.as_str(), event.step);
+        }
+    }
+}
+
+fn actor<'a>(event: &'static str, caller: &'a str) -> Actor<'a> {
+    Actor { event, caller }
+}
