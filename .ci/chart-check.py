@@ -14,10 +14,12 @@ import yaml
 from kubernetes import client
 
 CHART = Path(sys.argv[1])
-VARIANTS = ({"persistence": {"enabled": False}}, {"persistence": {"existingClaim": "mine"}})
+SHARED = {"replicas": 3, "store": {"existingSecret": "sidewind-store", "sealKeys": True}}
+VARIANTS = ({"persistence": {"enabled": False}}, {"persistence": {"existingClaim": "mine"}}, SHARED)
 POLICY = "apiVersion: sidewind.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: b}\nspec: {}\n"
 KINDS = {
     "StatefulSet": client.V1StatefulSet,
+    "Deployment": client.V1Deployment,
     "Service": client.V1Service,
     "ServiceAccount": client.V1ServiceAccount,
     "ConfigMap": client.V1ConfigMap,
@@ -69,8 +71,12 @@ def render(values=None, name="sidewind", namespace="sidewind-system"):
     return objects, files
 
 
+def workload(objects):
+    return objects.get("StatefulSet") or objects["Deployment"]
+
+
 def container(objects):
-    return objects["StatefulSet"]["spec"]["template"]["spec"]["containers"][0]
+    return workload(objects)["spec"]["template"]["spec"]["containers"][0]
 
 
 def environment(objects):
@@ -125,7 +131,7 @@ def defaults_make_the_least_that_works():
 
 def everything_on_makes_every_kind():
     objects, _ = render(EVERYTHING)
-    assert set(objects) == set(KINDS), set(objects)
+    assert set(objects) == set(KINDS) - {"Deployment"}, set(objects)
     assert container(objects)["args"] == ["serve", "--config=/etc/sidewind/config"]
     assert container(objects)["image"] == "registry.example.org/sidewind@sha256:" + "0" * 64
     assert objects["StatefulSet"]["metadata"]["name"] == "mesh"
@@ -162,9 +168,9 @@ def policies_arrive_byte_for_byte():
 
 
 def the_pod_meets_the_restricted_pod_security_standard():
-    for values in ({}, EVERYTHING):
+    for values in ({}, EVERYTHING, SHARED):
         objects, _ = render(values)
-        pod = objects["StatefulSet"]["spec"]["template"]["spec"]
+        pod = workload(objects)["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
         assert pod["automountServiceAccountToken"] is False
@@ -177,11 +183,23 @@ def the_pod_meets_the_restricted_pod_security_standard():
 
 def what_is_mounted_is_declared():
     for values in ({}, EVERYTHING, *VARIANTS):
-        spec = render(values)[0]["StatefulSet"]["spec"]
+        spec = workload(render(values)[0])["spec"]
         mounts = sorted(mount["name"] for mount in spec["template"]["spec"]["containers"][0]["volumeMounts"])
         volumes = [volume["name"] for volume in spec["template"]["spec"]["volumes"]]
         claims = [claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])]
         assert mounts == sorted(volumes + claims), (mounts, volumes, claims)
+
+
+def replicas_share_a_database_from_a_secret():
+    objects, _ = render(SHARED)
+    assert "StatefulSet" not in objects
+    spec = objects["Deployment"]["spec"]
+    assert spec["replicas"] == 3
+    env = environment(objects)
+    assert env["SIDEWIND_STORE_FILE"] == "/etc/sidewind/store/url"
+    assert env["SIDEWIND_STORE_KEY_FILE"] == "/etc/sidewind/store/key"
+    (secret,) = (volume["secret"] for volume in spec["template"]["spec"]["volumes"] if "secret" in volume)
+    assert secret == {"secretName": "sidewind-store", "defaultMode": 0o440}
 
 
 def selectors_choose_the_pod():
@@ -228,6 +246,8 @@ def impossible_values_are_refused_by_name():
         ({"service": {"port": 70000}}, "port"),
         ({"image": {"digest": "sha256:abc"}}, "digest"),
         ({"persistence": {"size": 1}}, "size"),
+        ({"replicas": 0}, "replicas"),
+        ({"replicas": 2}, "store.existingSecret"),
     ):
         try:
             render(values)
@@ -255,7 +275,7 @@ def values_and_schema_name_the_same_things():
 
 def main():
     checks = [check for name, check in globals().items() if callable(check) and getattr(check, "__module__", "") == "__main__"]
-    helpers = {main, render, container, environment, hold_against_model}
+    helpers = {main, render, workload, container, environment, hold_against_model}
     failed = 0
     for check in checks:
         if check in helpers:

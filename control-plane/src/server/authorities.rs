@@ -8,7 +8,7 @@ use crate::issuance::authority::{
 use crate::issuance::own::OwnIdentity;
 use crate::registry::Registry;
 use crate::store::writer::Writer;
-use crate::store::{AuthorityRole, StateDir};
+use crate::store::{AuthorityRole, StateDir, Store};
 use crate::telemetry::{Metrics, Throttle, lasting_fault};
 use sidewind_api::Reason;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ pub(super) struct Authorities {
     pub(super) own: Arc<OwnIdentity>,
     pub(super) registry: Arc<Registry>,
     pub(super) state: Arc<StateDir>,
+    pub(super) store: Store,
     pub(super) writer: Writer,
     pub(super) metrics: Arc<Metrics>,
     /// The slots' version that everybody was told of.
@@ -45,7 +46,7 @@ impl Authorities {
         if let Err(error) = self.own.maintain(now) {
             lasting_fault("the control plane's own certificate is not renewed", &error);
         }
-        self.watch_sequence();
+        self.watch_sequence().await;
         self.measure();
     }
 
@@ -162,21 +163,25 @@ impl Authorities {
     }
 
     /// A store that is older than what proxies have seen was restored from a copy.
-    fn watch_sequence(&self) {
+    async fn watch_sequence(&self) {
         static BEHIND: Throttle = Throttle::new();
-        let own = self.authority.bundle().sequence();
+        let own = self.authority.published_sequence();
         let latest = self
             .registry
             .latest_acknowledged(self.authority.trust_domain());
-        if let Some(latest) = latest.filter(|latest| *latest > own)
-            && let Some(unsaid) = BEHIND.admit("sequence")
-        {
+        let Some(latest) = latest.filter(|latest| *latest > own) else {
+            return;
+        };
+        if let Err(error) = self.store.follow_acknowledged(latest).await {
+            lasting_fault("the trust bundle's sequence cannot be raised", &error);
+        }
+        if let Some(unsaid) = BEHIND.admit("sequence") {
             tracing::error!(
                 own,
                 latest,
                 unsaid,
                 "proxies have a later trust bundle than the store: was it restored from an older copy? \
-                 Nothing that this control plane says of bundles is taken until its sequence is past theirs"
+                 The sequence is raised past theirs, since they take no older one"
             );
         }
     }

@@ -3,6 +3,7 @@
 //! - [`settings`]: what the command line decided, checked
 //! - `start`: puts the rooms together, in the order in which they need one another
 //! - `resources`: the documents of `--config`, from reading to use
+//! - `keeping`: the store: opened, shared with other replicas, remembered
 //! - `listener`: the gRPC port: TLS, bounds, who is calling
 //! - `limits`, `turnstile`: how often somebody may ask; what a call must pass before its request is read
 //! - `identity`, `mesh`, `session`: the two services for proxies
@@ -18,6 +19,7 @@ mod admin_socket;
 mod authorities;
 mod health;
 mod identity;
+mod keeping;
 pub mod limits;
 mod listener;
 mod measure;

@@ -10,7 +10,7 @@ use super::listener;
 use super::measure::MeasureLayer;
 use super::mesh::MeshApi;
 use super::turnstile::{Turnstile, TurnstileLayer};
-use super::{Settings, Shutdown, resources};
+use super::{Settings, Shutdown, keeping, resources};
 use crate::attest::Attestors;
 use crate::config::watch::Watcher;
 use crate::config::{ConfigErrors, Live};
@@ -23,12 +23,9 @@ use crate::issuance::jwt::mint::{JwtMint, check_jwt_lifetime};
 use crate::issuance::jwt::{JwtKeys, JwtKeysError};
 use crate::issuance::own::{OwnIdentity, OwnIdentityError};
 use crate::issuance::registrations::Registrations;
-use crate::registry::sharing::Sharing;
 use crate::registry::{Registry, WorkloadRecord};
 use crate::store::writer::{Writer, writer};
-use crate::store::{
-    Location, Memory, StateDir, StateDirError, Store, StoreError, StoreKey, audit_chain,
-};
+use crate::store::{StateDir, StateDirError, Store, StoreError, Topic, audit_chain};
 use crate::telemetry::{LogHandle, Metrics, chain, lasting_fault};
 use sidewind_api::MAX_PROXY_MESSAGE_BYTES;
 use sidewind_api::v1::identity_service_server::IdentityServiceServer;
@@ -269,7 +266,7 @@ impl Rooms {
         let mut watched = resources::open(&settings)?;
         let state = Arc::new(StateDir::open(&settings.state_dir)?);
         let (store, memory) =
-            open_store(&state, settings.store, settings.store_key, &metrics).await?;
+            keeping::open_store(&state, settings.store, settings.store_key, &metrics).await?;
         let domain = settings.trust_domain;
         store.claim_trust_domain(domain.as_str()).await?;
         // Of replicas that start at once on an empty store, one makes the root.
@@ -309,8 +306,12 @@ impl Rooms {
         for registration in registrations.all() {
             registry.learn_services(&registration);
         }
-        share(&store, &registry, &metrics, background).await?;
-        background.spawn(remember(store.clone(), memory, Arc::clone(&metrics)));
+        keeping::share(&store, &registry, &metrics, background).await?;
+        background.spawn(keeping::remember(
+            store.clone(),
+            memory,
+            Arc::clone(&metrics),
+        ));
         metrics.config_current.set(1);
         let live = Live::default();
         let watcher = watched.map(|(watcher, config)| {
@@ -322,6 +323,7 @@ impl Rooms {
             own: Arc::clone(&own),
             registry: Arc::clone(&registry),
             state: Arc::clone(&state),
+            store: store.clone(),
             writer: writer.clone(),
             metrics: Arc::clone(&metrics),
             published: tokio::sync::Mutex::default(),
@@ -434,8 +436,17 @@ impl Rooms {
         let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut next_prune = tokio::time::Instant::now();
+        let mut news =
+            [Topic::Authorities, Topic::JwtKeys, Topic::Bans].map(|it| self.store.watch(it));
         loop {
-            interval.tick().await;
+            let [authorities, jwt_keys, bans] = &mut news;
+            // Another replica may have made the change.
+            tokio::select! {
+                _ = interval.tick() => {}
+                _ = authorities.changed() => {}
+                _ = jwt_keys.changed() => {}
+                _ = bans.changed() => {}
+            }
             let now = SystemTime::now();
             self.authorities.maintain(now).await;
             match self.bans.maintain(now).await {
@@ -481,54 +492,6 @@ impl Rooms {
         self.metrics
             .registrations
             .set(i64::try_from(registrations).unwrap_or(i64::MAX));
-    }
-}
-
-/// Opens the store, and makes up for what it has lost if an older copy was restored.
-async fn open_store(
-    state: &StateDir,
-    location: Location,
-    key: Option<StoreKey>,
-    metrics: &Metrics,
-) -> Result<(Store, Memory), StoreError> {
-    let store = Store::open_at(state, location, key).await?;
-    store.health().report_to(metrics.store_up.clone());
-    let mut memory = Memory::of(state);
-    if memory.compare(&store, SystemTime::now()).await? {
-        metrics.store_restored.inc();
-    }
-    Ok((store, memory))
-}
-
-/// Hears of other replicas and shows them this one, where there can be any.
-async fn share(
-    store: &Store,
-    registry: &Arc<Registry>,
-    metrics: &Arc<Metrics>,
-    background: &mut JoinSet<()>,
-) -> Result<(), StoreError> {
-    metrics.replicas.set(1);
-    if !store.is_shared() {
-        return Ok(());
-    }
-    let sharing = Sharing::open(store.clone(), Arc::clone(registry), Arc::clone(metrics)).await?;
-    background.spawn(sharing.run());
-    background.spawn(store.clone().hear_notices());
-    tracing::info!(replica = %store.replica(), store = %store.location(), "the store is shared");
-    Ok(())
-}
-
-/// Remembers how far the store has come, and notices when it was put back. Runs until dropped.
-async fn remember(store: Store, mut memory: Memory, metrics: Arc<Metrics>) {
-    let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        let compared = memory.compare(&store, SystemTime::now()).await;
-        if matches!(compared, Ok(true)) {
-            metrics.store_restored.inc();
-        }
-        store.health().note(compared);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is banned.
 
-use super::{AuditRecord, Store, StoreError, audit, from_unix_seconds, unix_seconds};
+use super::{AuditRecord, Store, StoreError, Topic, audit, from_unix_seconds, unix_seconds};
 use sidewind_api::Banned;
 use sqlx::Row as _;
 use std::time::SystemTime;
@@ -91,6 +91,7 @@ impl Store {
         }
         raise_version(&mut transaction).await?;
         audit::insert(&mut transaction, audit).await?;
+        self.announce(&mut transaction, Topic::Bans).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -108,6 +109,7 @@ impl Store {
                 .await?;
         if forgotten.rows_affected() > 0 {
             raise_version(&mut transaction).await?;
+            self.announce(&mut transaction, Topic::Bans).await?;
         }
         transaction.commit().await?;
         Ok(())

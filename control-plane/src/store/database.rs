@@ -198,6 +198,8 @@ async fn sqlite(file: &Path) -> Result<AnyPool, sqlx::Error> {
         .max_lifetime(None)
         .acquire_timeout(ACQUIRE_TIME)
         .after_connect(|connection, _| Box::pin(prepare(connection, SQLITE_SESSION)))
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(is_usable(connection)))
         .connect_with(AnyConnectOptions::from_url(&url)?)
         .await
 }
@@ -207,14 +209,8 @@ async fn postgres(url: &PostgresUrl) -> Result<AnyPool, sqlx::Error> {
         .max_connections(CONNECTIONS)
         .acquire_timeout(ACQUIRE_TIME)
         .after_connect(|connection, _| Box::pin(prepare(connection, POSTGRES_SESSION)))
-        // A connection whose server vanished without a word would hold up everyone who is given it.
         .test_before_acquire(false)
-        .before_acquire(|connection, _| {
-            Box::pin(async move {
-                let answered = tokio::time::timeout(PING_TIME, connection.ping()).await;
-                Ok(matches!(answered, Ok(Ok(()))))
-            })
-        })
+        .before_acquire(|connection, _| Box::pin(is_usable(connection)))
         .connect_with(url.0.clone())
         .await
 }
@@ -227,6 +223,15 @@ pub(super) fn lock_number(name: &str) -> i64 {
     );
     let first = digest.as_ref().first_chunk().copied().unwrap_or_default();
     i64::from_be_bytes(first)
+}
+
+/// Whether a connection that was used before can be used again; one that cannot is closed.
+///
+/// One whose server vanished without a word would hold up everyone who is given it. And SQLite ends a
+/// transaction by itself when the disk is full, which leaves the driver counting one that it can never end.
+async fn is_usable(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
+    let answered = tokio::time::timeout(PING_TIME, connection.ping()).await;
+    Ok(matches!(answered, Ok(Ok(()))) && !connection.is_in_transaction())
 }
 
 async fn prepare(

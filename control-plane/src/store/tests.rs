@@ -113,6 +113,16 @@ pub(crate) async fn insert_token(store: &Store, byte: u8, expires_at: SystemTime
         .unwrap();
 }
 
+/// What such a token allows.
+pub(crate) fn registration() -> Registration {
+    let token = token();
+    Registration {
+        svid_ttl: token.svid_ttl,
+        services: token.services,
+        ..Registration::new(token.spiffe_id, "join-token")
+    }
+}
+
 /// Uses such a token, and gives back what came of it, if it was the first.
 pub(crate) async fn redeem(
     store: &Store,
@@ -120,12 +130,7 @@ pub(crate) async fn redeem(
     serial: &str,
     at: SystemTime,
 ) -> Option<Registration> {
-    let token = token();
-    let registration = Registration {
-        svid_ttl: token.svid_ttl,
-        services: token.services,
-        ..Registration::new(token.spiffe_id, "join-token")
-    };
+    let registration = registration();
     let redemption = Redemption {
         sha256: [byte; 32],
         registration: &registration,

@@ -147,7 +147,9 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{MINUTE, TestStore, each_store, insert_token, redeem};
+    use super::super::tests::{
+        MINUTE, TestStore, audit_record, each_store, insert_token, redeem, registration,
+    };
     use super::*;
 
     async fn stores_with_token(expires_at: SystemTime) -> [TestStore; 2] {
@@ -189,6 +191,42 @@ mod tests {
             let used = redeems.join_all().await.into_iter().flatten().count();
             assert_eq!(used, 1);
             assert_eq!(store.living_registrations(now).await.unwrap().len(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn on_a_full_disk_a_token_is_not_used() {
+        let now = SystemTime::now();
+        let (_directory, store) = super::super::tests::empty_store().await;
+        insert_token(&store, 7, now + MINUTE).await;
+        let limit = async |pages: i64| {
+            let limit = format!("PRAGMA max_page_count = {pages}");
+            let limit = sqlx::query(sqlx::AssertSqlSafe(limit));
+            limit.execute(&store.pool).await.unwrap();
+        };
+        limit(1).await;
+        let registration = token_registration_of_many_services();
+        let redemption = Redemption {
+            sha256: [7; 32],
+            registration: &registration,
+            serial: "01",
+            not_after: now + MINUTE,
+            audit: &audit_record("attest", now),
+        };
+        let error = store.redeem_join_token(&redemption).await.unwrap_err();
+        let error = crate::telemetry::chain(&error);
+        assert!(error.contains("full"), "{error}");
+        limit(1_000_000).await;
+        assert!(store.join_token([7; 32], now).await.unwrap().is_ok());
+        assert!(store.redeem_join_token(&redemption).await.unwrap());
+    }
+
+    /// More than fits into the pages that there are.
+    fn token_registration_of_many_services() -> Registration {
+        let service = |number| format!("service-{number}.data").parse().unwrap();
+        Registration {
+            services: (0..1000).map(service).collect(),
+            ..registration()
         }
     }
 

@@ -42,9 +42,9 @@ async fn the_audit_is_listed_and_its_chain_holds_over_a_restart_until_a_record_i
     let mut service = process.client.identity_service().await;
     let refused = service.attest(attest_request("made-up", vec![])).await;
     assert!(refused.is_err());
-    // The token, its use, and the refusal.
-    let before = sealed(&state, 3).await;
-    assert_eq!(before["verified"], 3, "{before}");
+    // The first root, the token, its use, and the refusal.
+    let before = sealed(&state, 4).await;
+    assert_eq!(before["verified"], 4, "{before}");
 
     let (code, listed, _) = audit(&state, &["-o", "json"]).await;
     assert_eq!(code, Some(0));
@@ -53,19 +53,25 @@ async fn the_audit_is_listed_and_its_chain_holds_over_a_restart_until_a_record_i
         let entries = listed.as_array().unwrap().iter();
         entries.map(|entry| entry[field].clone()).collect()
     };
-    assert_eq!(of("event"), ["token-create", "attest", "attest"]);
-    assert_eq!(of("outcome"), ["granted", "granted", "join-token-unknown"]);
-    assert_eq!(of("spiffeId")[1], ORDERS);
+    assert_eq!(
+        of("event"),
+        ["ca-rotate", "token-create", "attest", "attest"]
+    );
+    assert_eq!(
+        of("outcome")[1..],
+        ["granted", "granted", "join-token-unknown"]
+    );
+    assert_eq!(of("spiffeId")[2], ORDERS);
     let (_, table, _) = audit(&state, &[]).await;
     assert!(
-        table.starts_with("TIME ") && table.lines().count() == 4,
+        table.starts_with("TIME ") && table.lines().count() == 5,
         "{table}"
     );
 
     process.end("-TERM").await;
     let process = Process::start(&state, &[]).await;
     process.client.svid(ORDERS, &[]).await;
-    let after = sealed(&state, 5).await;
+    let after = sealed(&state, 6).await;
     assert_eq!(after["firstPosition"], 1);
     assert_ne!(after["headHash"], before["headHash"]);
     assert_eq!(verified(&state).await.0, Some(0));
@@ -78,7 +84,7 @@ async fn the_audit_is_listed_and_its_chain_holds_over_a_restart_until_a_record_i
         .unwrap();
     let (code, found, said) = verified(&state).await;
     assert_eq!(code, Some(1));
-    assert!(said.contains("record 3, of seal 3, is gone"), "{said}");
+    assert!(said.contains("record 4, of seal 4, is gone"), "{said}");
     assert_eq!(found["problems"].as_array().unwrap().len(), 1, "{found}");
     drop(process);
 }
@@ -101,7 +107,7 @@ async fn an_audit_longer_than_a_page_is_listed_whole() {
     .unwrap();
     let (_, listed, _) = audit(&state, &["-o", "json"]).await;
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
-    assert_eq!(listed.as_array().unwrap().len(), 2503);
-    assert_eq!(sealed(&state, 2503).await["headPosition"], 2503);
+    assert_eq!(listed.as_array().unwrap().len(), 2504);
+    assert_eq!(sealed(&state, 2504).await["headPosition"], 2504);
     drop(process);
 }

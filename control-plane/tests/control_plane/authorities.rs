@@ -106,8 +106,9 @@ async fn a_root_is_published_acknowledged_activated_tainted_and_revoked() {
     let control_plane = ControlPlane::start().await;
     let client = &control_plane.client;
     let mut proxy = client.proxy(ORDERS, vec![]).await;
-    assert_eq!(proxy.bundles().await.sequence, 1);
-    proxy.acknowledge(1).await;
+    // The first root and the first key of JWT-SVIDs have raised it once each.
+    assert_eq!(proxy.bundles().await.sequence, 2);
+    proxy.acknowledge(2).await;
     let bundle_file = client.admin_socket().with_file_name("trust-bundle.pem");
 
     let prepared = control_plane.rotate_root(false).await;
@@ -116,7 +117,7 @@ async fn a_root_is_published_acknowledged_activated_tainted_and_revoked() {
         "{prepared:?}"
     );
     let bundle = proxy.bundles().await;
-    assert_eq!((bundle.sequence, bundle.authorities.len()), (2, 2));
+    assert_eq!((bundle.sequence, bundle.authorities.len()), (3, 2));
     assert_eq!(certificates(&bundle_file), 2);
     let waits = control_plane.rotate_root(false).await;
     assert!(waits.waiting, "{waits:?}");
@@ -127,7 +128,7 @@ async fn a_root_is_published_acknowledged_activated_tainted_and_revoked() {
         ["root active", "root prepared"]
     );
 
-    proxy.acknowledge(2).await;
+    proxy.acknowledge(3).await;
     until(async || !control_plane.rotate_root(false).await.waiting).await;
     let expected = ["root old", "root active", "signing old", "signing active"];
     assert_eq!(control_plane.states().await, expected);
@@ -167,9 +168,9 @@ async fn a_root_is_published_acknowledged_activated_tainted_and_revoked() {
         sentence.contains("are good for another 59m")
     })
     .await;
-    assert_eq!(control_plane.revoke(&old_root, true).await.unwrap(), 3);
+    assert_eq!(control_plane.revoke(&old_root, true).await.unwrap(), 4);
     let bundle = second.bundles().await;
-    assert_eq!((bundle.sequence, bundle.authorities.len()), (3, 1));
+    assert_eq!((bundle.sequence, bundle.authorities.len()), (4, 1));
     assert_eq!(certificates(&bundle_file), 1);
     client.stream(&svid, hello(vec![])).await.unwrap();
     let line = r#"sidewind_authority_rotations_total{role="root",step="revoked"} 1"#;
@@ -299,7 +300,7 @@ async fn the_commands_rotate_taint_and_revoke_and_say_what_they_did() {
     }
     let (code, text) = command(&["revoke", root, "--force"]).await;
     assert!(
-        code == Some(0) && text.contains("has sequence 3"),
+        code == Some(0) && text.contains("has sequence 4"),
         "{code:?} {text}"
     );
     let (_, pem) = command(&["show", "--pem"]).await;

@@ -67,14 +67,15 @@ async fn no_refusal_leaves_a_token_in_logs_audit_metrics_or_answers() {
     }
     let database = control_plane.database().await;
     let count = async || -> i64 {
-        let query = sqlx::query_scalar("SELECT count(*) FROM audit");
+        let query = sqlx::query_scalar("SELECT count(*) FROM audit WHERE event = 'attest'");
         query.fetch_one(&database).await.unwrap()
     };
     until(async || count().await == 9).await;
-    let details: Vec<String> = sqlx::query_scalar("SELECT outcome || detail FROM audit")
-        .fetch_all(&database)
-        .await
-        .unwrap();
+    let details: Vec<String> =
+        sqlx::query_scalar("SELECT outcome || coalesce(detail, '') FROM audit")
+            .fetch_all(&database)
+            .await
+            .unwrap();
     let metrics = control_plane.get("/metrics").await.1;
     let logs = String::from_utf8_lossy(&logged.0.lock().unwrap()).into_owned();
     assert!(!ours || logs.contains("no-registration-matches"), "{logs}");

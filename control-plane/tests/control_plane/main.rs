@@ -6,6 +6,7 @@
 //! - `issuance`, `tokens`: what certificates are given for, and what is refused
 //! - `discovery`, `policy`: what streams are sent
 //! - `replicas`: several control planes on one PostgreSQL database
+//! - `restored`: a database that was put back to an older copy
 //! - `bounds`, `turnstile`, `admin_port`: what strangers can cost, by connection and by call
 //! - `audit`: what was granted and refused, and that it stays as it was
 //! - `logs`: what is logged, how often, and how that is changed
@@ -28,6 +29,7 @@ mod policy;
 #[path = "../postgres/mod.rs"]
 mod postgres;
 mod replicas;
+mod restored;
 #[path = "../../src/attest/testing.rs"]
 mod signer;
 mod stub;

@@ -134,12 +134,12 @@ async fn a_workload_that_changes_replicas_again_and_again_stays_in_discovery() {
         worker.subscribe("orders.data:8080").await;
         while worker.endpoints().await != ["127.0.0.1:8080"] {}
     }
-    let mut owner = String::new();
+    let owners = "SELECT replica FROM workloads WHERE spiffe_id LIKE '%/orders'";
+    let mut owner = query(&server, owners).await.remove(0);
     for number in 0..6 {
         let to = if number % 2 == 0 { &two } else { &one };
         let next = to.client.stream(&svid, ports.clone()).await.unwrap();
         until(async || {
-            let owners = "SELECT replica FROM workloads WHERE spiffe_id LIKE '%/orders'";
             let now = query(&server, owners).await.remove(0);
             std::mem::replace(&mut owner, now.clone()) != now
         })

@@ -169,13 +169,19 @@ impl CertificateAuthority {
         v1::TrustBundles {
             bundles: vec![v1::TrustBundle {
                 trust_domain: bundle.trust_domain().to_string(),
-                // One count for both halves: each notes what it was at its own last change.
-                sequence: bundle.sequence().max(jwt_keys.sequence),
+                sequence: self.published_sequence(),
                 authorities: authorities.map(|a| a.certificate().to_vec()).collect(),
                 jwt_authorities: jwt_keys.authorities.clone(),
                 refresh_hint_seconds: u32::try_from(REFRESH_HINT.as_secs()).unwrap_or(u32::MAX),
             }],
         }
+    }
+
+    /// The sequence that the bundles are published under: one count for roots and for keys of JWT-SVIDs, each of
+    /// which notes what it was at its own last change.
+    #[must_use]
+    pub fn published_sequence(&self) -> u64 {
+        self.bundle().sequence().max(self.jwt_keys.load().sequence)
     }
 
     /// The authorities that are not to be relied on any more, in the API's form.
