@@ -10,6 +10,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::key::PrivateKey;
+use crate::pem;
 use crate::spiffe_id::SpiffeId;
 use crate::verify::{self, Leaf, VerifyError};
 use crate::x509::{self, KeyIds};
@@ -103,6 +104,12 @@ impl Svid {
     /// The certificates, leaf first, without the root.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.0.certified_key.cert
+    }
+
+    /// The certificates in PEM, leaf first, without the root.
+    pub fn chain_pem(&self) -> String {
+        let chain = self.chain().iter();
+        chain.map(|der| pem::encode("CERTIFICATE", der)).collect()
     }
 
     /// The leaf's private key.

@@ -13,12 +13,13 @@
 //! | [`detect`], [`http`], [`copy`], [`upgrade`] | protocols: what a client speaks, HTTP, bytes |
 //! | [`balance`], [`retry`], [`policy`] | which endpoint, whether again, whether at all |
 //! | [`mesh`], [`plaintext`] | connections to other sidecars, and to those who have none |
+//! | [`workload_api`] | the workload's own programs get its identity: SPIFFE Workload API, Envoy SDS |
 //! | [`exchange`], [`telemetry`], [`errors`], [`complaints`], [`admin`], [`status`] | what is said about all of it |
 //!
 //! # Threads
 //!
 //! The control thread holds identity, control-plane streams, admin port and trace export, so that load never
-//! starves certificates or probes. Each worker ([`worker`]) is a thread with a runtime, listeners, pools and
+//! starves certificates or probes. The Workload API has a thread too, where it is wanted. Each worker ([`worker`]) is a thread with a runtime, listeners, pools and
 //! metric cells of its own; workers share snapshots and nothing else.
 
 mod admin;
@@ -46,6 +47,7 @@ mod status;
 mod telemetry;
 mod upgrade;
 mod worker;
+mod workload_api;
 
 use std::process::ExitCode;
 

@@ -35,6 +35,7 @@ use crate::{
         trace::{self, SpanExporting, TraceResource},
     },
     worker::Worker,
+    workload_api::{self, WorkloadApi},
 };
 
 /// File descriptors for each connection: the client's and the endpoint's, and as many again for peers that dial.
@@ -90,6 +91,7 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<(), Failure> {
     let readiness = Readiness::default();
 
     let workers = Workers::start(&config, &control, &telemetry, &drain)?;
+    let workload_api = start_workload_api(&config, &control, &telemetry.metrics)?;
     let admin = start_admin(&config, &telemetry, &readiness, log, &shutdown)?;
     // Not before the last of them is open, the admin port among them.
     readiness.set(Component::Listeners, true, "");
@@ -111,6 +113,10 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<(), Failure> {
     control.withdraw();
     drain_work(&trigger, &mut signals, &config.traffic).await;
 
+    // The workload had it for as long as it was served at all.
+    if let Some(workload_api) = workload_api {
+        workload_api.stop();
+    }
     workers.stop();
     control_task.abort();
     following.abort();
@@ -181,6 +187,18 @@ fn start_telemetry(config: &Config) -> Result<(SharedTelemetry, Option<SpanExpor
         trace_ratio: settings.trace_ratio,
     };
     Ok((telemetry, exporting))
+}
+
+/// Opens the Workload API socket, if there is to be one.
+fn start_workload_api(
+    config: &Config,
+    control: &Control,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<WorkloadApi>, workload_api::StartError> {
+    let config = config.workload_api.as_ref();
+    config
+        .map(|config| workload_api::start(config, control, metrics))
+        .transpose()
 }
 
 /// Opens the admin port. Dropping what is given back closes it.

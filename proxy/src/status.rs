@@ -68,6 +68,7 @@ pub(crate) fn shown_config(config: &Config) -> Value {
         "control": format!("{:?}", config.control),
         "workload": format!("{:?}", config.workload),
         "listeners": format!("{:?}", config.listeners),
+        "workload_api": format!("{:?}", config.workload_api),
         "traffic": format!("{:?}", config.traffic),
         "limits": format!("{:?}", config.limits),
         "telemetry": format!("{:?}", config.telemetry),

@@ -9,6 +9,7 @@
 //! | [`workloads`], [`database`] | unmodified servers; a PostgreSQL for control planes |
 //! | [`renewals`] | many identities that are renewed all the time, without a proxy each |
 //! | [`load`], [`http`] | requests: a steady stream of them, or one exact one |
+//! | [`clients`], [`envoy`] | programs that nobody of this project wrote, at the Workload API socket and on the wire |
 //! | [`authority`], [`peer`] | certificates of our own, and a client of the mesh port that uses them |
 //! | [`wire`], [`relay`] | what a listener on the wire sees |
 //! | [`collector`], [`metrics`], [`access_log`] | what sidecars say about themselves |
@@ -20,8 +21,10 @@ pub mod access_log;
 pub mod authority;
 pub mod binaries;
 pub mod cleanup;
+pub mod clients;
 pub mod collector;
 pub mod database;
+pub mod envoy;
 pub mod http;
 pub mod invocation;
 pub mod lan;

@@ -175,7 +175,11 @@ pub fn header_list_bytes(request: &Request<()>) -> usize {
     pseudo.chain(fields).sum()
 }
 
-async fn converse<T>(io: T, request: Request<()>, body: Bytes) -> Result<Reply, String>
+/// One HTTP/2 request with a body, which ends with it, on a connection of its own, and the whole response.
+///
+/// # Errors
+/// What went wrong.
+pub async fn converse<T>(io: T, request: Request<()>, body: Bytes) -> Result<Reply, String>
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {

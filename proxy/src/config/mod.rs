@@ -17,6 +17,8 @@ mod validate;
 #[cfg(test)]
 mod value_tests;
 mod values;
+#[cfg(test)]
+mod workload_api_tests;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
@@ -33,7 +35,7 @@ pub(crate) use error::{ConfigError, EXIT_USAGE};
 pub(crate) use secret::{JoinToken, JoinTokenSource};
 pub(crate) use served_port::ServedPort;
 pub(crate) use settings::{CaptureMode, InboundPlaintext, LogFormat, Outside, RedirectBackend};
-pub(crate) use values::AccessLog;
+pub(crate) use values::{AccessLog, SOCKET_DRAFT_SUFFIX};
 
 use environment::{Environment, variable_name};
 use error::Place;
@@ -56,6 +58,8 @@ pub(crate) struct Config {
     pub control: ControlConfig,
     pub workload: WorkloadConfig,
     pub listeners: ListenerConfig,
+    /// None: there is no Workload API.
+    pub workload_api: Option<WorkloadApiConfig>,
     pub traffic: TrafficConfig,
     pub limits: LimitConfig,
     pub telemetry: TelemetryConfig,
@@ -81,6 +85,15 @@ pub(crate) struct WorkloadConfig {
     pub address: Option<IpAddr>,
     pub name: String,
     pub serve: Vec<ServedPort>,
+}
+
+/// Where programs of the workload get its SVIDs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WorkloadApiConfig {
+    /// Absolute.
+    pub socket: PathBuf,
+    /// Access mode of the socket.
+    pub mode: u32,
 }
 
 /// An address to listen on.

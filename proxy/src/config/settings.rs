@@ -15,8 +15,8 @@ use super::addresses::{
 use super::cidr::Cidr;
 use super::served_port::ServedPort;
 use super::values::{
-    AccessLog, OptionalDuration, duration_within, log_filter, ratio, retry_code, size_within,
-    trace_endpoint,
+    AccessLog, OptionalDuration, SocketMode, duration_within, log_filter, ratio, retry_code,
+    size_within, socket_path, trace_endpoint,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -62,6 +62,8 @@ pub(super) struct RunSettings {
     pub(super) workload: WorkloadSettings,
     #[command(flatten)]
     pub(super) listeners: ListenerSettings,
+    #[command(flatten)]
+    pub(super) workload_api: WorkloadApiSettings,
     #[command(flatten)]
     pub(super) traffic: TrafficSettings,
     #[command(flatten)]
@@ -169,6 +171,21 @@ pub(super) struct ListenerSettings {
     /// address that they were for).
     #[arg(long, value_name = "IP", value_parser = host_address, default_value = "127.0.0.1")]
     pub(super) forward_address: IpAddr,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Workload API")]
+pub(super) struct WorkloadApiSettings {
+    /// Unix socket on which programs of the workload get its SVIDs with their keys: by the SPIFFE Workload API, and by
+    /// Envoy's SDS. Whoever reaches the socket is the workload, so it belongs where nobody else comes: a volume of the
+    /// pod or task. None by default.
+    #[arg(long, value_name = "PATH", value_parser = socket_path)]
+    pub(super) workload_api_socket: Option<PathBuf>,
+
+    /// Access mode of that socket, in octal. Programs of another user than the proxy's need 666, or the proxy's group
+    /// and 660.
+    #[arg(long, value_name = "MODE", default_value = "660")]
+    pub(super) workload_api_mode: SocketMode,
 }
 
 /// Whether plaintext from outside the mesh reaches the workload.

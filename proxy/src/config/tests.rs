@@ -41,7 +41,7 @@ fn parse_strings(
     )
 }
 
-fn run_with(extra: &[&str], variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+pub(super) fn run_with(extra: &[&str], variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let files = Files::new();
     let flag = |argument: &str| argument.split('=').next().map(ToOwned::to_owned);
     let mut arguments = files.needed();

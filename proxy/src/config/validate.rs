@@ -12,11 +12,11 @@ use super::environment::variable_name;
 use super::error::{ConfigError, Place};
 use super::settings::{
     CaptureMode, IdentitySettings, LimitSettings, ListenerSettings, RedirectSettings, RunSettings,
-    TelemetrySettings, TrafficSettings, WorkloadSettings,
+    TelemetrySettings, TrafficSettings, WorkloadApiSettings, WorkloadSettings,
 };
 use super::{
     Config, ControlConfig, JoinToken, JoinTokenSource, LimitConfig, ListenAddress, ListenerConfig,
-    RedirectConfig, TelemetryConfig, TrafficConfig, WorkloadConfig,
+    RedirectConfig, TelemetryConfig, TrafficConfig, WorkloadApiConfig, WorkloadConfig,
 };
 
 /// Which settings were given, and where.
@@ -72,6 +72,7 @@ pub(super) fn run(settings: RunSettings, given: &Given<'_>) -> Result<Config, Co
         control,
         workload,
         listeners,
+        workload_api: workload_api(settings.workload_api, given)?,
         traffic: traffic(settings.traffic, given)?,
         limits: limits(&settings.limits),
         telemetry: telemetry(settings.telemetry),
@@ -308,6 +309,22 @@ fn host_name() -> String {
         .ok()
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn workload_api(
+    settings: WorkloadApiSettings,
+    given: &Given<'_>,
+) -> Result<Option<WorkloadApiConfig>, ConfigError> {
+    let Some(socket) = settings.workload_api_socket else {
+        if given.is_given("workload-api-mode") {
+            return Err(given.error("workload-api-mode", "needs --workload-api-socket"));
+        }
+        return Ok(None);
+    };
+    Ok(Some(WorkloadApiConfig {
+        socket,
+        mode: settings.workload_api_mode.0,
+    }))
 }
 
 fn traffic(settings: TrafficSettings, given: &Given<'_>) -> Result<TrafficConfig, ConfigError> {

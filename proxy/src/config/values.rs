@@ -164,6 +164,51 @@ impl FromStr for AccessLog {
     }
 }
 
+/// Longest path of a Unix socket, as the kernel's `sockaddr_un` holds it.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// What is appended to the path of a socket while it is made.
+pub(crate) const SOCKET_DRAFT_SUFFIX: &str = ".draft";
+
+/// An absolute path for a Unix socket, or its `unix://` URI, as clients of the Workload API write it.
+pub(crate) fn socket_path(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+        return Err(format!(
+            "{text:?} is not an absolute path; write one such as /run/sidewind/workload.sock"
+        ));
+    }
+    let most = MAX_SOCKET_PATH_BYTES - SOCKET_DRAFT_SUFFIX.len();
+    if path.len() > most {
+        return Err(format!(
+            "{text:?} is {} bytes long; the path of a socket has at most {most}",
+            path.len()
+        ));
+    }
+    Ok(path.into())
+}
+
+/// Access mode of a Unix socket: who may connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SocketMode(pub u32);
+
+impl FromStr for SocketMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = (3..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+        match u32::from_str_radix(text, 8) {
+            // Connecting needs write access; reading alone or running is no use.
+            Ok(mode) if digits && mode <= 0o666 && mode & 0o111 == 0 && mode & 0o600 == 0o600 => {
+                Ok(Self(mode))
+            }
+            _ => Err(format!(
+                "{text:?} is not the mode of a socket; write 600, 660 or 666"
+            )),
+        }
+    }
+}
+
 /// An OTLP collector. TLS to it is the mesh's work, so the scheme is http alone.
 pub(crate) fn trace_endpoint(text: &str) -> Result<String, String> {
     let wrong = |why: &str| format!("{text:?} is not a collector ({why}); write http://HOST:4317");

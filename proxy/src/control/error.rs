@@ -2,6 +2,7 @@
 
 use std::io;
 
+use sidewind_api::Reason;
 use sidewind_identity::{SpiffeId, VerifyError};
 
 /// One failed exchange with the control plane. Its `Display` says what failed and, where it helps, what to do.
@@ -43,6 +44,22 @@ pub(crate) enum ControlError {
     /// The cryptographic library failed.
     #[error("cannot {what}: {problem}")]
     Local { what: &'static str, problem: String },
+}
+
+impl ControlError {
+    /// Whether the control plane has said that this workload is to have no identity.
+    ///
+    /// While there is a valid SVID, only what speaks of the identity itself counts: evidence may be refused for reasons
+    /// of its own, such as a clock.
+    pub(super) fn is_refusal_of_identity(&self, has_valid_svid: bool) -> bool {
+        let Self::Refused { status, .. } = self else {
+            return false;
+        };
+        match Reason::of(status) {
+            Some(Reason::Banned | Reason::NotRegistered | Reason::NoRegistrationMatches) => true,
+            _ => !has_valid_svid && status.code() == tonic::Code::PermissionDenied,
+        }
+    }
 }
 
 /// The rule that a peer's certificate broke, when rustls wraps one.

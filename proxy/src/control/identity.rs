@@ -259,6 +259,7 @@ impl IdentityTask {
                 not_after: svid.not_after(),
             });
             status.identity_error = None;
+            status.identity_refusal = None;
             status.local_address = Some(issued.local);
             status.svids_issued += 1;
         });
@@ -298,7 +299,12 @@ impl IdentityTask {
                 "no new SVID"
             );
         }
+        let refused = error.is_refusal_of_identity(left.is_some());
         self.shared.status.send_modify(|status| {
+            // A control plane that cannot be reached afterwards takes nothing back.
+            if refused {
+                status.identity_refusal = Some(text.clone());
+            }
             status.identity_error = Some(text);
             status.svid_failures += 1;
         });

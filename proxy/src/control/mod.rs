@@ -4,7 +4,7 @@
 //! ```text
 //! identity ─ attest, renew ──┐                       ┌→ Control::identity (TLS configurations)
 //!   (issuing, dial)          ├→ publisher ───────────┘
-//! stream ─ bundles ──────────┘
+//! stream ─ bundles ──────────┘                       └→ Control::credentials, minter (the Workload API)
 //!   (session, dial)  ─ destinations → discovery ───→ Control::discovery
 //!                    ─ policy ─────────────────────→ Control::inbound_policy
 //! ```
@@ -17,6 +17,7 @@ mod discovery;
 mod error;
 mod identity;
 mod issuing;
+mod minting;
 mod network;
 mod occasionally;
 mod publisher;
@@ -35,12 +36,15 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 
+pub(crate) use clock::Clock;
+#[cfg(test)]
+pub(crate) use clock::Simulated;
 pub(crate) use discovery::{Discovery, Resolution};
 pub(crate) use error::ControlError;
-pub(crate) use publisher::MeshIdentity;
+pub(crate) use minting::Minter;
+pub(crate) use publisher::{Credentials, MeshIdentity};
 pub(crate) use status::{ControlStatus, IdentityState};
 
-use clock::Clock;
 use dial::Dialler;
 use identity::IdentityTask;
 use network::Network;
@@ -63,6 +67,10 @@ pub(crate) struct Control {
     pub(crate) discovery: Discovery,
     /// For readiness, metrics and people.
     pub(crate) status: watch::Receiver<ControlStatus>,
+    /// SVID, key and bundles, for the Workload API; changes when any of them does.
+    pub(crate) credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    /// Gets JWT-SVIDs.
+    pub(crate) minter: Minter,
     registration: Arc<watch::Sender<v1::ProxyHello>>,
 }
 
@@ -132,6 +140,12 @@ fn within(
         clock,
     });
     let control = Control {
+        credentials: shared.publisher.credentials(),
+        minter: Minter::new(
+            &config.control.control_planes,
+            dialler.clone(),
+            shared.clone(),
+        ),
         identity: shared.publisher.subscribe(),
         inbound_policy: policy_receiver,
         bans: bans_receiver,

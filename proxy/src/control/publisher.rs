@@ -1,10 +1,11 @@
 //! The present SVID and trust bundles, and the TLS configurations made of both once for all connections.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::{ClientConfig, ServerConfig};
 use sidewind_api::v1;
+use sidewind_identity::jwt::bundle::{JwtAuthority, JwtBundle, JwtBundleError, JwtBundles};
 use sidewind_identity::{ClientAuth, SpiffeId, Svid, TrustBundle, TrustBundles, TrustDomain, tls};
 use tokio::sync::watch;
 
@@ -31,18 +32,28 @@ pub(crate) struct MeshIdentity {
     pub(crate) serial_hex: String,
 }
 
-/// Holds SVID and bundles, and publishes a [`MeshIdentity`] whenever either changes.
+/// The same for programs beside the proxy, which make connections of their own: what the Workload API hands out.
+#[derive(Debug, Clone)]
+pub(crate) struct Credentials {
+    pub(crate) svid: Svid,
+    pub(crate) bundles: Arc<TrustBundles>,
+    pub(crate) jwt_bundles: Arc<JwtBundles>,
+}
+
+/// Holds SVID and bundles, and publishes a [`MeshIdentity`] and [`Credentials`] whenever they change.
 #[derive(Debug)]
 pub(super) struct Publisher {
     trust_domain: TrustDomain,
     state: Mutex<State>,
     identity: watch::Sender<Option<Arc<MeshIdentity>>>,
+    credentials: watch::Sender<Option<Arc<Credentials>>>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct State {
     svid: Option<Svid>,
     bundles: Arc<TrustBundles>,
+    jwt_bundles: Arc<JwtBundles>,
     generation: u64,
 }
 
@@ -60,11 +71,16 @@ impl Publisher {
             trust_domain,
             state: Mutex::default(),
             identity: watch::channel(None).0,
+            credentials: watch::channel(None).0,
         }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Option<Arc<MeshIdentity>>> {
         self.identity.subscribe()
+    }
+
+    pub(super) fn credentials(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
+        self.credentials.subscribe()
     }
 
     pub(super) fn bundles(&self) -> Arc<TrustBundles> {
@@ -109,6 +125,10 @@ impl Publisher {
         let update = self.merge(&mut next, bundles);
         if update.changed {
             self.publish(&mut state, next)?;
+        } else if next.jwt_bundles != state.jwt_bundles {
+            // Connections between proxies know nothing of these keys, and go on as they are.
+            *state = next;
+            self.publish_credentials(&state);
         }
         Ok(update)
     }
@@ -117,16 +137,31 @@ impl Publisher {
     fn merge(&self, state: &mut State, received: Vec<v1::TrustBundle>) -> BundleUpdate {
         let mut update = BundleUpdate::default();
         let mut bundles = TrustBundles::new();
-        for message in received.into_iter().take(MAX_TRUST_DOMAINS) {
+        let mut jwt_bundles = JwtBundles::new();
+        for mut message in received.into_iter().take(MAX_TRUST_DOMAINS) {
+            let jwt_authorities = std::mem::take(&mut message.jwt_authorities);
             match self.check_bundle(message, &state.bundles) {
                 Ok(bundle) => {
+                    let trust_domain = bundle.trust_domain().clone();
                     bundles.insert(bundle);
+                    match jwt_bundle(&trust_domain, jwt_authorities) {
+                        Ok(bundle) => {
+                            jwt_bundles.insert(bundle);
+                        }
+                        Err(error) => {
+                            keep(&mut jwt_bundles, &state.jwt_bundles, &trust_domain);
+                            let problem = format!("the JWT keys of {trust_domain}: {error}");
+                            update.problems.push(problem);
+                        }
+                    }
                 }
                 Err((trust_domain, problem)) => {
                     // What was believed stays, rather than nothing.
-                    let kept = trust_domain.and_then(|name| state.bundles.get(&name).cloned());
-                    if let Some(kept) = kept {
-                        bundles.insert(kept);
+                    if let Some(name) = &trust_domain {
+                        keep(&mut jwt_bundles, &state.jwt_bundles, name);
+                        if let Some(kept) = state.bundles.get(name) {
+                            bundles.insert(kept.clone());
+                        }
                     }
                     update.problems.push(problem);
                 }
@@ -136,6 +171,10 @@ impl Publisher {
             && let Some(own) = state.bundles.get(&self.trust_domain)
         {
             bundles.insert(own.clone());
+            keep(&mut jwt_bundles, &state.jwt_bundles, &self.trust_domain);
+        }
+        if jwt_bundles != *state.jwt_bundles {
+            state.jwt_bundles = Arc::new(jwt_bundles);
         }
         if bundles != *state.bundles {
             state.bundles = Arc::new(bundles);
@@ -183,15 +222,48 @@ impl Publisher {
             let identity = mesh_identity(svid, &next.bundles, next.generation)?;
             *state = next;
             self.identity.send_replace(Some(Arc::new(identity)));
+            self.publish_credentials(state);
         } else {
             *state = next;
         }
         Ok(())
     }
 
+    fn publish_credentials(&self, state: &State) {
+        let credentials = state.svid.clone().map(|svid| {
+            Arc::new(Credentials {
+                svid,
+                bundles: state.bundles.clone(),
+                jwt_bundles: state.jwt_bundles.clone(),
+            })
+        });
+        self.credentials.send_replace(credentials);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics half-way, so a poisoned lock still guards a whole state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn jwt_bundle(
+    trust_domain: &TrustDomain,
+    received: Vec<v1::JwtAuthority>,
+) -> Result<JwtBundle, JwtBundleError> {
+    let authorities = received.into_iter().map(|authority| {
+        let expires = u64::try_from(authority.expires_at_unix).ok();
+        let expires = expires.filter(|seconds| *seconds > 0);
+        let expires =
+            expires.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+        JwtAuthority::from_spki_der(&authority.key_id, &authority.public_key, expires)
+    });
+    JwtBundle::new(trust_domain.clone(), authorities.collect::<Result<_, _>>()?)
+}
+
+/// Takes a trust domain's keys over from those that were believed.
+fn keep(bundles: &mut JwtBundles, present: &JwtBundles, trust_domain: &TrustDomain) {
+    if let Some(kept) = present.get(trust_domain) {
+        bundles.insert(kept.clone());
     }
 }
 

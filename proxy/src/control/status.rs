@@ -24,6 +24,9 @@ pub(crate) struct ControlStatus {
     pub(crate) policy_received: bool,
     /// Why there is no new SVID, while that is so.
     pub(crate) identity_error: Option<String>,
+    /// Why this workload is to have no identity, while the control plane says so: its registration is gone, or it is
+    /// banned. Whoever hands out the SVID stops, also while it is valid.
+    pub(crate) identity_refusal: Option<String>,
     /// Why there is no stream, while that is so.
     pub(crate) stream_error: Option<String>,
     /// What the control plane did not accept of the registration.

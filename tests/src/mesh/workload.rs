@@ -21,8 +21,19 @@ pub struct WorkloadPlan<'m> {
     serves: Vec<String>,
     flags: Vec<String>,
     waits: bool,
-    relayed: bool,
     default_drain: bool,
+    front: Front,
+}
+
+/// What listens where peers dial a workload's mesh port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Front {
+    /// Its sidecar.
+    Sidecar,
+    /// A relay to its sidecar.
+    Relay,
+    /// Whatever the test starts there.
+    Other,
 }
 
 impl<'m> WorkloadPlan<'m> {
@@ -39,8 +50,8 @@ impl<'m> WorkloadPlan<'m> {
             serves: Vec::new(),
             flags: Vec::new(),
             waits: true,
-            relayed: false,
             default_drain: false,
+            front: Front::Sidecar,
         }
     }
 
@@ -83,7 +94,13 @@ impl<'m> WorkloadPlan<'m> {
 
     /// Has a listener in the middle stand before its mesh port; with explicit capture alone.
     pub fn relayed(mut self) -> Self {
-        self.relayed = true;
+        self.front = Front::Relay;
+        self
+    }
+
+    /// Leaves its mesh port, as peers dial it, to what the test starts there; with explicit capture alone.
+    pub fn leaving_mesh_port(mut self) -> Self {
+        self.front = Front::Other;
         self
     }
 
@@ -110,11 +127,10 @@ impl<'m> WorkloadPlan<'m> {
             }
             self.mesh.redirect(&host);
         }
-        let (mesh_address, relay) = if self.relayed {
-            let (address, relay) = start_relay(&host);
-            (address, Some(relay))
-        } else {
-            (host.address, None)
+        let (mesh_address, relay) = match self.front {
+            Front::Sidecar => (host.address, None),
+            Front::Relay => (behind(&host), Some(start_relay(&host))),
+            Front::Other => (behind(&host), None),
         };
         let process = self.start_sidecar(&host, mesh_address);
         let local = if transparent {
@@ -163,16 +179,17 @@ impl<'m> WorkloadPlan<'m> {
     }
 }
 
-/// A relay at the address that peers dial, and where the sidecar is to listen in its stead.
-fn start_relay(host: &Host) -> (Ipv4Addr, Relay) {
+/// Where a sidecar listens that does not listen where peers dial.
+fn behind(host: &Host) -> Ipv4Addr {
     let [first, second, third, last] = host.address.octets();
-    let behind = Ipv4Addr::new(first, second + 1, third, last);
-    let target = (behind, super::MESH_PORT).into();
+    Ipv4Addr::new(first, second + 1, third, last)
+}
+
+/// A relay at the address that peers dial.
+fn start_relay(host: &Host) -> Relay {
+    let target = (behind(host), super::MESH_PORT).into();
     let relay = Relay::start(&host.place, (host.address, super::MESH_PORT).into(), target);
-    (
-        behind,
-        relay.unwrap_or_else(|error| panic!("no relay at {}: {error}", host.address)),
-    )
+    relay.unwrap_or_else(|error| panic!("no relay at {}: {error}", host.address))
 }
 
 /// A workload's host with its sidecar.

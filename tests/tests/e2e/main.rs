@@ -23,3 +23,4 @@ mod rotation_ca;
 mod startup;
 mod telemetry;
 mod transparent;
+mod workload_api;

@@ -126,6 +126,8 @@ pub(super) struct Behaviour {
     pub(super) refuses_renewal: bool,
     pub(super) renews_as: Option<String>,
     pub(super) bundle_sequence: u64,
+    /// What calls of workloads that are known are refused with.
+    pub(super) refuses_as: Option<sidewind_api::Reason>,
 }
 
 pub(super) struct Fake {
@@ -154,6 +156,7 @@ impl Fake {
             refuses_renewal: false,
             renews_as: None,
             bundle_sequence: 1,
+            refuses_as: None,
         }));
         let (events, seen) = mpsc::unbounded_channel();
         let (acknowledgements, acknowledged) = mpsc::unbounded_channel();
@@ -357,6 +360,13 @@ struct Service {
 }
 
 impl Service {
+    fn check_refusal(&self) -> Result<(), Status> {
+        match self.behaviour.lock().unwrap().refuses_as {
+            Some(reason) => Err(reason.status("refused by the fake")),
+            None => Ok(()),
+        }
+    }
+
     fn issue(&self, csr: &[u8], id: &str) -> Response<v1::SvidResponse> {
         let behaviour = self.behaviour.lock().unwrap();
         let end = self.simulated.now() + behaviour.svid_ttl;
@@ -406,6 +416,7 @@ impl IdentityService for Service {
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::SvidResponse>, Status> {
         let peer = peer(&request)?;
+        self.check_refusal()?;
         let (refuses, renews_as) = {
             let behaviour = self.behaviour.lock().unwrap();
             (behaviour.refuses_renewal, behaviour.renews_as.clone())
@@ -430,9 +441,20 @@ impl IdentityService for Service {
 
     async fn mint_jwt_svid(
         &self,
-        _request: Request<v1::MintJwtSvidRequest>,
+        request: Request<v1::MintJwtSvidRequest>,
     ) -> Result<Response<v1::MintJwtSvidResponse>, Status> {
-        Err(Status::unimplemented("mint_jwt_svid"))
+        let peer = peer(&request)?;
+        self.check_refusal()?;
+        let renews_as = self.behaviour.lock().unwrap().renews_as.clone();
+        Ok(Response::new(v1::MintJwtSvidResponse {
+            token: format!(
+                "{} {}",
+                peer.serial_hex,
+                request.into_inner().audience.join(",")
+            ),
+            spiffe_id: renews_as.unwrap_or_else(|| peer.id.to_string()),
+            ..v1::MintJwtSvidResponse::default()
+        }))
     }
 }
 

@@ -4,6 +4,7 @@
 mod fake;
 mod identity;
 mod stream;
+mod workload_api;
 
 use std::ffi::OsString;
 use std::time::{Duration, SystemTime};

@@ -24,6 +24,8 @@ macro_rules! words {
     };
 }
 
+pub(super) use words;
+
 words! {
     /// Which part of a TLS handshake the proxy played.
     Side {

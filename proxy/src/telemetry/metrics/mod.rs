@@ -11,6 +11,7 @@ mod family;
 mod handles;
 mod labels;
 mod process;
+mod workload_api;
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub(crate) use exposition::Format;
 pub(crate) use handles::{
     ConnectionHandles, FinishedRequest, OpenConnection, RequestHandles, WorkerMetrics,
 };
+pub(crate) use workload_api::{ClosedConnection, WorkloadApiFamilies};
 
 use cell::{Cell, Histogram, Latency, Lifetime};
 use events::{AdminLabels, CodeLabels, CutLabels, HandshakeLabels, RetryLabels, SideLabels};
@@ -50,6 +52,8 @@ pub(crate) struct Metrics {
     admin_refusals: Family<AdminLabels, Counter>,
     certificate_expiry: Arc<Gauge>,
     control_plane_connected: Arc<Gauge>,
+    /// What programs beside the proxy ask of the Workload API.
+    pub(crate) workload_api: WorkloadApiFamilies,
     /// Access-log lines that were dropped because the log's destination is too slow or fails.
     pub(crate) dropped_log_lines: Arc<Counter>,
     /// Spans that the collector accepted.
@@ -75,6 +79,7 @@ impl Metrics {
             "sidewind_admin_refusals",
             "Connections to the admin port that were closed without an answer to a whole request",
         );
+        let workload_api = WorkloadApiFamilies::register(&mut families);
         let certificate_expiry = register_certificate(&mut registry);
         let control_plane_connected = single(
             &mut registry,
@@ -107,6 +112,7 @@ impl Metrics {
             admin_refusals,
             certificate_expiry,
             control_plane_connected,
+            workload_api,
             dropped_log_lines,
             exported_spans,
             dropped_spans,

@@ -49,6 +49,9 @@ fn exercise(metrics: &WorkerMetrics) {
         .shared()
         .set_certificate_expiry(SystemTime::now() + Duration::from_secs(60));
     metrics.shared().set_control_plane_connected(true);
+    let workload_api = &metrics.shared().workload_api;
+    workload_api.call_ended("FetchX509SVID", tonic::Code::Ok);
+    workload_api.connection_closed(ClosedConnection::Idle);
 }
 
 fn line<'a>(page: &'a str, start: &str) -> &'a str {
