@@ -9,6 +9,7 @@
 //! | [`workloads`], [`database`] | unmodified servers; a PostgreSQL for control planes |
 //! | [`renewals`] | many identities that are renewed all the time, without a proxy each |
 //! | [`load`], [`http`] | requests: a steady stream of them, or one exact one |
+//! | [`attesting`], [`aws`] | a client that attests step by step; STS and ECS around it |
 //! | [`clients`], [`envoy`] | programs that nobody of this project wrote, at the Workload API socket and on the wire |
 //! | [`authority`], [`peer`] | certificates of our own, and a client of the mesh port that uses them |
 //! | [`wire`], [`relay`] | what a listener on the wire sees |
@@ -18,7 +19,9 @@
 //! What needs root panics without it; no test is ever skipped.
 
 pub mod access_log;
+pub mod attesting;
 pub mod authority;
+pub mod aws;
 pub mod binaries;
 pub mod cleanup;
 pub mod clients;

@@ -6,6 +6,7 @@
 //! - [`service`]: names of services, and names of protocols
 //! - [`pattern`]: what an authorization rule may say about methods and paths
 //! - [`bans`]: identities and certificates that are refused although they are good
+//! - [`evidence`]: what is signed when a workload attests
 //! - [`duration`]: durations as people write them in flags and resources
 //!
 //! Nothing here does input or output, and nothing here decides: rules are evaluated in the proxy and
@@ -14,6 +15,7 @@
 pub mod bans;
 pub mod destination;
 pub mod duration;
+pub mod evidence;
 pub mod pattern;
 pub mod reason;
 pub mod service;

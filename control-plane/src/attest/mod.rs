@@ -5,6 +5,8 @@
 //! identity themselves. Nothing is used up before [`Attestors::settle`], which makes it final in one
 //! transaction, once the certificate is signed and before it leaves.
 
+pub mod aws_iam;
+pub mod challenge;
 pub mod join_token;
 pub mod keys;
 pub mod kubernetes;
@@ -12,6 +14,7 @@ pub mod oidc;
 pub mod selectors;
 #[cfg(test)]
 mod testing;
+pub mod x509;
 
 pub use selectors::{Selector, Selectors};
 
@@ -110,14 +113,22 @@ pub struct Attestors {
     join_token: join_token::JoinTokenAttestor,
     kubernetes: kubernetes::KubernetesAttestor,
     oidc: oidc::OidcAttestor,
+    aws_iam: aws_iam::AwsIamAttestor,
+    x509: x509::X509Attestor,
+    challenges: Arc<challenge::Challenges>,
 }
 
 impl Attestors {
-    /// The attestors of a store, and of the clusters and issuers of a configuration.
+    /// The attestors of a store, and of the clusters, issuers, regions and authorities of a configuration.
+    /// Evidence that is signed for the occasion is for `server_id`.
     #[must_use]
-    pub fn new(store: Store, config: Live) -> Self {
+    pub fn new(store: Store, config: Live, server_id: String) -> Self {
         let keys = Arc::new(keys::KeyCache::default());
+        let challenges = Arc::new(challenge::Challenges::new(server_id));
         Self {
+            aws_iam: aws_iam::AwsIamAttestor::new(config.clone(), Arc::clone(&challenges)),
+            x509: x509::X509Attestor::new(config.clone(), Arc::clone(&challenges)),
+            challenges,
             join_token: join_token::JoinTokenAttestor::new(store.clone()),
             kubernetes: kubernetes::KubernetesAttestor::new(config.clone(), Arc::clone(&keys)),
             oidc: oidc::OidcAttestor::new(config, keys),
@@ -137,15 +148,19 @@ impl Attestors {
             Some(evidence @ Evidence::JoinToken(_)) => Ok((&self.join_token, evidence)),
             Some(evidence @ Evidence::Kubernetes(_)) => Ok((&self.kubernetes, evidence)),
             Some(evidence @ Evidence::Oidc(_)) => Ok((&self.oidc, evidence)),
-            Some(Evidence::AwsIam(_) | Evidence::X509(_)) => Err(Refusal::new(
-                Reason::AttestorNotConfigured,
-                "this control plane is not configured for this kind of evidence",
-            )),
+            Some(evidence @ Evidence::AwsIam(_)) => Ok((&self.aws_iam, evidence)),
+            Some(evidence @ Evidence::X509(_)) => Ok((&self.x509, evidence)),
             None => Err(Refusal::new(
                 Reason::EvidenceMissing,
                 "the request holds no evidence of a kind that this control plane knows; it takes join tokens, and what its AttestorConfig names",
             )),
         }
+    }
+
+    /// The nonces that evidence is signed over.
+    #[must_use]
+    pub fn challenges(&self) -> &challenge::Challenges {
+        &self.challenges
     }
 
     /// Makes an attestation final: registration, certificate and record, and whatever uses the evidence up,

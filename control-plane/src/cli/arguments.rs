@@ -142,6 +142,11 @@ pub struct ServeFlags {
     )]
     pub jwt_ttl: Duration,
 
+    /// What proxies sign evidence for (aws-iam, x509), so that it is good nowhere else; the same for all
+    /// replicas [default: sidewind://TRUST-DOMAIN].
+    #[arg(long, env = "SIDEWIND_SERVER_ID", value_name = "TEXT", value_parser = parse_server_id)]
+    pub server_id: Option<String>,
+
     /// Whether workloads take plaintext connections from outside the mesh.
     #[arg(
         long,
@@ -500,6 +505,15 @@ pub enum ConfigCommand {
 
 fn parse_trust_domain(text: &str) -> Result<TrustDomain, String> {
     TrustDomain::parse(text).map_err(|error| error.to_string())
+}
+
+fn parse_server_id(text: &str) -> Result<String, String> {
+    // It becomes the value of an HTTP header.
+    let known = text.bytes().all(|byte| byte.is_ascii_graphic());
+    if known && (1..=255).contains(&text.len()) {
+        return Ok(text.to_owned());
+    }
+    Err("must be 1 to 255 printable characters without spaces".to_owned())
 }
 
 fn parse_spiffe_id(text: &str) -> Result<SpiffeId, String> {

@@ -73,7 +73,11 @@ fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
         StoreKey::read(path)
             .map_err(|error| Failure::Usage(format!("--store-key-file: {}", chain(&error))))
     };
+    let server_id = flags
+        .server_id
+        .unwrap_or_else(|| format!("sidewind://{}", flags.trust_domain));
     Ok(Settings {
+        server_id,
         store,
         store_key: flags.store_key_file.as_ref().map(read_key).transpose()?,
         state_dir: flags.state_dir,

@@ -2,6 +2,7 @@
 
 use super::registration::{Condition, RegistrationRule};
 use super::{ConfigError, Draft, PlacedRule};
+use crate::attest::aws_iam::arn::check_role_arn;
 use std::collections::HashMap;
 
 /// Most workloads that one registration may name by lists: they are compared one by one.
@@ -13,6 +14,7 @@ pub(super) fn check(draft: &Draft) -> Vec<ConfigError> {
     known_sources(draft, &mut errors);
     default_identities(draft, &mut errors);
     clusters_apart(draft, &mut errors);
+    accounts_apart(draft, &mut errors);
     ties(draft, &mut errors);
     errors
 }
@@ -23,15 +25,20 @@ fn known_sources(draft: &Draft, errors: &mut Vec<ConfigError>) {
     let clusters: Vec<&str> = clusters.map(|cluster| cluster.cluster.as_str()).collect();
     let issuers = draft.config.attestors.oidc.iter();
     let issuers: Vec<&str> = issuers.map(|issuer| issuer.issuer.as_str()).collect();
+    let accounts = aws_accounts(draft);
+    let authorities = draft.config.attestors.x509.iter();
+    let authorities: Vec<&str> = authorities.map(|a| a.authority.as_str()).collect();
     for placed in &draft.registrations {
         let (key, word, known) = match placed.rule.attestor {
             "kubernetes" => ("kubernetes:cluster", "cluster", &clusters),
             "oidc" => ("oidc:issuer", "issuer", &issuers),
+            "aws-iam" => ("aws-iam:account", "account", &accounts),
+            "x509" => ("x509:authority", "authority", &authorities),
             _ => continue,
         };
         if known.is_empty() {
             let message = format!(
-                "are of an attestor that no AttestorConfig configures: none has a {word} under `{}`",
+                "are of attestor {}, which no AttestorConfig configures: it would name the {word}",
                 placed.rule.attestor
             );
             errors.push(placed.selectors_at.error(message));
@@ -49,6 +56,50 @@ fn known_sources(draft: &Draft, errors: &mut Vec<ConfigError>) {
             }
         } else if placed.rule.attestor == "oidc" {
             let message = "must name `issuer`: subjects of two issuers can be the same text";
+            errors.push(placed.selectors_at.error(message.to_owned()));
+        } else if placed.rule.attestor == "x509" {
+            let message = "must name `authority`: two authorities can certify the same name";
+            errors.push(placed.selectors_at.error(message.to_owned()));
+        }
+    }
+}
+
+/// The accounts whose roles are taken, each once.
+fn aws_accounts(draft: &Draft) -> Vec<&str> {
+    let regions = draft.config.attestors.aws_iam.iter();
+    let accounts = regions.flat_map(|region| region.accounts.iter().map(String::as_str));
+    let mut accounts: Vec<&str> = accounts.collect();
+    accounts.sort_unstable();
+    accounts.dedup();
+    accounts
+}
+
+/// With several accounts, one role's name in two of them are two roles. And an ARN that STS never says would
+/// wait for ever.
+fn accounts_apart(draft: &Draft, errors: &mut Vec<ConfigError>) {
+    let accounts = aws_accounts(draft);
+    for placed in &draft.registrations {
+        let rule = &placed.rule;
+        if rule.attestor != "aws-iam" {
+            continue;
+        }
+        let arns = rule
+            .conditions
+            .iter()
+            .filter(|c| c.key == "aws-iam:role-arn");
+        for arn in arns.flat_map(|condition| &condition.any_of) {
+            if let Err(problem) = check_role_arn(arn, &accounts) {
+                let message = format!("name role {arn:?}, which {problem}");
+                errors.push(placed.selectors_at.error(message));
+            }
+        }
+        let telling = ["aws-iam:role-arn", "aws-iam:role-id", "aws-iam:account"];
+        let template = rule.spiffe_id.template();
+        let apart = telling
+            .iter()
+            .any(|key| rule.names(key) || template.uses(key));
+        if accounts.len() > 1 && !apart {
+            let message = "could be of roles of two accounts; name `roleArn` or `accounts`";
             errors.push(placed.selectors_at.error(message.to_owned()));
         }
     }

@@ -29,7 +29,7 @@ pub use registration::{Condition, RegistrationRule};
 pub use service_entry::{Backend, EntryEndpoint, EntryPort, ServiceEntry};
 
 use arc_swap::ArcSwap;
-use attestor_config::{KubernetesCluster, OidcIssuer};
+use attestor_config::{AwsRegion, KubernetesCluster, OidcIssuer, X509Authority};
 use error::Place;
 use sidewind_api::{ServiceName, v1};
 use sidewind_identity::{SpiffeId, TrustDomain};
@@ -187,7 +187,7 @@ impl Config {
             entries: self.entries.len(),
             routes: self.routes.len(),
             registrations: self.registrations.len(),
-            attestors: self.attestors.kubernetes.len() + self.attestors.oidc.len(),
+            attestors: self.attestors.count(),
         }
     }
 
@@ -278,6 +278,14 @@ impl Draft {
 
     fn add_issuer(&mut self, issuer: OidcIssuer) {
         self.config.attestors.oidc.push(Arc::new(issuer));
+    }
+
+    fn add_aws_region(&mut self, region: AwsRegion) {
+        self.config.attestors.aws_iam.push(Arc::new(region));
+    }
+
+    fn add_x509_authority(&mut self, authority: X509Authority) {
+        self.config.attestors.x509.push(Arc::new(authority));
     }
 
     fn finish(mut self) -> Config {

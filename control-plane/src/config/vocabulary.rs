@@ -81,10 +81,11 @@ pub const SECTIONS: &[Section] = &[
         attestor: "x509",
         fields: &[
             one("authority", "x509:authority"),
-            one("spiffeId", "x509:spiffe-id"),
-            one("commonName", "x509:common-name"),
-            one("dnsNames", "x509:dns-name"),
+            one("subjectCn", "x509:subject-cn"),
+            one("dnsNames", "x509:dns"),
+            one("uris", "x509:uri"),
             one("sha256", "x509:sha256"),
+            one("issuer", "x509:issuer"),
         ],
     },
 ];

@@ -23,7 +23,7 @@ pub struct HttpsRequest<'a> {
     pub method: Method,
     /// Where to.
     pub url: &'a HttpsUrl,
-    /// Headers beside `host`, which follows from the URL. Sensitive values are to be marked so.
+    /// Headers; `host` follows from the URL unless it is among them. Sensitive values are to be marked so.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The body, empty for none.
     pub body: Bytes,
@@ -168,8 +168,10 @@ async fn exchange(request: HttpsRequest<'_>) -> Result<HttpsResponse, HttpsError
         .map_err(http)?;
     let mut message = http::Request::builder()
         .method(request.method)
-        .uri(url.path())
-        .header(HOST, url.authority());
+        .uri(url.path());
+    if !request.headers.iter().any(|(name, _)| *name == HOST) {
+        message = message.header(HOST, url.authority());
+    }
     for (name, value) in request.headers {
         message = message.header(name, value);
     }

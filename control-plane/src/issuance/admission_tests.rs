@@ -9,6 +9,13 @@ metadata: { name: clusters }
 spec: { kubernetes: [{ cluster: prod, inCluster: true }] }
 ";
 
+const ACCOUNTS: &str = r#"
+apiVersion: sidewind.dev/v1alpha1
+kind: AttestorConfig
+metadata: { name: aws }
+spec: { awsIam: [{ regions: [eu-west-1], accounts: ["123456789012"] }] }
+"#;
+
 fn document(name: &str, selectors: &str, rest: &str) -> String {
     format!(
         "---\napiVersion: sidewind.dev/v1alpha1\nkind: Registration\nmetadata: {{ name: {name}, namespace: data }}\nspec:\n  selectors: {selectors}\n  {rest}\n"
@@ -262,12 +269,12 @@ fn what_came_of_a_join_token_needs_no_document() {
 
 #[test]
 fn a_pin_is_replaced_by_a_registration_that_names_it() {
-    let role = "{awsIam: {roleArn: \"arn:aws:iam::1:role/r\"}}";
-    let named = "{awsIam: {roleArn: \"arn:aws:iam::1:role/r\", roleId: AROA2}}";
+    let role = r#"{awsIam: {roleArn: "arn:aws:iam::123456789012:role/r"}}"#;
+    let named = r#"{awsIam: {roleArn: "arn:aws:iam::123456789012:role/r", roleId: AROA2}}"#;
     for (selectors, expected) in [(role, false), (named, true)] {
-        let (admission, _) =
-            admission(&[document("r", selectors, "spiffeId: spiffe://example.org/r")]);
-        let arn = Selector::new("aws-iam:role-arn", "arn:aws:iam::1:role/r");
+        let registration = document("r", selectors, "spiffeId: spiffe://example.org/r");
+        let (admission, _) = admission(&[ACCOUNTS.to_owned(), registration]);
+        let arn = Selector::new("aws-iam:role-arn", "arn:aws:iam::123456789012:role/r");
         let id = Selector::new("aws-iam:role-id", "AROA2");
         let facts = Facts {
             attestor: "aws-iam",

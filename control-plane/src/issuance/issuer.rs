@@ -58,6 +58,27 @@ impl Issuer {
         }
     }
 
+    /// A nonce for evidence that is signed for this occasion.
+    ///
+    /// # Errors
+    /// Why not; the refusal is in the audit already.
+    pub fn challenge(&self, caller: IpAddr) -> Result<v1::ChallengeResponse, Refusal> {
+        let challenges = self.attestors.challenges();
+        let nonce = challenges.give(caller);
+        let nonce = nonce.map_err(|refusal| {
+            let audit = AuditRecord {
+                csr_sha256: None,
+                ..audit_record("challenge", &[], caller)
+            };
+            self.refused(audit, refusal)
+        })?;
+        Ok(v1::ChallengeResponse {
+            nonce,
+            server_id: challenges.server_id().to_owned(),
+            version: sidewind_api::VERSION.to_owned(),
+        })
+    }
+
     /// Exchanges evidence for a first certificate. Gives back what was registered, too.
     ///
     /// # Errors

@@ -74,9 +74,10 @@ impl IdentityService for IdentityApi {
 
     async fn challenge(
         &self,
-        _request: Request<v1::ChallengeRequest>,
+        request: Request<v1::ChallengeRequest>,
     ) -> Result<Response<v1::ChallengeResponse>, Status> {
-        Err(Reason::NotOffered.status("no attestor here takes a challenge"))
+        let caller = caller(&request)?;
+        Ok(Response::new(self.issuer.challenge(caller.address.ip())?))
     }
 
     async fn mint_jwt_svid(

@@ -30,6 +30,8 @@ pub struct Settings {
     pub svid_ttl: Duration,
     /// Lifetime of JWT-SVIDs whose registration says nothing else.
     pub jwt_ttl: Duration,
+    /// What evidence that is signed for the occasion must name, so that it is good at no other control plane.
+    pub server_id: String,
     /// Whether workloads take plaintext from outside the mesh.
     pub inbound_plaintext: PlaintextMode,
     /// Where the root comes from.

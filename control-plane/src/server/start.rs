@@ -134,6 +134,7 @@ struct Rooms {
     registry: Arc<Registry>,
     writer: Writer,
     config: Live,
+    server_id: String,
     svid_ttl: Duration,
     limits: Limits,
     logs: Option<LogHandle>,
@@ -341,6 +342,7 @@ impl Rooms {
             registry,
             writer,
             config: live,
+            server_id: settings.server_id,
             svid_ttl: settings.svid_ttl,
             limits: settings.limits,
             logs: None,
@@ -361,7 +363,11 @@ impl Rooms {
         let own = Arc::clone(&self.own);
         let accepting = listener::accept(listener, own, sender, bounds, shutdown.clone());
         let accepting = tokio::spawn(accepting);
-        let attestors = Attestors::new(self.store.clone(), self.config.clone());
+        let attestors = Attestors::new(
+            self.store.clone(),
+            self.config.clone(),
+            self.server_id.clone(),
+        );
         let domain = self.authority.trust_domain().clone();
         let issuer = Arc::new(Issuer::new(
             Arc::clone(&self.authority),

@@ -52,6 +52,7 @@ pub(crate) fn settings(directory: &Path) -> Settings {
         store_key: None,
         config: None,
         trust_domain: TrustDomain::parse(TRUST_DOMAIN).unwrap(),
+        server_id: format!("sidewind://{TRUST_DOMAIN}"),
         listen: "127.0.0.1:0".parse().unwrap(),
         admin_listen: "127.0.0.1:0".parse().unwrap(),
         svid_ttl: Duration::from_secs(3600),

@@ -13,6 +13,25 @@ const PREFIX: &str = "SIDEWIND_";
 #[derive(Debug, Default)]
 pub(super) struct Environment(BTreeMap<String, OsString>);
 
+/// The process's `AWS_…` variables that hold anything: settings of the workload's that are the proxy's too.
+#[derive(Default)]
+pub(super) struct AwsVariables(BTreeMap<String, String>);
+
+impl AwsVariables {
+    pub(super) fn new(variables: &[(OsString, OsString)]) -> Self {
+        let text = |(name, value): &(OsString, OsString)| {
+            let name = name.to_str().filter(|name| name.starts_with("AWS_"))?;
+            let value = value.to_str().filter(|value| !value.is_empty())?;
+            Some((name.to_owned(), value.to_owned()))
+        };
+        Self(variables.iter().filter_map(text).collect())
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}
+
 impl Environment {
     pub(super) fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         Self(

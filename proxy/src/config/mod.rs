@@ -4,9 +4,11 @@
 //! what one value alone cannot tell, and reads files; [`reference`] prints the table for the docs.
 
 mod addresses;
+mod aws;
 mod cidr;
 mod environment;
 mod error;
+mod evidence;
 mod reference;
 mod secret;
 mod served_port;
@@ -30,14 +32,18 @@ use clap::{CommandFactory, FromArgMatches};
 use sidewind_identity::TrustDomain;
 
 pub(crate) use addresses::{ControlPlaneAddress, Destination, MappedListener, PlaintextListener};
+pub(crate) use aws::{
+    AwsCredentials, AwsCredentialsSource, ContainerAuthorization, ContainerCredentials,
+};
 pub(crate) use cidr::Cidr;
 pub(crate) use error::{ConfigError, EXIT_USAGE};
-pub(crate) use secret::{JoinToken, JoinTokenSource};
+pub(crate) use evidence::EvidenceSource;
+pub(crate) use secret::{JoinToken, JoinTokenSource, Secret, read_bounded};
 pub(crate) use served_port::ServedPort;
 pub(crate) use settings::{CaptureMode, InboundPlaintext, LogFormat, Outside, RedirectBackend};
 pub(crate) use values::{AccessLog, SOCKET_DRAFT_SUFFIX};
 
-use environment::{Environment, variable_name};
+use environment::{AwsVariables, Environment, variable_name};
 use error::Place;
 use settings::{Command, CommandLine};
 
@@ -75,7 +81,7 @@ pub(crate) struct ControlConfig {
     pub trust_domain: TrustDomain,
     /// PEM file of roots; may not be there yet.
     pub trust_bundle: PathBuf,
-    pub join_token: JoinTokenSource,
+    pub evidence: EvidenceSource,
 }
 
 /// What the proxy tells the control plane of its workload.
@@ -199,6 +205,8 @@ pub(crate) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Invocation, ConfigError> {
+    let variables: Vec<(OsString, OsString)> = variables.into_iter().collect();
+    let aws = AwsVariables::new(&variables);
     let environment = Environment::new(variables);
     let commands = reference::with_variables(CommandLine::command());
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -208,13 +216,13 @@ pub(crate) fn parse(
         .and_then(|name| commands.find_subcommand(name))
         .map(|command| environment.arguments(command, &arguments))
         .unwrap_or_default();
-    let variables: Vec<String> = from_environment
+    let set_by_variable: Vec<String> = from_environment
         .iter()
         .map(|(flag, _)| flag.clone())
         .collect();
     arguments.extend(from_environment.into_iter().map(|(_, argument)| argument));
     let place_of = |flag: &str| {
-        if variables.iter().any(|name| name == flag) {
+        if set_by_variable.iter().any(|name| name == flag) {
             Place::Variable(variable_name(flag))
         } else {
             Place::Flag(flag.to_owned())
@@ -236,7 +244,7 @@ pub(crate) fn parse(
     let given = validate::Given::new(matches.unwrap_or_default(), &place_of);
     match settings.command {
         Command::Run(settings) => {
-            let mut config = validate::run(*settings, &given)?;
+            let mut config = validate::run(*settings, &given, &aws)?;
             config.warnings.extend(unknown.into_iter().map(|name| {
                 format!(
                     "the variable {name} sets nothing: `sidewind-proxy --help` lists those that do"

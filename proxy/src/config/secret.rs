@@ -1,14 +1,56 @@
-//! The join token: a secret that no log, debug output or error shows.
+//! Secrets: what no log, debug output or error shows, and what is wiped when it goes.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Longest token that is read; those that the control plane makes are far shorter.
-const MAX_TOKEN_BYTES: u64 = 4096;
+use zeroize::Zeroizing;
+
+/// Longest token that is read; those of Kubernetes and of issuers have one or two thousand bytes.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// Those that the control plane makes are far shorter.
+const MAX_JOIN_TOKEN_BYTES: usize = 4096;
+
+/// A text that is nobody else's business. `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(Zeroizing<String>);
+
+impl Secret {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(Zeroizing::new(text.into()))
+    }
+
+    /// The text itself, for the one message that carries it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Reads a token from a file, without the white space around it.
+    ///
+    /// # Errors
+    /// A sentence that names the file, without what is in it.
+    pub(crate) fn read_token(path: &Path) -> Result<Self, String> {
+        let named = |problem: &str| format!("the file {} {problem}", path.display());
+        let text = read_bounded(path, MAX_TOKEN_BYTES)?;
+        let token = text.trim();
+        if token.is_empty() {
+            return Err(named("holds no token"));
+        }
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(named("holds more than a token"));
+        }
+        Ok(Self::new(token))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
 
 /// A one-use token. `Debug` hides it.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct JoinToken(String);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JoinToken(Secret);
 
 impl JoinToken {
     /// Reads a token from text, without the white space around it.
@@ -23,18 +65,12 @@ impl JoinToken {
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("holds more than a token; `sidewind token create` prints one line".into());
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(Secret::new(text)))
     }
 
     /// The token itself, for the one message that carries it.
     pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for JoinToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JoinToken(…)")
+        self.0.expose()
     }
 }
 
@@ -55,23 +91,27 @@ impl JoinTokenSource {
     pub(crate) fn read(&self) -> Result<JoinToken, String> {
         match self {
             Self::Variable(token) => Ok(token.clone()),
-            Self::File(path) => read_file(path)
-                .and_then(|text| JoinToken::parse(&text))
+            Self::File(path) => JoinToken::parse(&read_bounded(path, MAX_JOIN_TOKEN_BYTES)?)
                 .map_err(|problem| format!("the file {} {problem}", path.display())),
         }
     }
 }
 
-fn read_file(path: &Path) -> Result<String, String> {
+/// Reads a file of text, unless it is longer than it may be.
+///
+/// # Errors
+/// A sentence that names the file.
+pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Zeroizing<String>, String> {
     use std::io::Read;
 
-    let mut text = String::new();
+    let mut text = Zeroizing::new(String::new());
     std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| format!("cannot be read: {error}"))?;
-    if text.len() as u64 > MAX_TOKEN_BYTES {
+        .and_then(|file| file.take(limit as u64 + 1).read_to_string(&mut text))
+        .map_err(|error| format!("the file {} cannot be read: {error}", path.display()))?;
+    if text.len() > limit {
         return Err(format!(
-            "is longer than {MAX_TOKEN_BYTES} bytes: it is no token"
+            "the file {} is longer than {limit} bytes: it is not what it should be",
+            path.display()
         ));
     }
     Ok(text)

@@ -13,6 +13,7 @@ use super::addresses::{
     trust_domain,
 };
 use super::cidr::Cidr;
+use super::evidence::EvidenceSettings;
 use super::served_port::ServedPort;
 use super::values::{
     AccessLog, OptionalDuration, SocketMode, duration_within, log_filter, ratio, retry_code,
@@ -89,14 +90,8 @@ pub(super) struct IdentitySettings {
     #[arg(long, value_name = "FILE")]
     pub(super) trust_bundle: Option<PathBuf>,
 
-    /// File with the one-use token that proves who this workload is, from `sidewind token create`. It is read
-    /// again for each try, so a new token can be put in its place without a restart.
-    #[arg(long, value_name = "FILE")]
-    pub(super) join_token_file: Option<PathBuf>,
-
-    /// The token itself. Only as a variable: a command line can be read by every process of the machine.
-    #[arg(long, value_name = "TOKEN")]
-    pub(super) join_token: Option<String>,
+    #[command(flatten)]
+    pub(super) evidence: EvidenceSettings,
 }
 
 #[derive(Debug, Args)]

@@ -317,13 +317,15 @@ fn an_error_names_the_variable_when_the_value_came_from_one() {
 #[test]
 fn what_is_needed_is_asked_for_by_flag_and_variable() {
     let files = Files::new();
-    for missing in 0..3 {
+    for (missing, asked_for) in ["control-plane", "trust-bundle", "attestor"]
+        .iter()
+        .enumerate()
+    {
         let mut arguments = files.needed();
-        let removed = arguments.remove(missing);
-        let flag = removed.split('=').next().unwrap();
-        let variable = flag[2..].to_uppercase().replace('-', "_");
+        arguments.remove(missing);
+        let variable = asked_for.to_uppercase().replace('-', "_");
         let text = parse_strings(&arguments, &[]).unwrap_err().to_string();
-        let expected = format!("{flag} (or SIDEWIND_{variable}): is needed");
+        let expected = format!("--{asked_for} (or SIDEWIND_{variable}): is needed");
         assert!(text.starts_with(&expected), "{text}");
     }
 }
@@ -337,10 +339,10 @@ fn a_join_token_is_never_shown() {
     let Invocation::Run(config) = parse_strings(&arguments, &variables).unwrap() else {
         panic!("not a run");
     };
-    assert_eq!(
-        config.control.join_token.read().unwrap().expose(),
-        "secret-token"
-    );
+    let EvidenceSource::JoinToken(source) = &config.control.evidence else {
+        panic!("{:?}", config.control.evidence);
+    };
+    assert_eq!(source.read().unwrap().expose(), "secret-token");
     assert!(!format!("{config:?}").contains("secret-token"));
 
     for (arguments, variables) in [

@@ -8,15 +8,16 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use sidewind_identity::{TrustBundle, TrustDomain};
 
-use super::environment::variable_name;
+use super::environment::{AwsVariables, variable_name};
 use super::error::{ConfigError, Place};
+use super::evidence;
 use super::settings::{
     CaptureMode, IdentitySettings, LimitSettings, ListenerSettings, RedirectSettings, RunSettings,
     TelemetrySettings, TrafficSettings, WorkloadApiSettings, WorkloadSettings,
 };
 use super::{
-    Config, ControlConfig, JoinToken, JoinTokenSource, LimitConfig, ListenAddress, ListenerConfig,
-    RedirectConfig, TelemetryConfig, TrafficConfig, WorkloadApiConfig, WorkloadConfig,
+    Config, ControlConfig, LimitConfig, ListenAddress, ListenerConfig, RedirectConfig,
+    TelemetryConfig, TrafficConfig, WorkloadApiConfig, WorkloadConfig,
 };
 
 /// Which settings were given, and where.
@@ -30,15 +31,20 @@ impl<'a> Given<'a> {
         Self { matches, place_of }
     }
 
-    fn is_given(&self, flag: &str) -> bool {
+    pub(super) fn is_given(&self, flag: &str) -> bool {
         self.matches.value_source(&flag.replace('-', "_")) == Some(ValueSource::CommandLine)
     }
 
-    fn error(&self, flag: &str, problem: impl std::fmt::Display) -> ConfigError {
+    pub(super) fn error(&self, flag: &str, problem: impl std::fmt::Display) -> ConfigError {
         ConfigError::new((self.place_of)(flag), problem)
     }
 
-    fn missing(&self, flag: &str, problem: impl std::fmt::Display) -> ConfigError {
+    /// Where a setting was given.
+    pub(super) fn place(&self, flag: &str) -> Place {
+        (self.place_of)(flag)
+    }
+
+    pub(super) fn missing(&self, flag: &str, problem: impl std::fmt::Display) -> ConfigError {
         let place = Place::Missing {
             flag: flag.to_owned(),
             variable: variable_name(flag),
@@ -64,8 +70,12 @@ impl<'a> Given<'a> {
     }
 }
 
-pub(super) fn run(settings: RunSettings, given: &Given<'_>) -> Result<Config, ConfigError> {
-    let control = control(settings.identity, given)?;
+pub(super) fn run(
+    settings: RunSettings,
+    given: &Given<'_>,
+    aws: &AwsVariables,
+) -> Result<Config, ConfigError> {
+    let control = control(settings.identity, given, aws)?;
     let listeners = listeners(settings.listeners, given)?;
     let workload = workload(settings.workload, &listeners, given)?;
     Ok(Config {
@@ -80,7 +90,11 @@ pub(super) fn run(settings: RunSettings, given: &Given<'_>) -> Result<Config, Co
     })
 }
 
-fn control(settings: IdentitySettings, given: &Given<'_>) -> Result<ControlConfig, ConfigError> {
+fn control(
+    settings: IdentitySettings,
+    given: &Given<'_>,
+    aws: &AwsVariables,
+) -> Result<ControlConfig, ConfigError> {
     if settings.control_plane.is_empty() {
         return Err(given.missing(
             "control-plane",
@@ -96,44 +110,12 @@ fn control(settings: IdentitySettings, given: &Given<'_>) -> Result<ControlConfi
     })?;
     check_trust_bundle(&trust_bundle, &settings.trust_domain)
         .map_err(|problem| given.error("trust-bundle", problem))?;
-    let join_token = match (settings.join_token, settings.join_token_file) {
-        (Some(_), Some(_)) => {
-            return Err(given.error(
-                "join-token-file",
-                "and SIDEWIND_JOIN_TOKEN are both given; give one",
-            ));
-        }
-        (Some(token), None) => {
-            if (given.place_of)("join-token") == Place::Flag("join-token".to_owned()) {
-                return Err(given.error(
-                    "join-token",
-                    "would show the token to every process of the machine; use --join-token-file or \
-                     SIDEWIND_JOIN_TOKEN",
-                ));
-            }
-            let token =
-                JoinToken::parse(&token).map_err(|problem| given.error("join-token", problem))?;
-            JoinTokenSource::Variable(token)
-        }
-        (None, Some(path)) => {
-            let source = JoinTokenSource::File(path);
-            source
-                .read()
-                .map_err(|problem| given.error("join-token-file", problem))?;
-            source
-        }
-        (None, None) => {
-            return Err(given.missing(
-                "join-token-file",
-                "is needed: a file with a token from `sidewind token create`, or the token in SIDEWIND_JOIN_TOKEN",
-            ));
-        }
-    };
+    let evidence = evidence::source(settings.evidence, given, aws)?;
     Ok(ControlConfig {
         control_planes: settings.control_plane,
         trust_domain: settings.trust_domain,
         trust_bundle,
-        join_token,
+        evidence,
     })
 }
 

@@ -47,6 +47,15 @@ pub(crate) enum ControlError {
 }
 
 impl ControlError {
+    /// Whether the control plane has said that the present certificate gets this proxy no further.
+    pub(super) fn needs_attestation(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => sidewind_api::Reason::of(status)
+                .is_some_and(sidewind_api::Reason::needs_attestation),
+            _ => false,
+        }
+    }
+
     /// Whether the control plane has said that this workload is to have no identity.
     ///
     /// While there is a valid SVID, only what speaks of the identity itself counts: evidence may be refused for reasons

@@ -1,4 +1,5 @@
-//! Keeps this workload's SVID fresh: attests once, renews early, and never gives up.
+//! Keeps this workload's SVID fresh: attests, renews early, attests again where renewal has failed for too long, and
+//! never gives up.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::error::ControlError;
 use super::issuing::{self, Issued};
 use super::occasionally::Occasionally;
 use super::status::IdentityStatus;
-use crate::config::{ControlConfig, JoinToken, JoinTokenSource};
+use crate::config::{ControlConfig, EvidenceSource, JoinToken, JoinTokenSource};
 
 const BUNDLE_POLL: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -164,13 +165,18 @@ impl IdentityTask {
         };
         if let Some(svid) = self.valid_svid() {
             let bundles = self.shared.publisher.bundles();
-            return issuing::renew(&self.dialler, &address, &bundles, &svid).await;
+            let renewed = issuing::renew(&self.dialler, &address, &bundles, &svid).await;
+            // The certificate is good and worth nothing any more: evidence may be worth another.
+            let attest = matches!(&renewed, Err(error) if error.needs_attestation());
+            if !attest || !self.config.evidence.is_repeatable() {
+                return renewed;
+            }
         }
         // Operators mend a lost trust domain by a new file, which only counts while there is nothing better.
         self.read_trust_bundle()?;
         let bundles = self.shared.publisher.bundles();
-        let token = match (self.evidence(), self.shared.publisher.svid()) {
-            (Ok(token), _) => token,
+        let (source, token) = match (self.evidence(), self.shared.publisher.svid()) {
+            (Ok(evidence), _) => evidence,
             (Err(error), None) => return Err(error),
             // Whether it has expired is for the control plane's clock to say: this one may be wrong.
             (Err(error), Some(expired)) => {
@@ -179,8 +185,9 @@ impl IdentityTask {
                     .map_err(|refused| ControlError::NoEvidence(format!("{error} ({refused})")));
             }
         };
-        let issued = issuing::attest(&self.dialler, &address, &bundles, &token).await?;
-        self.used_token = Some(token);
+        let now = self.shared.clock.now();
+        let issued = issuing::attest(&self.dialler, &address, &bundles, &source, now).await?;
+        self.used_token = token;
         if issued.svid.id().trust_domain() != &self.config.trust_domain {
             return Err(ControlError::BadAnswer {
                 address: address.to_string(),
@@ -201,15 +208,15 @@ impl IdentityTask {
             .filter(|svid| svid.not_after() >= self.shared.clock.now())
     }
 
-    /// A token that has not been used yet.
-    fn evidence(&self) -> Result<JoinToken, ControlError> {
-        let token = self
-            .config
-            .join_token
-            .read()
-            .map_err(ControlError::NoEvidence)?;
+    /// Where evidence is to be had; of a join token, one that has not been used yet, which it then names too.
+    fn evidence(&self) -> Result<(EvidenceSource, Option<JoinToken>), ControlError> {
+        let EvidenceSource::JoinToken(source) = &self.config.evidence else {
+            return Ok((self.config.evidence.clone(), None));
+        };
+        let token = source.read().map_err(ControlError::NoEvidence)?;
         if self.used_token.as_ref() != Some(&token) {
-            return Ok(token);
+            let this = JoinTokenSource::Variable(token.clone());
+            return Ok((EvidenceSource::JoinToken(this), Some(token)));
         }
         let id = self
             .shared
@@ -217,7 +224,7 @@ impl IdentityTask {
             .svid()
             .map(|svid| svid.id().to_string());
         let id = id.as_deref().unwrap_or("ID");
-        let remedy = match &self.config.join_token {
+        let remedy = match source {
             JoinTokenSource::File(path) => format!("write its token to {}", path.display()),
             JoinTokenSource::Variable(_) => {
                 "restart this proxy with its token in SIDEWIND_JOIN_TOKEN".to_owned()

@@ -1,7 +1,7 @@
 //! Getting SVIDs: a first one for evidence, later ones for the SVID before.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use sidewind_api::v1;
@@ -11,7 +11,8 @@ use sidewind_identity::{PrivateKey, Svid, TrustBundles, tls};
 use super::VERSION;
 use super::dial::{ALPN, Dialled, Dialler, timed_out};
 use super::error::ControlError;
-use crate::config::{ControlPlaneAddress, JoinToken};
+use super::evidence::{self, Occasion};
+use crate::config::{ControlPlaneAddress, EvidenceSource};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -24,25 +25,30 @@ pub(super) struct Issued {
     pub(super) local: std::net::IpAddr,
 }
 
-/// Exchanges a join token for a first SVID. The token leaves this process only after the server has proved that it
-/// is the control plane.
+/// Exchanges evidence for a first SVID. The evidence leaves this process only after the server has proved that it is
+/// the control plane, and goes over the connection that it was gathered for.
 pub(super) async fn attest(
     dialler: &Dialler,
     address: &ControlPlaneAddress,
     bundles: &Arc<TrustBundles>,
-    token: &JoinToken,
+    source: &EvidenceSource,
+    now: SystemTime,
 ) -> Result<Issued, ControlError> {
     let tls = tls::anonymous_client_config(bundles, ALPN).map_err(local("set up TLS"))?;
     let key = PrivateKey::generate().map_err(local("generate a key"))?;
-    let request = v1::AttestRequest {
-        csr: key.csr_der().map_err(local("sign a request"))?,
-        evidence: Some(v1::attest_request::Evidence::JoinToken(v1::JoinToken {
-            token: token.expose().to_owned(),
-        })),
-        version: VERSION.to_owned(),
-    };
     let dialled = dialler.dial(address, &tls).await?;
     let mut client = IdentityServiceClient::new(dialled.channel.clone());
+    let occasion = Occasion {
+        client: client.clone(),
+        address,
+        key: &key,
+        now,
+    };
+    let request = v1::AttestRequest {
+        evidence: Some(evidence::gather(source, occasion).await?),
+        csr: key.csr_der().map_err(local("sign a request"))?,
+        version: VERSION.to_owned(),
+    };
     let call = client.attest(request);
     finish(
         address,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! identity ─ attest, renew ──┐                       ┌→ Control::identity (TLS configurations)
-//!   (issuing, dial)          ├→ publisher ───────────┘
+//!   (issuing, evidence, dial)├→ publisher ───────────┘
 //! stream ─ bundles ──────────┘                       └→ Control::credentials, minter (the Workload API)
 //!   (session, dial)  ─ destinations → discovery ───→ Control::discovery
 //!                    ─ policy ─────────────────────→ Control::inbound_policy
@@ -15,6 +15,7 @@ mod clock;
 mod dial;
 mod discovery;
 mod error;
+mod evidence;
 mod identity;
 mod issuing;
 mod minting;

@@ -20,6 +20,9 @@ pub struct WorkloadPlan<'m> {
     token: JoinToken,
     serves: Vec<String>,
     flags: Vec<String>,
+    /// In place of a join token.
+    evidence: Option<Vec<String>>,
+    variables: Vec<(String, String)>,
     waits: bool,
     default_drain: bool,
     front: Front,
@@ -49,6 +52,8 @@ impl<'m> WorkloadPlan<'m> {
             token,
             serves: Vec::new(),
             flags: Vec::new(),
+            evidence: None,
+            variables: Vec::new(),
             waits: true,
             default_drain: false,
             front: Front::Sidecar,
@@ -71,6 +76,18 @@ impl<'m> WorkloadPlan<'m> {
     /// Adds a flag of the sidecar.
     pub fn flag(mut self, flag: &str, value: impl Into<String>) -> Self {
         self.flags.extend([flag.into(), value.into()]);
+        self
+    }
+
+    /// Has it prove itself by what these flags of the sidecar say, and not by a join token.
+    pub fn attested_by(mut self, flags: &[&str]) -> Self {
+        self.evidence = Some(flags.iter().map(|flag| (*flag).to_owned()).collect());
+        self
+    }
+
+    /// Sets an environment variable of the sidecar.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -160,16 +177,21 @@ impl<'m> WorkloadPlan<'m> {
             ..
         } = &*self.mesh;
         let uid = self.mesh.is_transparent().then_some(super::SIDECAR_UID);
-        let token = format!("{}-{}.token", self.name, host.address);
-        let token = scratch.write_secret(&token, control_plane.token(&self.token), uid);
         let mut proxy = self.mesh.proxy_behind(host, mesh_address);
         if !self.default_drain {
             proxy = proxy.args(super::SHORT_DRAIN);
         }
-        proxy = proxy
-            .arg("--join-token-file")
-            .arg(token)
-            .args(["--workload-name", &self.name]);
+        proxy = proxy.args(["--workload-name", &self.name]);
+        proxy = if let Some(evidence) = &self.evidence {
+            proxy.args(evidence)
+        } else {
+            let token = format!("{}-{}.token", self.name, host.address);
+            let token = scratch.write_secret(&token, control_plane.token(&self.token), uid);
+            proxy.arg("--join-token-file").arg(token)
+        };
+        for (name, value) in &self.variables {
+            proxy = proxy.env(name, value);
+        }
         for port in &self.serves {
             proxy = proxy.args(["--serve", port]);
         }

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod aws;
 mod bad_input;
 mod bad_requests;
 mod bans;
@@ -24,3 +25,4 @@ mod startup;
 mod telemetry;
 mod transparent;
 mod workload_api;
+mod x509;

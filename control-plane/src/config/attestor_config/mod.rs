@@ -1,12 +1,16 @@
 //! `AttestorConfig`: whose evidence is believed. One entry for each cluster, issuer or authority.
 
+mod aws_iam;
 mod keys;
 mod kubernetes;
 mod oidc;
+mod x509;
 
+pub use aws_iam::AwsRegion;
 pub use keys::{KeySource, TOKEN_ALGORITHMS};
 pub use kubernetes::{ApiServer, ClusterCheck, KubernetesCluster};
 pub use oidc::OidcIssuer;
+pub use x509::X509Authority;
 
 use super::Draft;
 use super::document::{Metadata, Reader, present};
@@ -25,6 +29,18 @@ pub struct AttestorConfigs {
     pub kubernetes: Vec<Arc<KubernetesCluster>>,
     /// Issuers of OIDC tokens.
     pub oidc: Vec<Arc<OidcIssuer>>,
+    /// Regions whose STS says who signed a request.
+    pub aws_iam: Vec<Arc<AwsRegion>>,
+    /// Authorities of existing certificates.
+    pub x509: Vec<Arc<X509Authority>>,
+}
+
+impl AttestorConfigs {
+    /// How many clusters, issuers, regions and authorities there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.kubernetes.len() + self.oidc.len() + self.aws_iam.len() + self.x509.len()
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -45,6 +61,10 @@ struct Spec {
     kubernetes: Option<Vec<Spanned<kubernetes::Entry>>>,
     #[serde(default, deserialize_with = "present")]
     oidc: Option<Vec<Spanned<oidc::Entry>>>,
+    #[serde(default, deserialize_with = "present")]
+    aws_iam: Option<Vec<Spanned<aws_iam::Entry>>>,
+    #[serde(default, deserialize_with = "present")]
+    x509: Option<Vec<Spanned<x509::Entry>>>,
 }
 
 /// Reads a document into the draft.
@@ -54,14 +74,29 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
     };
     resource.metadata.check("AttestorConfig", reader, draft);
     let spec = &resource.spec.value;
-    if spec.kubernetes.is_none() && spec.oidc.is_none() {
-        reader.refuse(&resource.spec, "must have an attestor: kubernetes or oidc");
+    let kinds = [
+        spec.kubernetes.is_some(),
+        spec.oidc.is_some(),
+        spec.aws_iam.is_some(),
+        spec.x509.is_some(),
+    ];
+    if !kinds.contains(&true) {
+        reader.refuse(
+            &resource.spec,
+            "must have an attestor: kubernetes, oidc, awsIam or x509",
+        );
     }
     for entry in spec.kubernetes.iter().flatten() {
         kubernetes::read(reader, draft, entry);
     }
     for entry in spec.oidc.iter().flatten() {
         oidc::read(reader, draft, entry);
+    }
+    for entry in spec.aws_iam.iter().flatten() {
+        aws_iam::read(reader, draft, entry);
+    }
+    for entry in spec.x509.iter().flatten() {
+        x509::read(reader, draft, entry);
     }
 }
 
@@ -92,3 +127,6 @@ fn file(reader: &mut Reader<'_>, given: Option<&Spanned<String>>) -> Option<Path
     }
     Some(PathBuf::from(&given.value))
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,21 +136,5 @@ fn read_accounts(reader: &mut Reader<'_>, fields: &Entry, is_aws: bool) -> Vec<S
         }
         return Vec::new();
     };
-    if given.value.is_empty() {
-        reader.refuse(given, "must name at least one account");
-    }
-    for account in &given.value {
-        let digits = account.value.bytes().all(|byte| byte.is_ascii_digit());
-        if account.value.len() != 12 || !digits {
-            reader.refuse(
-                account,
-                "must be the 12 digits of an AWS account, in quotes",
-            );
-        }
-    }
-    given
-        .value
-        .iter()
-        .map(|account| account.value.clone())
-        .collect()
+    super::aws_iam::accounts(reader, given)
 }

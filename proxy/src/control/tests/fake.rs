@@ -4,32 +4,28 @@
 #![expect(clippy::disallowed_methods, reason = "bounded by what the test sends")]
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use sidewind_api::v1;
+use sidewind_api::v1::attest_request::Evidence;
 use sidewind_api::v1::control_message::Message;
 use sidewind_api::v1::identity_service_server::{IdentityService, IdentityServiceServer};
 use sidewind_api::v1::mesh_service_server::{MeshService, MeshServiceServer};
 use sidewind_api::v1::proxy_message::Message as ProxyKind;
-use sidewind_identity::authority::{RootAuthority, SigningAuthority, SvidTemplate, generate_root};
 use sidewind_identity::{
-    ClientAuth, PeerIdentity, PrivateKey, SpiffeId, Svid, TrustBundle, TrustBundles, TrustDomain,
-    peer_identity, tls,
+    ClientAuth, PeerIdentity, PrivateKey, Svid, TrustBundle, TrustBundles, tls,
 };
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
+pub(super) use super::fake_authority::Authority;
+use super::fake_io::{Caller, TlsIo};
 use crate::control::clock::Simulated;
 use crate::control::network::{Io, Memory};
 
@@ -37,6 +33,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Of simulated time: whatever has not happened by then will not.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3 * 3600);
 pub(super) const WORKLOAD: &str = "spiffe://sidewind.local/ns/data/sa/orders";
+pub(super) const SERVER: &str = "sidewind://sidewind.local";
 pub(super) const CONTROL_PLANE: &str = "spiffe://sidewind.local/sidewind/control-plane";
 
 /// What the fake saw, in order.
@@ -67,58 +64,6 @@ pub(super) async fn send(answers: &Answers, message: Message) {
     answers.send(Ok(message)).await.unwrap();
 }
 
-pub(super) struct Authority {
-    pub(super) root: RootAuthority,
-    signing: Mutex<SigningAuthority>,
-}
-
-impl Authority {
-    pub(super) fn new() -> Self {
-        let trust_domain = TrustDomain::parse("sidewind.local").unwrap();
-        let now = SystemTime::now() - HOUR;
-        let root = generate_root(&trust_domain, 1000 * HOUR, now).unwrap();
-        let signing = root.issue_intermediate(900 * HOUR, now).unwrap();
-        Self {
-            root,
-            signing: Mutex::new(signing),
-        }
-    }
-
-    /// Signs by another authority from now on, and gives the key identifier of the one before.
-    pub(super) fn rotate(&self) -> String {
-        let now = SystemTime::now() - HOUR;
-        let next = self.root.issue_intermediate(900 * HOUR, now).unwrap();
-        let before = std::mem::replace(&mut *self.signing.lock().unwrap(), next);
-        before.key_id().to_owned()
-    }
-
-    pub(super) fn bundle(&self, sequence: u64) -> v1::TrustBundle {
-        v1::TrustBundle {
-            trust_domain: "sidewind.local".to_owned(),
-            sequence,
-            authorities: vec![self.root.certificate().to_vec()],
-            ..v1::TrustBundle::default()
-        }
-    }
-
-    /// An SVID that real verifiers take now, and that ends at a moment of simulated time.
-    fn sign(&self, csr: &[u8], id: &str, end: SystemTime) -> Vec<Vec<u8>> {
-        // Simulated time may be behind real time by what the test has taken.
-        let now = SystemTime::now() - Duration::from_secs(300);
-        let template = SvidTemplate {
-            id: SpiffeId::parse(id).unwrap(),
-            ttl: end.duration_since(now).unwrap(),
-            dns_names: Vec::new(),
-        };
-        let signing = self.signing.lock().unwrap();
-        let chain = signing.sign(csr, &template, now).unwrap();
-        chain
-            .iter()
-            .map(|certificate| certificate.to_vec())
-            .collect()
-    }
-}
-
 /// What the fake does, changed by tests while it runs.
 pub(super) struct Behaviour {
     pub(super) tokens: HashMap<String, bool>,
@@ -128,6 +73,13 @@ pub(super) struct Behaviour {
     pub(super) bundle_sequence: u64,
     /// What calls of workloads that are known are refused with.
     pub(super) refuses_as: Option<sidewind_api::Reason>,
+    /// Evidence that was taken, but for join tokens, and the signing requests that it came with.
+    pub(super) brought: Vec<Evidence>,
+    pub(super) requests: Vec<Vec<u8>>,
+    /// Whether any other evidence than a join token is taken.
+    pub(super) takes_evidence: bool,
+    /// Whether renewals are refused because nobody is registered any more.
+    pub(super) forgets: bool,
 }
 
 pub(super) struct Fake {
@@ -157,6 +109,10 @@ impl Fake {
             renews_as: None,
             bundle_sequence: 1,
             refuses_as: None,
+            brought: Vec::new(),
+            requests: Vec::new(),
+            takes_evidence: true,
+            forgets: false,
         }));
         let (events, seen) = mpsc::unbounded_channel();
         let (acknowledgements, acknowledged) = mpsc::unbounded_channel();
@@ -293,6 +249,7 @@ async fn serve(
         .serve_with_incoming(incoming);
     let mut running = JoinSet::new();
     running.spawn(async move { server.await.unwrap() });
+    let mut accepted_so_far = 0;
     while let Some(mut connection) = connections.recv().await {
         let (mut near, far) = tokio::io::duplex(64 << 10);
         running.spawn(async move {
@@ -300,53 +257,13 @@ async fn serve(
         });
         let acceptor = acceptor.clone();
         let accepted = accepted.clone();
+        accepted_so_far += 1;
+        let connection = accepted_so_far;
         running.spawn(async move {
             if let Ok(stream) = acceptor.accept(far).await {
-                let peer = peer_identity(stream.get_ref().1.peer_certificates()).ok();
-                let _ = accepted.send(TlsIo { stream, peer });
+                let _ = accepted.send(TlsIo::new(stream, connection));
             }
         });
-    }
-}
-
-struct TlsIo {
-    stream: TlsStream<DuplexStream>,
-    peer: Option<PeerIdentity>,
-}
-
-impl Connected for TlsIo {
-    type ConnectInfo = Option<PeerIdentity>;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for TlsIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for TlsIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -379,9 +296,30 @@ impl Service {
 }
 
 fn peer<T>(request: &Request<T>) -> Result<PeerIdentity, Status> {
-    let peer = request.extensions().get::<Option<PeerIdentity>>().unwrap();
-    peer.clone()
+    let caller = request.extensions().get::<Caller>().unwrap();
+    caller
+        .peer
+        .clone()
         .ok_or_else(|| Status::unauthenticated("no client certificate"))
+}
+
+/// The one nonce of a connection: evidence over it has come over that connection alone.
+fn nonce<T>(request: &Request<T>) -> String {
+    let caller = request.extensions().get::<Caller>().unwrap();
+    format!("nonce-of-connection-{}", caller.connection)
+}
+
+/// Whether evidence that is signed for the occasion is signed for this one.
+fn is_over(evidence: &Evidence, nonce: &str) -> bool {
+    match evidence {
+        Evidence::AwsIam(signed) => {
+            let named = |header: &v1::HttpHeader| header.name == "x-sidewind-nonce";
+            let header = signed.headers.iter().find(|header| named(header));
+            header.is_some_and(|header| header.value == nonce)
+        }
+        Evidence::X509(proof) => proof.nonce == nonce,
+        _ => true,
+    }
 }
 
 #[tonic::async_trait]
@@ -390,9 +328,23 @@ impl IdentityService for Service {
         &self,
         request: Request<v1::AttestRequest>,
     ) -> Result<Response<v1::SvidResponse>, Status> {
+        let nonce = nonce(&request);
         let request = request.into_inner();
-        let Some(v1::attest_request::Evidence::JoinToken(token)) = request.evidence else {
-            return Err(Status::invalid_argument("no evidence"));
+        let token = match request.evidence {
+            Some(Evidence::JoinToken(token)) => token,
+            Some(evidence) => {
+                let mut behaviour = self.behaviour.lock().unwrap();
+                if !behaviour.takes_evidence || !is_over(&evidence, &nonce) {
+                    let _ = self.events.send(Seen::AttestationRefused);
+                    return Err(Status::permission_denied("the evidence is not good"));
+                }
+                behaviour.brought.push(evidence);
+                behaviour.requests.push(request.csr.clone());
+                drop(behaviour);
+                let _ = self.events.send(Seen::Attested);
+                return Ok(self.issue(&request.csr, WORKLOAD));
+            }
+            None => return Err(Status::invalid_argument("no evidence")),
         };
         let used = self
             .behaviour
@@ -421,6 +373,9 @@ impl IdentityService for Service {
             let behaviour = self.behaviour.lock().unwrap();
             (behaviour.refuses_renewal, behaviour.renews_as.clone())
         };
+        if self.behaviour.lock().unwrap().forgets {
+            return Err(sidewind_api::Reason::NotRegistered.status("forgotten"));
+        }
         if refuses || peer.not_after < self.simulated.now() {
             return Err(Status::permission_denied("not renewed"));
         }
@@ -434,9 +389,13 @@ impl IdentityService for Service {
 
     async fn challenge(
         &self,
-        _request: Request<v1::ChallengeRequest>,
+        request: Request<v1::ChallengeRequest>,
     ) -> Result<Response<v1::ChallengeResponse>, Status> {
-        Err(Status::unimplemented("challenge"))
+        Ok(Response::new(v1::ChallengeResponse {
+            nonce: nonce(&request),
+            server_id: SERVER.to_owned(),
+            version: "9.9.9".to_owned(),
+        }))
     }
 
     async fn mint_jwt_svid(

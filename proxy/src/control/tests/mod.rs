@@ -1,7 +1,10 @@
 //! The control side against a control plane in this process, in simulated time: minutes pass in milliseconds, and
 //! timers fire in the order in which they would.
 
+mod evidence;
 mod fake;
+mod fake_authority;
+mod fake_io;
 mod identity;
 mod stream;
 mod workload_api;
@@ -79,16 +82,31 @@ impl Proxy {
     }
 
     fn start_with(world: &World, files: tempfile::TempDir, urls: &[String]) -> Self {
+        let token = format!("--join-token-file={}", files.path().join("token").display());
+        Self::start_proving(world, files, urls, &[token], &[])
+    }
+
+    /// With other evidence than a token.
+    fn start_proving(
+        world: &World,
+        files: tempfile::TempDir,
+        urls: &[String],
+        evidence: &[String],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let path = |name: &str| files.path().join(name).display().to_string();
-        let arguments = [
+        let mut arguments = vec![
             "sidewind-proxy".to_owned(),
             format!("--control-plane={}", urls.join(",")),
             format!("--trust-bundle={}", path("roots.pem")),
-            format!("--join-token-file={}", path("token")),
             "--serve=orders.data:80=8080/http".to_owned(),
             "--workload-name=orders-1".to_owned(),
         ];
-        let parsed = config::parse(arguments.into_iter().map(OsString::from), Vec::new());
+        arguments.extend_from_slice(evidence);
+        let variables = variables.iter();
+        let variables =
+            variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let parsed = config::parse(arguments.into_iter().map(OsString::from), variables);
         let Invocation::Run(config) = parsed.unwrap() else {
             panic!("not a run");
         };
