@@ -58,6 +58,11 @@ impl TestAuthority {
         self.root.key().to_pkcs8_pem().to_string()
     }
 
+    /// The root's key in DER (PKCS #8), for a search.
+    pub fn root_key_der(&self) -> Vec<u8> {
+        self.root.key().to_pkcs8_der().to_vec()
+    }
+
     /// A certificate for `id`, valid for an hour from `from` on.
     pub fn svid(&self, id: &str, from: SystemTime) -> Svid {
         let key = PrivateKey::generate().expect("a key");

@@ -2,7 +2,7 @@
 //! the process is told to end (here). What a killed process left is taken away by the next one.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{LazyLock, Mutex, Once, PoisonError};
 
@@ -17,6 +17,8 @@ pub enum Held {
     Namespace(String),
     /// A directory and everything in it.
     Directory(PathBuf),
+    /// What is mounted at a directory.
+    Mount(PathBuf),
 }
 
 impl Held {
@@ -27,6 +29,7 @@ impl Held {
             Self::Directory(path) => {
                 let _ = std::fs::remove_dir_all(path);
             }
+            Self::Mount(path) => unmount(path),
         }
     }
 }
@@ -102,6 +105,15 @@ async fn a_signal() -> Option<i32> {
     })
 }
 
+/// Lets go of a mount, also while something still uses it.
+fn unmount(path: &Path) {
+    let _ = Command::new("umount")
+        .args(["--lazy", "--quiet"])
+        .arg(path)
+        .stderr(Stdio::null())
+        .status();
+}
+
 fn kill_group(group: i32) {
     if let Some(group) = Pid::from_raw(group) {
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
@@ -151,12 +163,25 @@ pub fn remove_leftovers() {
     let scratch = crate::scratch::parent();
     for name in names_in(&scratch) {
         if owner_of(&name).is_some_and(is_dead) {
-            let _ = std::fs::remove_dir_all(scratch.join(name));
+            let directory = scratch.join(name);
+            for inside in names_in(&directory) {
+                if is_mount(&directory.join(&inside)) {
+                    unmount(&directory.join(&inside));
+                }
+            }
+            let _ = std::fs::remove_dir_all(directory);
         }
     }
 }
 
-fn names_in(directory: &std::path::Path) -> Vec<String> {
+/// Whether something is mounted at a directory: then it is on another device than the one that it is in.
+fn is_mount(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| path.symlink_metadata().ok().map(|metadata| metadata.dev());
+    path.parent().and_then(device) != device(path)
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.file_name().into_string().ok())

@@ -3,7 +3,7 @@
 //! Every packet between two hosts passes the router, which is where a listener on the wire would sit.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Once;
@@ -178,6 +178,38 @@ impl Lan {
         for host in &self.hosts {
             host.write_hosts(&text);
         }
+    }
+
+    /// Gives a host an IPv6 address besides. Two that have one reach each other.
+    pub fn add_ipv6(&mut self, host: &Host) -> Ipv6Addr {
+        let number = u16::from(host.address.octets()[3]);
+        let (link, inside) = (format!("host{number}"), host.place.clone());
+        let [router, address] =
+            [1, 2].map(|last| Ipv6Addr::new(0xfd77, 0, 0, number, 0, 0, 0, last));
+        let run = |place: &Place, program: &str, arguments: &[&str]| {
+            place.program(program).args(arguments).finish().success();
+        };
+        let forward = ["-qw", "net.ipv6.conf.all.forwarding=1"];
+        run(&self.router(), "sysctl", &forward);
+        // Without duplicate address detection, which would take a second.
+        for (place, address, device) in [
+            (self.router(), router, link.as_str()),
+            (inside.clone(), address, "eth0"),
+        ] {
+            let network = format!("{address}/64");
+            run(
+                &place,
+                "ip",
+                &["-6", "address", "add", &network, "dev", device, "nodad"],
+            );
+        }
+        let via = router.to_string();
+        run(
+            &inside,
+            "ip",
+            &["-6", "route", "add", "default", "via", &via],
+        );
+        address
     }
 
     /// Cuts or mends the link of a host: its packets vanish on the way.

@@ -171,3 +171,26 @@ async fn the_database_file_is_for_its_owner_alone() {
         assert_eq!(mode(&path), 0o600, "{}", path.display());
     }
 }
+
+#[tokio::test]
+async fn a_transaction_that_sqlite_itself_rolled_back_leaves_the_store_usable() {
+    let (_directory, store) = empty_store().await;
+    // No page more than there are: for this connection the disk is full.
+    sqlx::query("PRAGMA max_page_count = 1")
+        .execute(&store.pool)
+        .await
+        .unwrap();
+    let fill = async || {
+        let mut transaction = store.begin().await?;
+        sqlx::query("INSERT INTO settings (name, value) VALUES ('filler', $1)")
+            .bind("x".repeat(1 << 20))
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok::<_, StoreError>(())
+    };
+    let error = crate::telemetry::chain(&fill().await.unwrap_err());
+    assert!(error.contains("full"), "{error}");
+    // The next connection finds room.
+    fill().await.unwrap();
+}

@@ -143,23 +143,3 @@ async fn handshakes_with_a_certificate_cost_an_address_nothing() {
         client.renew(&svid, key.csr_der().unwrap()).await.unwrap();
     }
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_half_open_connections_do_not_hold_up_a_good_client() {
-    let control_plane = ControlPlane::start().await;
-    let client = &control_plane.client;
-    let mut half_open = Vec::new();
-    for _ in 0..1000 {
-        half_open.push(TcpStream::connect(client.address).await.unwrap());
-    }
-    control_plane.metric("sidewind_connections 1000").await;
-    let token = client.token(ORDERS, &[]).await;
-    let key = PrivateKey::generate().unwrap();
-    let begin = Instant::now();
-    client.attest(&token, key.csr_der().unwrap()).await.unwrap();
-    assert!(
-        begin.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        begin.elapsed()
-    );
-}

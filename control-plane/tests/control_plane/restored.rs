@@ -1,48 +1,76 @@
-//! A database that was put back to an older copy of itself.
+//! A database that was put back to an older copy of itself: it is told, and nobody gets by it what they should not.
 
-use crate::support::{Client, ControlPlane, refusal, svid_of};
-use sidewind_api::{Reason, v1};
+use crate::support::{ControlPlane, refusal, svid_of, until};
+use sidewind_api::Reason;
 use sidewind_identity::PrivateKey;
+use std::path::Path;
 
 const ORDERS: &str = "spiffe://sidewind.local/ns/data/sa/orders";
+const LATER: &str = "spiffe://sidewind.local/ns/data/sa/later";
 
-async fn bundle_sequence(client: &Client) -> u64 {
-    let mut admin = client.admin_service().await;
-    let answer = admin.get_authority(v1::GetAuthorityRequest {}).await;
-    answer.unwrap().into_inner().bundle_sequence
+fn csr() -> Vec<u8> {
+    PrivateKey::generate().unwrap().csr_der().unwrap()
+}
+
+/// Puts the database back to a copy, as an operator does with the control plane stopped.
+fn restore(state: &Path, copy: &[u8]) {
+    for beside in ["sidewind.db-wal", "sidewind.db-shm"] {
+        let _ = std::fs::remove_file(state.join(beside));
+    }
+    // Written in place, so that its mode stays.
+    std::fs::write(state.join("sidewind.db"), copy).unwrap();
+}
+
+/// Whether the state directory remembers all that the audit holds.
+async fn is_remembered(control_plane: &ControlPlane, state: &Path) -> bool {
+    let records = i64::try_from(control_plane.audit().await.len()).unwrap();
+    let remembered = std::fs::read(state.join("store-position.json")).unwrap();
+    let remembered: serde_json::Value = serde_json::from_slice(&remembered).unwrap();
+    remembered["record"].as_i64().unwrap() >= records
 }
 
 #[tokio::test]
-async fn a_database_restored_from_an_older_copy_is_noticed_and_made_up_for() {
+async fn a_database_restored_from_yesterday_is_told_and_gives_no_certificate_twice() {
     let control_plane = ControlPlane::start().await;
     let client = &control_plane.client;
-    let used_later = client.token(ORDERS, &[]).await;
-    let svid = client.svid(ORDERS, &[]).await;
+    let early = client.svid(ORDERS, &[]).await;
+    let token = client.token(LATER, &[]).await;
     let directory = control_plane.stop().await;
-    let database = directory.path().join("state/sidewind.db");
-    let copy = directory.path().join("copy.db");
-    std::fs::copy(&database, &copy).unwrap();
+    let state = directory.path().join("state");
+    let yesterday = std::fs::read(state.join("sidewind.db")).unwrap();
+    let root = std::fs::read(state.join("trust-bundle.pem")).unwrap();
 
+    // What the copy does not know of: the token was used.
     let control_plane = ControlPlane::start_in(directory, |_| {}).await;
     let client = &control_plane.client;
-    let sequence = bundle_sequence(client).await;
     let key = PrivateKey::generate().unwrap();
-    let csr = key.csr_der().unwrap();
-    client.attest(&used_later, csr.clone()).await.unwrap();
-    let renewed = svid_of(client.renew(&svid, csr.clone()).await.unwrap(), key);
+    let response = client.attest(&token, key.csr_der().unwrap()).await.unwrap();
+    let before = response.trust_bundles[0].sequence;
+    let late = svid_of(response, key);
+    until(async || is_remembered(&control_plane, &state).await).await;
     let directory = control_plane.stop().await;
-    // It remembers every few seconds, and at its start.
-    let directory = ControlPlane::start_in(directory, |_| {}).await.stop().await;
-    std::fs::copy(&copy, &database).unwrap();
+    restore(&state, &yesterday);
 
     let control_plane = ControlPlane::start_in(directory, |_| {}).await;
-    control_plane
-        .metric("sidewind_store_restored_total 1")
-        .await;
     let client = &control_plane.client;
-    assert!(bundle_sequence(client).await > sequence);
-    let (reason, _) = refusal(client.attest(&used_later, csr.clone()).await);
-    assert_eq!(reason, Reason::JoinTokenUsed);
-    // A certificate of the time that is lost can be renewed.
-    client.renew(&renewed, csr).await.unwrap();
+    let again = client.attest(&token, csr()).await;
+    assert_eq!(refusal(again).0, Reason::JoinTokenUsed);
+    let metrics = control_plane.get("/metrics").await.1;
+    assert!(
+        metrics.contains("sidewind_store_restored_total 1\n"),
+        "{metrics}"
+    );
+    let audit = control_plane.audit().await;
+    assert!(
+        audit.iter().any(|(event, ..)| event == "store-restored"),
+        "{audit:?}"
+    );
+    // Nobody loses trust in anybody: the root is the same, and no proxy takes its bundle for an old one.
+    assert_eq!(std::fs::read(state.join("trust-bundle.pem")).unwrap(), root);
+    let renewed = client.renew(&early, csr()).await.unwrap();
+    assert!(renewed.trust_bundles[0].sequence > before);
+    // Who came in the time that is lost is told to come again.
+    let (reason, message) = refusal(client.renew(&late, csr()).await);
+    assert_eq!(reason, Reason::NotRegistered, "{message}");
+    assert!(message.contains("attest again"), "{message}");
 }

@@ -1,6 +1,7 @@
 //! The tests of the public interface, in one binary: linking one is quicker than linking many.
 
 mod authority;
+mod bounds;
 mod bundle_documents;
 mod bundles;
 mod conformance;

@@ -5,6 +5,7 @@ use http::Request;
 
 use super::{MeshPool, PoolSettings, client::MeshConnection, testing::Bouncer};
 
+mod floods;
 mod pool;
 mod server;
 mod standing;

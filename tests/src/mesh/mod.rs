@@ -16,6 +16,7 @@ pub use workload::{Workload, WorkloadPlan};
 
 use crate::authority::TestAuthority;
 use crate::binaries::Binaries;
+use crate::cleanup::{Held, Ticket, hold};
 use crate::invocation::Invocation;
 use crate::lan::{Host, Lan, Namespace};
 use crate::place::Place;
@@ -76,6 +77,7 @@ pub struct MeshPlan {
     policies: Vec<(String, String)>,
     flags: Vec<String>,
     root: Option<(String, String)>,
+    state_disk: Option<u32>,
 }
 
 impl MeshPlan {
@@ -94,6 +96,12 @@ impl MeshPlan {
     /// Has the control plane use this root instead of making its own.
     pub fn root(mut self, authority: &TestAuthority) -> Self {
         self.root = Some((authority.root_pem(), authority.root_key_pem()));
+        self
+    }
+
+    /// Puts the control plane's state on a disk of its own, of so many bytes. Needs root.
+    pub fn state_disk(mut self, bytes: u32) -> Self {
+        self.state_disk = Some(bytes);
         self
     }
 
@@ -151,6 +159,7 @@ impl MeshPlan {
                 flags.extend([flag.into(), path.to_string_lossy().into_owned()]);
             }
         }
+        let disk = self.state_disk.map(|bytes| disk(&scratch, "state", bytes));
         let mut control_plane = ControlPlane::new(&binaries, &scratch, host, flags.clone());
         for (file, yaml) in &self.policies {
             control_plane.write_config(file, yaml);
@@ -164,9 +173,23 @@ impl MeshPlan {
             trust_bundle,
             ground,
             binaries,
+            _disk: disk,
             scratch,
         }
     }
+}
+
+/// Makes a directory that is a disk of its own, until the ticket is dropped.
+#[track_caller]
+fn disk(scratch: &Scratch, name: &str, bytes: u32) -> Ticket {
+    let path = scratch.join(name);
+    std::fs::create_dir(&path).unwrap_or_else(|error| panic!("cannot make {path:?}: {error}"));
+    let size = format!("size={bytes},mode=700");
+    let mount = Place::Host
+        .program("mount")
+        .args(["-t", "tmpfs", "-o", &size, "tmpfs"]);
+    mount.arg(&path).finish().success();
+    hold(Held::Mount(path))
 }
 
 /// A running mesh. Taken down when dropped; drop its workloads first, which declaring them later does.
@@ -180,6 +203,7 @@ pub struct Mesh {
     trust_bundle: PathBuf,
     ground: Ground,
     binaries: Binaries,
+    _disk: Option<Ticket>,
     /// The directory of all logs and keys.
     pub scratch: Scratch,
 }

@@ -323,4 +323,6 @@ pub fn is_reserved(id: &SpiffeId) -> bool {
 }
 
 #[cfg(test)]
+mod clock_tests;
+#[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! The control side against a control plane in this process, in simulated time: minutes pass in milliseconds, and
 //! timers fire in the order in which they would.
 
+mod adversity;
 mod evidence;
 mod fake;
 mod fake_authority;
