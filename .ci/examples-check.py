@@ -195,9 +195,9 @@ def the_ecs_example_is_accepted():
         if not program:
             continue
         settings = {entry["name"]: entry["value"] for entry in container["environment"]}
-        # The README gives it when the task is started.
-        settings["SIDEWIND_JOIN_TOKEN"] = "stand-in"
         assert set(settings) <= variables(program), f"{set(settings) - variables(program)}"
+        # ECS sets it, since the task has a role.
+        settings["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = "/v2/credentials/stand-in"
         accepts(f"ECS container {container['name']}", program, settings)
         count += 1
     assert count == 1, count

@@ -1,12 +1,12 @@
 //! Every command and flag. Each flag is also a variable: `--state-dir` is `SIDEWIND_STATE_DIR`.
 
-use crate::server::limits::{ATTEST_PER_SECOND, SIGN_PER_SECOND};
-use crate::telemetry::LogFormat;
+mod serve;
+
+pub use serve::{PlaintextFlag, ServeFlags};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sidewind_api::{Banned, ServiceName, duration};
 use sidewind_identity::{SpiffeId, TrustDomain};
-use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub enum Command {
     Ca(AuthorityCommand),
     /// List the workloads of the mesh.
     Workloads(WorkloadsFlags),
+    /// Explain one workload: certificate, authority, trust bundle on each side, bans, and which rule lets a caller in.
+    Explain(ExplainFlags),
     /// Cut an identity or a certificate off, everywhere and at once.
     ///
     /// Every proxy refuses it from then on and closes its living connections, within a second. A banned identity
@@ -68,180 +70,8 @@ pub enum Command {
     LogLevel(LogLevelFlags),
 }
 
-/// Flags of `serve`.
-#[derive(Debug, Args)]
-pub struct ServeFlags {
-    /// Directory of the state: keys, registrations, audit. Made with mode 0700 where it is missing.
-    #[arg(long, env = "SIDEWIND_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
-    pub state_dir: PathBuf,
-
-    /// PostgreSQL database for the state, shared by any number of replicas [default: SQLite in the state
-    /// directory, for one].
-    ///
-    /// What the URL lacks comes from the variables of PostgreSQL's own clients (PGPASSWORD and so on). A
-    /// command line is no place for a password: put it there, into this flag's variable, or into a file for
-    /// --store-file.
-    #[arg(
-        long,
-        env = "SIDEWIND_STORE",
-        value_name = "postgres://USER@HOST/DATABASE",
-        hide_env_values = true,
-        conflicts_with = "store_file"
-    )]
-    pub store: Option<String>,
-
-    /// File that holds the URL of --store; its mode must be 0440 or stricter.
-    #[arg(long, env = "SIDEWIND_STORE_FILE", value_name = "FILE")]
-    pub store_file: Option<PathBuf>,
-
-    /// File of 32 random bytes that private keys in the store are sealed with; its mode must be 0440 or
-    /// stricter.
-    #[arg(long, env = "SIDEWIND_STORE_KEY_FILE", value_name = "FILE")]
-    pub store_key_file: Option<PathBuf>,
-
-    /// Directory of resources (*.yaml), read again on change; none by default.
-    #[arg(long, env = "SIDEWIND_CONFIG", value_name = "DIR")]
-    pub config: Option<PathBuf>,
-
-    /// Trust domain whose identities are issued.
-    #[arg(
-        long, env = "SIDEWIND_TRUST_DOMAIN", value_name = "NAME", default_value = "sidewind.local",
-        value_parser = parse_trust_domain
-    )]
-    pub trust_domain: TrustDomain,
-
-    /// Address and port for proxies (gRPC over TLS 1.3).
-    #[arg(
-        long,
-        env = "SIDEWIND_LISTEN",
-        value_name = "IP:PORT",
-        default_value = "0.0.0.0:15010"
-    )]
-    pub listen: SocketAddr,
-
-    /// Address and port for probes and metrics (plain HTTP: /live, /ready, /metrics).
-    #[arg(
-        long,
-        env = "SIDEWIND_ADMIN_LISTEN",
-        value_name = "IP:PORT",
-        default_value = "0.0.0.0:15014"
-    )]
-    pub admin_listen: SocketAddr,
-
-    /// Lifetime of certificates, from 1m to 24h, for join tokens that say nothing else.
-    #[arg(
-        long, env = "SIDEWIND_SVID_TTL", value_name = "DURATION", default_value = "1h",
-        value_parser = parse_duration
-    )]
-    pub svid_ttl: Duration,
-
-    /// Lifetime of JWT-SVIDs, from 1m to 1h, for registrations that say nothing else.
-    #[arg(
-        long, env = "SIDEWIND_JWT_TTL", value_name = "DURATION", default_value = "5m",
-        value_parser = parse_duration
-    )]
-    pub jwt_ttl: Duration,
-
-    /// What proxies sign evidence for (aws-iam, x509), so that it is good nowhere else; the same for all
-    /// replicas [default: sidewind://TRUST-DOMAIN].
-    #[arg(long, env = "SIDEWIND_SERVER_ID", value_name = "TEXT", value_parser = parse_server_id)]
-    pub server_id: Option<String>,
-
-    /// Whether workloads take plaintext connections from outside the mesh.
-    #[arg(
-        long,
-        env = "SIDEWIND_INBOUND_PLAINTEXT",
-        value_name = "MODE",
-        default_value = "permissive"
-    )]
-    pub inbound_plaintext: PlaintextFlag,
-
-    /// Root certificate in PEM, instead of a generated one; goes with --root-key. Read again as it changes.
-    ///
-    /// With --upstream-bundle: the certificate of a signing authority, and those between it and its root.
-    #[arg(
-        long,
-        env = "SIDEWIND_ROOT_CERT",
-        value_name = "FILE",
-        requires = "root_key"
-    )]
-    pub root_cert: Option<PathBuf>,
-
-    /// Key of that certificate in PEM (P-256). Its mode must be 0600 or stricter; a Secret's mount, which is root's
-    /// and readable for the process's group, will do.
-    #[arg(
-        long,
-        env = "SIDEWIND_ROOT_KEY",
-        value_name = "FILE",
-        requires = "root_cert"
-    )]
-    pub root_key: Option<PathBuf>,
-
-    /// Attestations, and challenges for them, that one address may ask for in one second.
-    ///
-    /// It is what counts before it is known who asks. Five times as many may come at once. An IPv6 address counts as its /64 network, and handshakes
-    /// without a certificate may be twice as many. Raise it where more than a thousand proxies stand behind
-    /// one address. Who asks more often is refused with the reason rate-limited, and told when to try again.
-    #[arg(
-        long, env = "SIDEWIND_ATTEST_RATE", value_name = "NUMBER", default_value_t = ATTEST_PER_SECOND
-    )]
-    pub attest_rate: NonZeroU32,
-
-    /// Certificates that one proxy may have signed in one second; five times as many at once.
-    ///
-    /// A proxy is known by its registration, which it has from its attestation: a SPIFFE ID is shared by
-    /// all replicas of a workload.
-    #[arg(
-        long, env = "SIDEWIND_SIGN_RATE", value_name = "NUMBER", default_value_t = SIGN_PER_SECOND
-    )]
-    pub sign_rate: NonZeroU32,
-    /// Roots in PEM above the signing authority that --root-cert and --root-key give: another CA's, whose own key
-    /// stays where it is. Read again as it changes.
-    #[arg(
-        long,
-        env = "SIDEWIND_UPSTREAM_BUNDLE",
-        value_name = "FILE",
-        requires = "root_cert"
-    )]
-    pub upstream_bundle: Option<PathBuf>,
-
-    /// How long a new root waits for proxies that do not acknowledge it, before it signs all the same.
-    #[arg(
-        long, env = "SIDEWIND_ROTATION_DEADLINE", value_name = "DURATION", default_value = "1h",
-        value_parser = parse_duration
-    )]
-    pub rotation_deadline: Duration,
-
-    /// What to log: a level, or a filter like info,sidewind_control_plane=debug.
-    #[arg(
-        long,
-        env = "SIDEWIND_LOG_LEVEL",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
-    pub log_level: String,
-
-    /// Form of the log lines, which go to standard error.
-    #[arg(
-        long,
-        env = "SIDEWIND_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "json"
-    )]
-    pub log_format: LogFormat,
-}
-
 /// Where state is kept by default.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/sidewind";
-
-/// Whether plaintext from outside the mesh is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PlaintextFlag {
-    /// Taken, and subject to the policies like everything else.
-    Permissive,
-    /// Refused.
-    Strict,
-}
 
 /// Commands about join tokens.
 #[derive(Debug, Subcommand)]
@@ -391,6 +221,36 @@ pub struct WorkloadsFlags {
     pub socket: SocketFlags,
 }
 
+/// Flags of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainFlags {
+    /// The workload's SPIFFE ID, name or address, or the serial number of its certificate.
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+
+    /// Who calls it, to say which rule lets them in.
+    #[arg(long, value_name = "SPIFFE_ID", value_parser = parse_spiffe_id)]
+    pub from: Option<SpiffeId>,
+
+    /// The port of the workload that is called.
+    #[arg(long, value_name = "PORT", requires = "from")]
+    pub port: Option<u16>,
+
+    /// Form of the output.
+    #[arg(
+        short,
+        long,
+        env = "SIDEWIND_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub output: OutputFormat,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
 /// Flags of `ban`.
 #[derive(Debug, Args)]
 pub struct BanFlags {
@@ -505,15 +365,6 @@ pub enum ConfigCommand {
 
 fn parse_trust_domain(text: &str) -> Result<TrustDomain, String> {
     TrustDomain::parse(text).map_err(|error| error.to_string())
-}
-
-fn parse_server_id(text: &str) -> Result<String, String> {
-    // It becomes the value of an HTTP header.
-    let known = text.bytes().all(|byte| byte.is_ascii_graphic());
-    if known && (1..=255).contains(&text.len()) {
-        return Ok(text.to_owned());
-    }
-    Err("must be 1 to 255 printable characters without spaces".to_owned())
 }
 
 fn parse_spiffe_id(text: &str) -> Result<SpiffeId, String> {

@@ -9,16 +9,24 @@ use sidewind_api::{Banned, v1};
 
 pub(super) fn ban(flags: BanFlags) -> Result<(), Failure> {
     let subject = flags.subject.to_string();
-    change(&flags.socket, flags.subject, flags.reason, false)?;
-    println!("{subject} is banned");
+    let answer = change(&flags.socket, flags.subject, flags.reason, false)?;
+    println!("{subject} is banned{}", waiting(&answer));
     Ok(())
 }
 
 pub(super) fn unban(flags: UnbanFlags) -> Result<(), Failure> {
     let subject = flags.subject.to_string();
-    change(&flags.socket, flags.subject, String::new(), true)?;
-    println!("{subject} is no longer banned");
+    let answer = change(&flags.socket, flags.subject, String::new(), true)?;
+    println!("{subject} is no longer banned{}", waiting(&answer));
     Ok(())
+}
+
+/// Whom the change has not reached yet, should there be any.
+fn waiting(answer: &v1::SetBanResponse) -> String {
+    match answer.waiting_for {
+        0 => String::new(),
+        proxies => format!("; {proxies} connected proxies have not said yet that they know"),
+    }
 }
 
 pub(super) fn list(flags: &BansFlags) -> Result<(), Failure> {

@@ -7,6 +7,7 @@
 //! - `authority`: the commands about certificate authorities
 //! - `bans`: ban, unban, bans
 //! - `check`: `config check`, offline
+//! - `explain`: what is known of one workload
 
 pub mod arguments;
 mod audit;
@@ -14,6 +15,7 @@ mod authority;
 mod bans;
 mod check;
 mod client;
+mod explain;
 mod output;
 mod serve;
 
@@ -71,6 +73,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Ca(AuthorityCommand::Taint(flags)) => authority::taint(&flags),
         Command::Ca(AuthorityCommand::Revoke(flags)) => authority::revoke(&flags),
         Command::Workloads(flags) => client::list_workloads(&flags),
+        Command::Explain(flags) => explain::run(&flags),
         Command::Ban(flags) => bans::ban(flags),
         Command::Unban(flags) => bans::unban(flags),
         Command::Bans(flags) => bans::list(&flags),

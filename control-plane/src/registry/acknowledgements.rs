@@ -122,6 +122,11 @@ impl Acknowledgements {
         Some(&self.by_stream.get(&stream)?.acknowledged)
     }
 
+    /// The key identifier of the authority that signed the certificate which a stream was opened with.
+    pub(super) fn issuer_of(&self, stream: StreamId) -> Option<&str> {
+        Some(&self.by_stream.get(&stream)?.issuer_key_id)
+    }
+
     /// Those that have not said that they have a bundle of this sequence or a later one.
     pub(super) fn laggards(
         &self,
@@ -193,6 +198,16 @@ impl Registry {
         let state = self.state();
         let stream = state.directory.stream_of(key)?;
         state.acknowledgements.of(stream).cloned()
+    }
+}
+
+impl Registry {
+    /// The key identifier of the authority that signed the certificate which the proxy of a workload came with.
+    #[must_use]
+    pub fn issuer_of(&self, key: &WorkloadKey) -> Option<String> {
+        let state = self.state();
+        let stream = state.directory.stream_of(key)?;
+        state.acknowledgements.issuer_of(stream).map(str::to_owned)
     }
 }
 

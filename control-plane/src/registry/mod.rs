@@ -356,6 +356,12 @@ impl Registry {
         self.measure(state);
     }
 
+    /// Who may call a workload of this identity.
+    #[must_use]
+    pub fn inbound_policy(&self, workload: &SpiffeId) -> Arc<v1::InboundPolicy> {
+        self.policy(&self.state(), workload)
+    }
+
     fn policy(&self, state: &State, workload: &SpiffeId) -> Arc<v1::InboundPolicy> {
         let (default_deny, rules) = state.config.inbound_rules(workload);
         Arc::new(v1::InboundPolicy {

@@ -4,7 +4,11 @@ use super::admin_socket::AdminApi;
 use crate::issuance::Refusal;
 use crate::store::{AuditRecord, GRANTED};
 use sidewind_api::{Banned, Reason, v1};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+/// How long a change of the bans waits for proxies to say that they have it.
+const BAN_WAIT: Duration = Duration::from_secs(2);
+const BAN_LOOK: Duration = Duration::from_millis(20);
 
 impl AdminApi {
     /// Bans or lifts, and pushes the list to every proxy before it answers.
@@ -44,8 +48,21 @@ impl AdminApi {
         self.registry.set_bans(bans);
         Ok(v1::SetBanResponse {
             version,
-            waiting_for: 0,
+            waiting_for: self.wait_for_bans(version).await,
         })
+    }
+
+    /// Waits until every proxy that is connected here has the list, for two seconds at most; how many have not.
+    async fn wait_for_bans(&self, version: u64) -> u64 {
+        let waited = tokio::time::timeout(BAN_WAIT, async {
+            while !self.registry.without_bans(version).is_empty() {
+                tokio::time::sleep(BAN_LOOK).await;
+            }
+        });
+        match waited.await {
+            Ok(()) => 0,
+            Err(_) => u64::try_from(self.registry.without_bans(version).len()).unwrap_or(u64::MAX),
+        }
     }
 
     /// The control plane itself cannot be banned: every proxy would be cut off from what lifts the ban.

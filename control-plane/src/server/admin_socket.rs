@@ -209,9 +209,9 @@ impl AdminService for AdminApi {
 
     async fn explain(
         &self,
-        _request: Request<v1::ExplainRequest>,
+        request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
-        Err(Reason::NotOffered.status("not offered yet"))
+        Ok(Response::new(self.explained(request.get_ref())?))
     }
 
     async fn list_audit(

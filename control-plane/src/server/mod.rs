@@ -1,6 +1,7 @@
 //! The running control plane.
 //!
 //! - [`settings`]: what the command line decided, checked
+//! - `error`: why there is no control plane
 //! - `start`: puts the rooms together, in the order in which they need one another
 //! - `resources`: the documents of `--config`, from reading to use
 //! - `keeping`: the store: opened, shared with other replicas, remembered
@@ -8,15 +9,17 @@
 //! - `limits`, `turnstile`: how often somebody may ask; what a call must pass before its request is read
 //! - `identity`, `mesh`, `session`: the two services for proxies
 //! - `authorities`: the certificate authorities looked after, and every change of them told
-//! - `admin_socket`, `admin_authority`, `admin_bans`, `admin_http`: the command line's socket; probes and metrics
+//! - `admin_socket`, `admin_authority`, `admin_bans`, `admin_explain`, `admin_http`: the command line's socket; probes and metrics
 //! - `health`: what readiness is found out by
 //! - `measure`: how long calls take
 
 mod admin_authority;
 mod admin_bans;
+mod admin_explain;
 mod admin_http;
 mod admin_socket;
 mod authorities;
+mod error;
 mod health;
 mod identity;
 mod keeping;
@@ -30,9 +33,10 @@ pub mod settings;
 mod start;
 mod turnstile;
 
+pub use error::StartError;
 pub use limits::Limits;
 pub use settings::Settings;
-pub use start::{Server, StartError};
+pub use start::Server;
 
 use tokio::sync::watch;
 

@@ -3,6 +3,7 @@
 use super::admin_http::{self, AdminHttp};
 use super::admin_socket::{self, AdminApi};
 use super::authorities::Authorities;
+use super::error::StartError;
 use super::health::Health;
 use super::identity::IdentityApi;
 use super::limits::Limits;
@@ -12,20 +13,19 @@ use super::mesh::MeshApi;
 use super::turnstile::{Turnstile, TurnstileLayer};
 use super::{Settings, Shutdown, keeping, resources};
 use crate::attest::Attestors;
+use crate::config::Live;
 use crate::config::watch::Watcher;
-use crate::config::{ConfigErrors, Live};
-use crate::issuance::Refusal;
 use crate::issuance::admission::Admission;
-use crate::issuance::authority::{AuthorityStartError, CertificateAuthority};
+use crate::issuance::authority::CertificateAuthority;
 use crate::issuance::bans::Bans;
 use crate::issuance::issuer::{Issuer, check_lifetime};
+use crate::issuance::jwt::JwtKeys;
 use crate::issuance::jwt::mint::{JwtMint, check_jwt_lifetime};
-use crate::issuance::jwt::{JwtKeys, JwtKeysError};
-use crate::issuance::own::{OwnIdentity, OwnIdentityError};
+use crate::issuance::own::OwnIdentity;
 use crate::issuance::registrations::Registrations;
 use crate::registry::{Registry, WorkloadRecord};
 use crate::store::writer::{Writer, writer};
-use crate::store::{StateDir, StateDirError, Store, StoreError, Topic, audit_chain};
+use crate::store::{StateDir, Store, StoreError, Topic, audit_chain};
 use crate::telemetry::{LogHandle, Metrics, chain, lasting_fault};
 use sidewind_api::MAX_PROXY_MESSAGE_BYTES;
 use sidewind_api::v1::identity_service_server::IdentityServiceServer;
@@ -39,65 +39,6 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
-
-/// Why the control plane did not start, or stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The state directory cannot be used.
-    #[error(transparent)]
-    StateDir(#[from] StateDirError),
-    /// The store cannot be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// There is no authority to sign with.
-    #[error(transparent)]
-    Authority(#[from] AuthorityStartError),
-    /// There is no key for JWT-SVIDs.
-    #[error(transparent)]
-    JwtKeys(#[from] JwtKeysError),
-    /// A lifetime cannot be promised.
-    #[error("--svid-ttl: {0}")]
-    Lifetime(Refusal),
-    /// The lifetime of JWT-SVIDs cannot be promised.
-    #[error("--jwt-ttl: {0}")]
-    JwtLifetime(Refusal),
-    /// The resources are wrong.
-    #[error("--config:\n{0}")]
-    Config(#[from] ConfigErrors),
-    /// There is no certificate for the server itself.
-    #[error("the control plane has no identity of its own")]
-    OwnIdentity(#[from] OwnIdentityError),
-    /// A port or socket cannot be opened.
-    #[error("cannot listen on {what}")]
-    Listen {
-        /// Which.
-        what: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Serving failed.
-    #[error("serving failed")]
-    Serve(#[from] tonic::transport::Error),
-}
-
-impl StartError {
-    /// Whether a flag, variable or file that was given is at fault.
-    #[must_use]
-    pub fn is_usage(&self) -> bool {
-        match self {
-            Self::Lifetime(_) | Self::JwtLifetime(_) | Self::Config(_) => true,
-            Self::StateDir(error) => !matches!(error, StateDirError::InUse { .. }),
-            Self::Store(error) => matches!(
-                error,
-                StoreError::OtherTrustDomain { .. }
-                    | StoreError::StateDir(_)
-                    | StoreError::Sealed(_)
-            ),
-            Self::Authority(error) => error.is_usage(),
-            _ => false,
-        }
-    }
-}
 
 /// How long connections may take to end once the process is to end.
 const DRAIN_TIME: Duration = Duration::from_secs(5);

@@ -5,11 +5,11 @@
 //! - `canary`: what is told to nobody
 //! - `issuance`, `tokens`: what certificates are given for, and what is refused
 //! - `discovery`, `policy`: what streams are sent
+//! - `bans`, `explain`, `authorities`: what the command line does and shows
 //! - `replicas`: several control planes on one PostgreSQL database
 //! - `restored`: a database that was put back to an older copy
 //! - `bounds`, `turnstile`, `admin_port`: what strangers can cost, by connection and by call
 //! - `floods`, `intruders`: clients that break the spirit of HTTP/2, or ask for what is not theirs
-//! - `restored`: a database that was put back to an older copy
 //! - `audit`: what was granted and refused, and that it stays as it was
 //! - `logs`: what is logged, how often, and how that is changed
 //! - `lifecycle`: restarts, signals, bad flags and files, with the real program
@@ -22,6 +22,7 @@ mod bans;
 mod bounds;
 mod canary;
 mod discovery;
+mod explain;
 mod floods;
 mod intruders;
 mod issuance;

@@ -83,6 +83,7 @@ impl StreamTask {
         let mut opening: Option<OpenFuture> = None;
         let mut identity = self.shared.publisher.subscribe();
         let mut hello = self.hello.clone();
+        let mut bans = self.bans.subscribe();
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let discovery = self.shared.discovery.clone();
@@ -120,6 +121,11 @@ impl StreamTask {
                 () = tokio::time::sleep_until(self.not_before), if retry => {}
                 // A closed channel means that the process is ending; the other branches go on until it has.
                 Ok(()) = identity.changed() => {
+                    if let Some(session) = &mut current {
+                        session.acknowledge(self.in_use());
+                    }
+                }
+                Ok(()) = bans.changed() => {
                     if let Some(session) = &mut current {
                         session.acknowledge(self.in_use());
                     }
@@ -189,7 +195,7 @@ impl StreamTask {
         let svid = self.shared.publisher.svid();
         v1::Acknowledge {
             bundles: bundles.iter().map(sequence).collect(),
-            bans_version: 0,
+            bans_version: self.bans.borrow().version(),
             svid_serial: svid
                 .map(|svid| svid.serial_hex().to_owned())
                 .unwrap_or_default(),

@@ -87,8 +87,9 @@ mod tests {
     }
 
     proptest! {
+        // jiff's own calendar ends a few hours before the year 9999 does.
         #[test]
-        fn any_sequence_of_times_is_read_back_by_jiff(times in proptest::collection::vec(0_u64..253_402_300_800_000, 1..20)) {
+        fn any_sequence_of_times_is_read_back_by_jiff(times in proptest::collection::vec(0_u64..253_402_207_200_000, 1..20)) {
             let mut timestamps = Timestamps::new();
             for milliseconds in times {
                 let text = std::str::from_utf8(timestamps.format(at(milliseconds))).unwrap().to_owned();
