@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile([file], ["proto"])?;
     tonic_prost_build::configure()
         .build_transport(true)
+        .codec_path("crate::codec::ApiCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -14,6 +14,7 @@
 //! | [`authority`], [`peer`] | certificates of our own, and a client of the mesh port that uses them |
 //! | [`wire`], [`relay`] | what a listener on the wire sees |
 //! | [`collector`], [`metrics`], [`access_log`] | what sidecars say about themselves |
+//! | [`measure`] | what the kernel says of a process: processor time, memory |
 //! | [`wait`] | conditions with deadlines |
 //!
 //! What needs root panics without it; no test is ever skipped.
@@ -32,6 +33,7 @@ pub mod http;
 pub mod invocation;
 pub mod lan;
 pub mod load;
+pub mod measure;
 pub mod mesh;
 pub mod metrics;
 pub mod peer;

@@ -8,11 +8,13 @@
 //! - [`bans`]: identities and certificates that are refused although they are good
 //! - [`evidence`]: what is signed when a workload attests
 //! - [`duration`]: durations as people write them in flags and resources
+//! - [`codec`]: how messages become bytes
 //!
 //! Nothing here does input or output, and nothing here decides: rules are evaluated in the proxy and
 //! made from resources in the control plane.
 
 pub mod bans;
+pub mod codec;
 pub mod destination;
 pub mod duration;
 pub mod evidence;

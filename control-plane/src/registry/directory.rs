@@ -15,7 +15,8 @@ const ADDRESS_HOLD: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     workloads: HashMap<WorkloadKey, Entry>,
-    by_address: HashMap<IpAddr, BTreeSet<WorkloadKey>>,
+    /// Most addresses are of one workload, and a set has room for eleven.
+    by_address: HashMap<IpAddr, Vec<WorkloadKey>>,
     by_service: HashMap<ServiceName, BTreeSet<WorkloadKey>>,
     known_services: HashSet<ServiceName>,
     held: HashMap<IpAddr, Held>,
@@ -61,8 +62,8 @@ impl Directory {
         self.held.remove(&record.address);
         self.by_address
             .entry(record.address)
-            .or_default()
-            .insert(key.clone());
+            .or_insert_with(|| Vec::with_capacity(1))
+            .push(key.clone());
         for service in record.services() {
             self.known_services.insert(service.clone());
             self.by_service
@@ -98,6 +99,7 @@ impl Directory {
         topics
     }
 
+    /// Takes a workload out of the indexes.
     fn unlink(&mut self, key: &WorkloadKey) -> Vec<Topic> {
         let Some(entry) = self.workloads.get(key) else {
             return Vec::new();
@@ -106,11 +108,29 @@ impl Directory {
         self.unconfirmed -= usize::from(!entry.record.confirmed);
         for topic in &topics {
             match topic {
-                Topic::Address(address) => unlink(&mut self.by_address, address, key),
-                Topic::Service(service) => unlink(&mut self.by_service, service, key),
+                Topic::Address(address) => self.unlink_address(address, key),
+                Topic::Service(service) => self.unlink_service(service, key),
             }
         }
         topics
+    }
+
+    fn unlink_address(&mut self, address: &IpAddr, key: &WorkloadKey) {
+        if let Some(keys) = self.by_address.get_mut(address) {
+            keys.retain(|other| other != key);
+            if keys.is_empty() {
+                self.by_address.remove(address);
+            }
+        }
+    }
+
+    fn unlink_service(&mut self, service: &ServiceName, key: &WorkloadKey) {
+        if let Some(keys) = self.by_service.get_mut(service) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_service.remove(service);
+            }
+        }
     }
 
     /// Ends the hold on addresses whose time is over, and gives back what that touches.
@@ -206,17 +226,4 @@ fn topics_of(record: &WorkloadRecord) -> Vec<Topic> {
     let services: BTreeSet<_> = record.services().cloned().collect();
     let services = services.into_iter().map(Topic::Service);
     services.chain([Topic::Address(record.address)]).collect()
-}
-
-fn unlink<K: std::hash::Hash + Eq>(
-    index: &mut HashMap<K, BTreeSet<WorkloadKey>>,
-    at: &K,
-    key: &WorkloadKey,
-) {
-    if let Some(keys) = index.get_mut(at) {
-        keys.remove(key);
-        if keys.is_empty() {
-            index.remove(at);
-        }
-    }
 }

@@ -51,7 +51,8 @@ pub(crate) struct Caller {
 /// A connection after its handshake.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TlsStream<TcpStream>,
+    /// In a box, since what serves a connection moves it several times and keeps room for each.
+    stream: Box<TlsStream<TcpStream>>,
     caller: Caller,
     preface: Preface,
     /// Of the preface, and after that of the connection.
@@ -222,7 +223,7 @@ async fn handshake(
     };
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     Some(Connection {
-        stream,
+        stream: Box::new(stream),
         caller: Caller { address, peer },
         preface: Preface::default(),
         deadline: Box::pin(tokio::time::sleep(PREFACE_TIMEOUT.min(time))),

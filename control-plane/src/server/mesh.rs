@@ -2,10 +2,12 @@
 
 use super::Shutdown;
 use super::identity::caller;
-use super::session::{Session, named};
+use super::session::{Session, UnderWay, named};
 use crate::issuance::issuer::Issuer;
 use crate::registry::{Outbox, Registry, WorkloadRecord};
 use crate::telemetry::{Metrics, Throttle};
+use futures_util::StreamExt as _;
+use futures_util::stream::Map;
 use sidewind_api::v1::mesh_service_server::MeshService;
 use sidewind_api::v1::proxy_message::Message;
 use sidewind_api::{Reason, v1};
@@ -20,6 +22,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages on their way to the transport; what waits longer waits in the outbox, where it stays new.
 const MESSAGES_UNDER_WAY: usize = 4;
 
+/// What a stream carries to the proxy.
+type Sent = Result<v1::ControlMessage, Status>;
+
 static REFUSED: Throttle = Throttle::new();
 
 #[derive(Debug)]
@@ -32,7 +37,7 @@ pub(super) struct MeshApi {
 
 #[tonic::async_trait]
 impl MeshService for MeshApi {
-    type StreamStream = ReceiverStream<Result<v1::ControlMessage, Status>>;
+    type StreamStream = Map<ReceiverStream<UnderWay>, fn(UnderWay) -> Sent>;
 
     async fn stream(
         &self,
@@ -92,7 +97,8 @@ impl MeshService for MeshApi {
             metrics: Arc::clone(&self.metrics),
         };
         tokio::spawn(session.run(refused));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let unboxed: fn(UnderWay) -> Sent = |message| *message;
+        Ok(Response::new(ReceiverStream::new(receiver).map(unboxed)))
     }
 }
 

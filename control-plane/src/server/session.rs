@@ -20,13 +20,16 @@ const CLOCK_CHECK: Duration = Duration::from_secs(15);
 /// How long the reason of an end waits for room.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// A message on its way to the transport. In a box, since a channel has room for 32 of them from its first on.
+pub(super) type UnderWay = Box<Result<v1::ControlMessage, Status>>;
+
 /// A stream being served. Ending it takes the workload out of discovery.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) connected: Connected,
     pub(super) outbox: Arc<Outbox>,
     pub(super) inbound: Streaming<v1::ProxyMessage>,
-    pub(super) sender: mpsc::Sender<Result<v1::ControlMessage, Status>>,
+    pub(super) sender: mpsc::Sender<UnderWay>,
     pub(super) identity: Arc<PeerIdentity>,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -54,7 +57,7 @@ impl Session {
                 tracing::info!(%spiffe_id, reason, detail = status.message(), "a stream ended");
                 // The transport may be gone or clogged, and then nobody is told.
                 drop(self.connected);
-                let told = self.sender.send(Err(status));
+                let told = self.sender.send(Box::new(Err(status)));
                 let _ = tokio::time::timeout(FAREWELL, told).await;
             }
         }
@@ -67,7 +70,7 @@ impl Session {
             ..v1::ControlHello::default()
         };
         // The channel is empty.
-        let _ = self.sender.try_send(Ok(control(ToProxy::Hello(hello))));
+        let _ = self.sender.try_send(control(ToProxy::Hello(hello)));
         self.connected.present(&self.identity);
         let mut spellings = Spellings::default();
         loop {
@@ -132,7 +135,7 @@ impl Session {
 
     async fn send(
         &self,
-        permit: mpsc::OwnedPermit<Result<v1::ControlMessage, Status>>,
+        permit: mpsc::OwnedPermit<UnderWay>,
         outgoing: Outgoing,
         spellings: &Spellings,
     ) -> Result<(), Status> {
@@ -167,7 +170,7 @@ impl Session {
                         destination: destination.clone(),
                         service: service.as_deref().cloned(),
                     };
-                    let message = Ok(control(ToProxy::Destination(update)));
+                    let message = control(ToProxy::Destination(update));
                     self.metrics.count_message("destination");
                     match permit.take() {
                         Some(permit) => drop(permit.send(message)),
@@ -179,7 +182,7 @@ impl Session {
             }
         };
         self.metrics.count_message(kind);
-        drop(permit.send(Ok(control(message))));
+        drop(permit.send(control(message)));
         Ok(())
     }
 }
@@ -196,12 +199,9 @@ pub(super) fn named(status: Status) -> Status {
 
 /// The next thing to send, once the transport has room for it.
 async fn next(
-    sender: &mpsc::Sender<Result<v1::ControlMessage, Status>>,
+    sender: &mpsc::Sender<UnderWay>,
     outbox: &Outbox,
-) -> Option<(
-    mpsc::OwnedPermit<Result<v1::ControlMessage, Status>>,
-    Outgoing,
-)> {
+) -> Option<(mpsc::OwnedPermit<UnderWay>, Outgoing)> {
     let permit = sender.clone().reserve_owned().await.ok()?;
     Some((permit, outbox.next().await))
 }
@@ -214,10 +214,10 @@ async fn expiry(not_after: SystemTime) {
     }
 }
 
-fn control(message: ToProxy) -> v1::ControlMessage {
-    v1::ControlMessage {
+fn control(message: ToProxy) -> UnderWay {
+    Box::new(Ok(v1::ControlMessage {
         message: Some(message),
-    }
+    }))
 }
 
 impl Spellings {

@@ -8,8 +8,8 @@ use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 
-use crate::measure::Pss;
 use crate::{Result, RunArgs, load};
+use sidewind_tests::measure::Pss;
 
 pub(crate) const CLIENT_ADDRESS: &str = "10.81.0.1";
 pub(crate) const SERVER_ADDRESS: &str = "10.81.0.2";
@@ -334,7 +334,7 @@ pub(crate) fn expected_answer() -> String {
 
 /// Memory of one process.
 pub(crate) fn memory_of(child: &Child) -> Result<Pss> {
-    crate::measure::pss(process_id(child)?)
+    Ok(sidewind_tests::measure::pss(process_id(child)?)?)
 }
 
 pub(crate) fn process_id(child: &Child) -> Result<u32> {

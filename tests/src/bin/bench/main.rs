@@ -6,12 +6,11 @@
 //! ```
 //!
 //! Rooms: [`lab`] makes the namespaces, certificates and processes; [`peers`] knows how each proxy is set up;
-//! [`load`] drives requests; [`measure`] reads `/proc`; [`report`] makes the table. Each peer has its turn in
+//! [`load`] drives requests; [`report`] makes the table. Each peer has its turn in
 //! every round, so that a machine that slows down slows all of them.
 
 mod lab;
 mod load;
-mod measure;
 mod peers;
 mod report;
 
@@ -25,6 +24,7 @@ use clap::{Args, Parser, Subcommand};
 use lab::Lab;
 use peers::Peer;
 use report::{LoadSample, MemorySample, Results, Round};
+use sidewind_tests::measure;
 
 /// What fails ends the run with one sentence; nothing here is recovered from.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::load::WrkResult;
-use crate::measure::{Pss, median};
 use crate::peers::{PairMemory, Peer};
 use crate::{CONNECTIONS, IDLE_CONNECTIONS, RunArgs};
+use sidewind_tests::measure::{Pss, median};
 
 /// One peer's turn in one round.
 #[derive(Debug, Serialize)]

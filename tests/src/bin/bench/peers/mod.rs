@@ -12,8 +12,8 @@ use serde::Serialize;
 use tokio::process::Child;
 
 use crate::lab::{Lab, memory_of, nginx, process_id};
-use crate::measure::{Pss, cpu_time};
 use crate::{Result, load};
+use sidewind_tests::measure::{Pss, cpu_time};
 
 /// A pair of proxies, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -109,7 +109,7 @@ impl Pair {
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
         self.proxies
             .iter()
-            .map(|child| cpu_time(process_id(child)?))
+            .map(|child| Ok(cpu_time(process_id(child)?)?))
             .sum()
     }
 

@@ -1,24 +1,27 @@
 //! What the kernel says of a process and of the machine.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
-use crate::Result;
-
 /// Proportional set size in bytes: private memory, and a share of what others map too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub(crate) struct Pss(pub(crate) u64);
+pub struct Pss(pub u64);
 
 /// The kernel's USER_HZ, the same on every architecture that Sidewind runs on.
 const TICKS_PER_SECOND: u64 = 100;
 
 /// User and system time of a process with all its threads, ended ones included.
-pub(crate) fn cpu_time(process: u32) -> Result<Duration> {
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time(process: u32) -> io::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let ticks = parse_stat(&stat).ok_or_else(|| format!("/proc/{process}/stat reads: {stat}"))?;
+    let ticks = parse_stat(&stat)
+        .ok_or_else(|| io::Error::other(format!("/proc/{process}/stat reads: {stat}")))?;
     Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
@@ -31,25 +34,58 @@ fn parse_stat(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
-pub(crate) fn pss(process: u32) -> Result<Pss> {
+/// The proportional set size of a process.
+///
+/// # Errors
+/// When there is no such process, or it may not be looked at.
+pub fn pss(process: u32) -> io::Result<Pss> {
     let path = format!("/proc/{process}/smaps_rollup");
     let text = std::fs::read_to_string(&path)?;
-    parse_pss(&text).ok_or_else(|| format!("{path} names no Pss").into())
+    parse_kibibytes(&text, "Pss:")
+        .map(Pss)
+        .ok_or_else(|| io::Error::other(format!("{path} names no Pss")))
 }
 
-fn parse_pss(text: &str) -> Option<Pss> {
+/// Memory that a process has resident, in bytes. May be asked of every process, which [`pss`] may not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Resident {
+    /// At present.
+    pub now: u64,
+    /// The most since it began.
+    pub peak: u64,
+}
+
+/// The resident memory of a process.
+///
+/// # Errors
+/// When there is no such process.
+pub fn resident(process: u32) -> io::Result<Resident> {
+    let path = format!("/proc/{process}/status");
+    let text = std::fs::read_to_string(&path)?;
+    let field = |name| {
+        parse_kibibytes(&text, name)
+            .ok_or_else(|| io::Error::other(format!("{path} names no {name}")))
+    };
+    Ok(Resident {
+        now: field("VmRSS:")?,
+        peak: field("VmHWM:")?,
+    })
+}
+
+/// A field of `/proc`, in bytes.
+fn parse_kibibytes(text: &str, field: &str) -> Option<u64> {
     let kibibytes: u64 = text
         .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))?
+        .find_map(|line| line.strip_prefix(field))?
         .trim()
         .strip_suffix(" kB")?
         .parse()
         .ok()?;
-    Some(Pss(kibibytes * 1024))
+    Some(kibibytes * 1024)
 }
 
 /// The facts that figures depend on.
-pub(crate) fn machine() -> BTreeMap<String, String> {
+pub fn machine() -> BTreeMap<String, String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let processors = read("/proc/cpuinfo");
     let model = processors
@@ -72,20 +108,20 @@ pub(crate) fn machine() -> BTreeMap<String, String> {
 }
 
 /// Raises the soft limit of open files to the hard one; children inherit it.
-pub(crate) fn raise_open_files() -> Result<()> {
+///
+/// # Errors
+/// When the system refuses.
+pub fn raise_open_files() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    )?;
-    Ok(())
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    Ok(setrlimit(Resource::Nofile, raised)?)
 }
 
 /// The middle one, or the mean of the two in the middle; `None` of nothing.
-pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -110,14 +146,16 @@ mod tests {
     #[test]
     fn pss_is_read_in_bytes() {
         let text = "55e-7ff ---p 00000000 00:00 0  [rollup]\nRss:   9000 kB\nPss:      2048 kB\nPss_Dirty: 1 kB\n";
-        assert_eq!(parse_pss(text), Some(Pss(2 * 1024 * 1024)));
-        assert_eq!(parse_pss("Rss: 1 kB\n"), None);
+        assert_eq!(parse_kibibytes(text, "Pss:"), Some(2 * 1024 * 1024));
+        assert_eq!(parse_kibibytes("Rss: 1 kB\n", "Pss:"), None);
     }
 
     #[test]
     fn our_own_figures_can_be_read() {
         let own = std::process::id();
         assert!(pss(own).unwrap().0 > 0);
+        let resident = resident(own).unwrap();
+        assert!(resident.now > 0 && resident.peak >= resident.now);
         assert!(cpu_time(own).unwrap() < Duration::from_secs(3600));
     }
 
