@@ -49,6 +49,12 @@ demo: ## Show the mesh at work, in a minute (network namespaces as root, loopbac
 bench: ## Measure Sidewind beside HAProxy, nginx and Envoy (root; BENCH_SHORT=1 for a quick look)
 	@.ci/bench
 
+.PHONY: bench-control-plane
+bench-control-plane: ## Measure what one control plane carries: signing, memory, pushes, returns (ARGS='--proxies 1000')
+	@cargo build --locked --release -p sidewind
+	@cargo build --locked -p sidewind-tests --bin bench_control_plane
+	@target=$${CARGO_TARGET_DIR:-target}; "$$target/debug/bench_control_plane" --program "$$target/release/sidewind" $(ARGS)
+
 .PHONY: soak
 soak: ## Run the long tests: rotation under load for minutes (root for network namespaces)
 	@.ci/soak
