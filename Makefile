@@ -55,6 +55,10 @@ bench-control-plane: ## Measure what one control plane carries: signing, memory,
 	@cargo build --locked -p sidewind-tests --bin bench_control_plane
 	@target=$${CARGO_TARGET_DIR:-target}; "$$target/debug/bench_control_plane" --program "$$target/release/sidewind" $(ARGS)
 
+.PHONY: bench-pieces
+bench-pieces: ## Measure single pieces of the data path: authorization, header rewriting, detection, the access-log line
+	@cargo bench --locked -p sidewind-proxy
+
 .PHONY: soak
 soak: ## Run the long tests: rotation under load for minutes (root for network namespaces)
 	@.ci/soak

@@ -1,82 +1,11 @@
-//! `sidewind-proxy`, the data plane: stands beside a workload and carries its traffic.
-//!
-//! # Rooms
-//!
-//! | room | what is in it |
-//! | --- | --- |
-//! | [`config`] | command line and environment → one checked configuration |
-//! | [`run`] | the process: threads, signals, drain ([`drain`]) |
-//! | [`control`] | identity, discovery and policy from the control plane, as snapshots |
-//! | [`listen`], [`capture`], [`redirect`] | sockets, and how connections get here |
-//! | [`outbound`] | the way of a connection that the workload makes |
-//! | [`inbound`] | the way of a connection to the workload |
-//! | [`detect`], [`http`], [`copy`], [`upgrade`] | protocols: what a client speaks, HTTP, bytes |
-//! | [`balance`], [`retry`], [`policy`] | which endpoint, whether again, whether at all |
-//! | [`mesh`], [`plaintext`] | connections to other sidecars, and to those who have none |
-//! | [`workload_api`] | the workload's own programs get its identity: SPIFFE Workload API, Envoy SDS |
-//! | [`exchange`], [`telemetry`], [`errors`], [`complaints`], [`admin`], [`status`] | what is said about all of it |
-//!
-//! # Threads
-//!
-//! The control thread holds identity, control-plane streams, admin port and trace export, so that load never
-//! starves certificates or probes. The Workload API has a thread too, where it is wanted. Each worker ([`worker`]) is a thread with a runtime, listeners, pools and
-//! metric cells of its own; workers share snapshots and nothing else.
-
-mod admin;
-mod balance;
-mod capture;
-mod complaints;
-mod config;
-mod control;
-mod copy;
-mod detect;
-mod drain;
-mod errors;
-mod exchange;
-mod http;
-mod inbound;
-mod listen;
-mod mesh;
-mod outbound;
-mod plaintext;
-mod policy;
-mod redirect;
-mod retry;
-mod run;
-mod status;
-mod telemetry;
-mod upgrade;
-mod worker;
-mod workload_api;
+//! The program `sidewind-proxy`; everything is in the library, so that `benches/` reach it too.
 
 use std::process::ExitCode;
-
-use config::{EXIT_USAGE, Invocation};
 
 /// Returns memory to the system when connections have gone; the C library's allocator keeps it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    match config::parse(std::env::args_os(), std::env::vars_os()) {
-        Ok(Invocation::Run(config)) => run::run(*config),
-        Ok(Invocation::Redirect(config)) => match redirect::run(&config) {
-            Ok(done) => {
-                print!("{done}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("sidewind-proxy: {}", errors::Chain(&error));
-                ExitCode::FAILURE
-            }
-        },
-        Ok(Invocation::Print(text)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("sidewind-proxy: {error}");
-            ExitCode::from(EXIT_USAGE)
-        }
-    }
+    sidewind_proxy::main()
 }

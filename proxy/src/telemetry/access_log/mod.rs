@@ -29,27 +29,17 @@ const BATCH_DELAY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct LineBuffer {
     log: AccessLog,
-    state: RefCell<State>,
+    state: RefCell<Lines>,
     lines: Cell<u64>,
     began: Notify,
-}
-
-#[derive(Debug)]
-struct State {
-    bytes: Vec<u8>,
-    timestamps: Timestamps,
 }
 
 impl LineBuffer {
     /// An empty buffer.
     pub(super) fn new(log: AccessLog) -> Self {
-        let state = State {
-            bytes: Vec::new(),
-            timestamps: Timestamps::new(),
-        };
         Self {
             log,
-            state: RefCell::new(state),
+            state: RefCell::default(),
             lines: Cell::new(0),
             began: Notify::new(),
         }
@@ -68,7 +58,7 @@ impl LineBuffer {
         self.add(|state| line::connection(&mut state.bytes, &mut state.timestamps, record));
     }
 
-    fn add(&self, write: impl FnOnce(&mut State)) {
+    fn add(&self, write: impl FnOnce(&mut Lines)) {
         if self.log.is_off() {
             return;
         }
@@ -102,6 +92,31 @@ impl LineBuffer {
             tokio::time::sleep(BATCH_DELAY).await;
             self.flush();
         }
+    }
+}
+
+/// Lines that have not been handed over yet.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    bytes: Vec<u8>,
+    timestamps: Timestamps,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self {
+            bytes: Vec::new(),
+            timestamps: Timestamps::new(),
+        }
+    }
+}
+
+impl Lines {
+    /// The line of a request alone, in place of all lines before it.
+    pub(crate) fn of_request(&mut self, record: &RequestRecord<'_>) -> &[u8] {
+        self.bytes.clear();
+        line::request(&mut self.bytes, &mut self.timestamps, record, false);
+        &self.bytes
     }
 }
 
