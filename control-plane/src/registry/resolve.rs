@@ -133,6 +133,7 @@ impl<'a> View<'a> {
             protocol: protocol.or(agreed).unwrap_or_default().into(),
             endpoints: endpoints.into_values().collect(),
             route: self.config.route(name, port).cloned(),
+            ..Default::default()
         }
     }
 
@@ -202,6 +203,7 @@ impl<'a> View<'a> {
                     protocol: port.protocol.into(),
                     endpoints,
                     route: route.cloned(),
+                    ..Default::default()
                 }
             }
         }

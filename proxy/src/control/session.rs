@@ -117,6 +117,8 @@ async fn open_unbounded(opening: Opening) -> Result<Session, ControlError> {
 }
 
 /// What happened on a stream.
+// One at a time, on the control thread: no box is worth it.
+#[expect(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub(super) enum Event {
     /// A message; none for one of a kind that this version does not know.

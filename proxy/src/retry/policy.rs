@@ -100,6 +100,7 @@ mod tests {
             retry_attempts: Some(1000),
             retry_codes: vec![500, 70_000],
             retry_backoff_ms: Some(100),
+            ..Default::default()
         });
         assert_eq!(policy.request_timeout, Some(Duration::from_secs(3)));
         assert_eq!(policy.try_timeout, None);
