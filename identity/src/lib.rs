@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`SpiffeId`], [`TrustDomain`] | the names, parsed byte by byte |
 //! | [`SpiffeIdPattern`] | which names a policy means |
+//! | [`TaskId`] | the names of Airflow tasks below those of workers |
 //! | [`PrivateKey`] | P-256 keys and the signing requests made with them |
 //! | [`authority`] | the CA: root → intermediate → SVID |
 //! | [`Svid`] | a workload's certificate chain with its key |
@@ -41,6 +42,7 @@ mod pattern;
 mod pem;
 mod spiffe_id;
 mod svid;
+mod task;
 pub mod tls;
 mod verify;
 mod x509;
@@ -54,6 +56,7 @@ pub use spiffe_id::{
     MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError, TrustDomain,
 };
 pub use svid::{Svid, SvidError};
+pub use task::{MAX_TASK_NAME_BYTES, TaskId, TaskIdError};
 pub use tls::{ClientAuth, PeerIdentity, peer_identity};
 pub use verify::{
     MAX_CHAIN_BYTES, MAX_CHAIN_CERTIFICATES, MAX_LEAF_LIFETIME, Usage, VerifyError, VerifyOptions,

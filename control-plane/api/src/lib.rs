@@ -7,6 +7,7 @@
 //! - [`pattern`]: what an authorization rule may say about methods and paths
 //! - [`bans`]: identities and certificates that are refused although they are good
 //! - [`evidence`]: what is signed when a workload attests
+//! - [`clock`]: what each side says of its clock
 //! - [`duration`]: durations as people write them in flags and resources
 //! - [`codec`]: how messages become bytes
 //!
@@ -14,6 +15,7 @@
 //! made from resources in the control plane.
 
 pub mod bans;
+pub mod clock;
 pub mod codec;
 pub mod destination;
 pub mod duration;

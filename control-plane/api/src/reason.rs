@@ -59,6 +59,8 @@ reasons! {
     Banned = "banned",
     /// The caller asks more often than it may; [`RETRY_AFTER_KEY`] says when to try again.
     RateLimited = "rate-limited",
+    /// The workload may have no identity for this task, or the task's name makes none.
+    TaskRefused = "task-refused",
     /// The audience of a JWT-SVID is missing or cannot be used.
     AudienceRefused = "audience-refused",
     /// The authority that is meant does not exist or may not be changed so.
@@ -144,6 +146,7 @@ impl Reason {
             | Self::ChallengeUnknown
             | Self::NoRegistrationMatches
             | Self::Banned
+            | Self::TaskRefused
             | Self::NotAWorkload
             | Self::AddressRefused => tonic::Code::PermissionDenied,
             Self::CertificateRequired | Self::CertificateExpired => tonic::Code::Unauthenticated,

@@ -289,6 +289,7 @@ impl Issuer {
             certificate_chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
             trust_bundles: self.authority.api_bundles().bundles,
             version: sidewind_api::VERSION.to_owned(),
+            now_unix_ms: sidewind_api::clock::unix_ms(SystemTime::now()),
         }
     }
 

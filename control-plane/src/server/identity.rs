@@ -89,4 +89,11 @@ impl IdentityService for IdentityApi {
         let response = self.mint.mint(request.get_ref(), peer, address).await?;
         Ok(Response::new(response))
     }
+
+    async fn issue_task_svid(
+        &self,
+        _request: Request<v1::IssueTaskSvidRequest>,
+    ) -> Result<Response<v1::SvidResponse>, Status> {
+        Err(Reason::NotOffered.status("identities of tasks are not issued here yet"))
+    }
 }

@@ -67,6 +67,7 @@ impl Session {
         let hello = v1::ControlHello {
             version: sidewind_api::VERSION.to_owned(),
             refused,
+            now_unix_ms: sidewind_api::clock::unix_ms(SystemTime::now()),
             ..v1::ControlHello::default()
         };
         // The channel is empty.

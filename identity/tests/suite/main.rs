@@ -14,4 +14,5 @@ mod patterns;
 mod requests;
 mod scenario;
 mod support;
+mod tasks;
 mod tokens;

@@ -291,6 +291,7 @@ impl Service {
             certificate_chain: self.authority.sign(csr, id, end),
             trust_bundles: vec![self.authority.bundle(behaviour.bundle_sequence)],
             version: "9.9.9".to_owned(),
+            ..v1::SvidResponse::default()
         })
     }
 }
@@ -414,6 +415,13 @@ impl IdentityService for Service {
             spiffe_id: renews_as.unwrap_or_else(|| peer.id.to_string()),
             ..v1::MintJwtSvidResponse::default()
         }))
+    }
+
+    async fn issue_task_svid(
+        &self,
+        _request: Request<v1::IssueTaskSvidRequest>,
+    ) -> Result<Response<v1::SvidResponse>, Status> {
+        Err(Status::unimplemented("no tasks here"))
     }
 }
 
