@@ -8,6 +8,7 @@
 //! - [`registry`]: who is in the mesh and who wants to know; destinations into endpoints
 //! - [`config`]: the resources of `--config`, checked: policies, service entries, routes,
 //!   registrations, attestors
+//! - [`federation`]: foreign trust domains and their bundles
 //! - [`store`]: what survives a restart
 //! - [`https`]: requests to others: API servers, issuers
 //! - [`telemetry`]: metrics and logs
@@ -19,6 +20,7 @@
 pub mod attest;
 pub mod cli;
 pub mod config;
+pub mod federation;
 pub mod https;
 pub mod issuance;
 pub mod registry;

@@ -69,6 +69,7 @@ impl Attestor for JoinTokenAttestor {
             Ok(Attested::Granted(Registration {
                 svid_ttl: token.svid_ttl,
                 services: token.services,
+                federates_with: token.federates_with,
                 ..Registration::new(token.spiffe_id, "join-token")
             }))
         })

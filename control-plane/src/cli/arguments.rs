@@ -58,7 +58,10 @@ pub enum Command {
     Unban(UnbanFlags),
     /// List what is banned.
     Bans(BansFlags),
-    /// Look at resources: policies, service entries, routes, registrations, attestors.
+    /// Look at foreign trust domains, whose bundles are fetched.
+    #[command(subcommand)]
+    Federation(FederationCommand),
+    /// Look at resources: policies, service entries, routes, registrations, attestors, foreign trust domains.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Show what was granted and refused, and check that nothing of it was changed.
@@ -98,6 +101,17 @@ pub struct TokenCreateFlags {
         value_delimiter = ','
     )]
     pub services: Vec<ServiceName>,
+
+    /// Foreign trust domain whose bundle the workload gets, so that it can talk to workloads there; may be given several
+    /// times.
+    #[arg(
+        long = "federates-with",
+        env = "SIDEWIND_FEDERATES_WITH",
+        value_name = "TRUST_DOMAIN",
+        value_delimiter = ',',
+        value_parser = parse_trust_domain
+    )]
+    pub federates_with: Vec<TrustDomain>,
 
     /// How long the token is good, at most 24h.
     #[arg(
@@ -291,6 +305,49 @@ pub struct BansFlags {
         default_value = "table"
     )]
     pub output: OutputFormat,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Commands about foreign trust domains.
+#[derive(Debug, Subcommand)]
+pub enum FederationCommand {
+    /// List foreign trust domains: where each bundle comes from, its sequence, when its endpoint was last heard, and why the
+    /// last try failed.
+    List(FederationListFlags),
+    /// Forget the bundle of a trust domain, and which sequence it had.
+    ///
+    /// For a trust domain that begins anew, with a lower sequence than before. Take its FederatedTrustDomain out first, and
+    /// put it back afterwards.
+    Forget(FederationForgetFlags),
+}
+
+/// Flags of `federation list`.
+#[derive(Debug, Args)]
+pub struct FederationListFlags {
+    /// Form of the output.
+    #[arg(
+        short,
+        long,
+        env = "SIDEWIND_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub output: OutputFormat,
+
+    /// Which control plane to ask.
+    #[command(flatten)]
+    pub socket: SocketFlags,
+}
+
+/// Flags of `federation forget`.
+#[derive(Debug, Args)]
+pub struct FederationForgetFlags {
+    /// The trust domain.
+    #[arg(value_name = "TRUST_DOMAIN", value_parser = parse_trust_domain)]
+    pub trust_domain: TrustDomain,
 
     /// Which control plane to ask.
     #[command(flatten)]

@@ -9,13 +9,14 @@ pub(super) fn run(directory: &Path) -> Result<(), Failure> {
         Ok(config) => {
             let counts = config.counts();
             println!(
-                "{}: {} policies, {} service entries, {} routes, {} registrations, {} attestors: all right",
+                "{}: {} policies, {} service entries, {} routes, {} registrations, {} attestors, {} federated trust domains: all right",
                 directory.display(),
                 counts.policies,
                 counts.entries,
                 counts.routes,
                 counts.registrations,
-                counts.attestors
+                counts.attestors,
+                counts.federated
             );
             Ok(())
         }

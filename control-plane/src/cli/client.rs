@@ -28,6 +28,11 @@ pub(super) fn create_token(flags: TokenCreateFlags) -> Result<(), Failure> {
             Some(ttl) => whole_seconds("--svid-ttl", ttl)?,
         },
         services: flags.services.iter().map(ToString::to_string).collect(),
+        federates_with: flags
+            .federates_with
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
     };
     let answer = ask(&flags.socket, async |mut client| {
         client.create_join_token(request).await

@@ -8,6 +8,7 @@
 //! - `bans`: ban, unban, bans
 //! - `check`: `config check`, offline
 //! - `explain`: what is known of one workload
+//! - `federation`: foreign trust domains
 
 pub mod arguments;
 mod audit;
@@ -16,10 +17,13 @@ mod bans;
 mod check;
 mod client;
 mod explain;
+mod federation;
 mod output;
 mod serve;
 
-use arguments::{Arguments, AuthorityCommand, Command, ConfigCommand, TokenCommand};
+use arguments::{
+    Arguments, AuthorityCommand, Command, ConfigCommand, FederationCommand, TokenCommand,
+};
 use clap::Parser as _;
 use std::process::ExitCode;
 
@@ -77,6 +81,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Ban(flags) => bans::ban(flags),
         Command::Unban(flags) => bans::unban(flags),
         Command::Bans(flags) => bans::list(&flags),
+        Command::Federation(FederationCommand::List(flags)) => federation::list(&flags),
+        Command::Federation(FederationCommand::Forget(flags)) => federation::forget(flags),
         Command::Audit(flags) => audit::run(&flags),
         Command::LogLevel(flags) => client::log_level(&flags),
         Command::Config(ConfigCommand::Check { directory }) => check::run(&directory),

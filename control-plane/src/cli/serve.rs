@@ -4,7 +4,7 @@ use super::Failure;
 use super::arguments::{PlaintextFlag, ServeFlags};
 use crate::issuance::authority::RootSource;
 use crate::issuance::authority::upstream::files::{Paths, UpstreamFiles};
-use crate::server::{Limits, Server, Settings, StartError, shutdown};
+use crate::server::{BundleEndpoints, Limits, Server, Settings, StartError, WebEndpoint, shutdown};
 use crate::store::{Location, LocationError, StoreKey};
 use crate::telemetry::{LogHandle, chain, init_logs};
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
@@ -76,7 +76,18 @@ fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
     let server_id = flags
         .server_id
         .unwrap_or_else(|| format!("sidewind://{}", flags.trust_domain));
+    let web = flags.federation_web_listen;
+    let web = web.zip(flags.federation_web_cert.zip(flags.federation_web_key));
+    let web = web.map(|(listen, (certificate, key))| WebEndpoint {
+        listen,
+        certificate,
+        key,
+    });
     Ok(Settings {
+        bundle_endpoints: BundleEndpoints {
+            web,
+            spiffe: flags.federation_spiffe_listen,
+        },
         server_id,
         store,
         store_key: flags.store_key_file.as_ref().map(read_key).transpose()?,

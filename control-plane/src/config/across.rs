@@ -1,8 +1,10 @@
 //! What registrations and attestors say together: two that are right alone can be wrong beside each other.
 
+use super::federated_trust_domain::{EndpointProfile, MAX_FEDERATED};
 use super::registration::{Condition, RegistrationRule};
 use super::{ConfigError, Draft, PlacedRule};
 use crate::attest::aws_iam::arn::check_role_arn;
+use sidewind_identity::TrustDomain;
 use std::collections::HashMap;
 
 /// Most workloads that one registration may name by lists: they are compared one by one.
@@ -16,6 +18,7 @@ pub(super) fn check(draft: &Draft) -> Vec<ConfigError> {
     clusters_apart(draft, &mut errors);
     accounts_apart(draft, &mut errors);
     ties(draft, &mut errors);
+    federation(draft, &mut errors);
     errors
 }
 
@@ -102,6 +105,50 @@ fn accounts_apart(draft: &Draft, errors: &mut Vec<ConfigError>) {
             let message = "could be of roles of two accounts; name `roleArn` or `accounts`";
             errors.push(placed.selectors_at.error(message.to_owned()));
         }
+    }
+}
+
+/// Whoever names a foreign trust domain whose bundle nobody fetches would wait for ever.
+fn federation(draft: &Draft, errors: &mut Vec<ConfigError>) {
+    let known: Vec<&TrustDomain> = draft
+        .federated
+        .iter()
+        .map(|placed| &placed.domain.trust_domain)
+        .collect();
+    let own = draft.expectations.trust_domain.as_ref();
+    for placed in &draft.registrations {
+        let named = placed.rule.federates_with.iter();
+        for domain in named.filter(|domain| !known.contains(domain)) {
+            let message =
+                format!("names {domain}, which no FederatedTrustDomain configures; make one");
+            errors.extend(placed.federates_at.as_ref().map(|at| at.error(message)));
+        }
+    }
+    for (place, domain) in &draft.endpoint_identities {
+        if own.is_some_and(|own| own != domain) && !known.contains(&domain) {
+            errors.push(place.error(format!(
+                "is of trust domain {domain}, which no FederatedTrustDomain configures; make one"
+            )));
+        }
+    }
+    for placed in &draft.federated {
+        let EndpointProfile::Spiffe { endpoint, .. } = &placed.domain.profile else {
+            continue;
+        };
+        let server = endpoint.trust_domain();
+        let is_known = own == Some(server) || known.contains(&server);
+        // Without knowing whose control plane it is for, the one that is not configured may be its own.
+        if own.is_some() && !is_known {
+            let message = format!(
+                "is of trust domain {server}, which no FederatedTrustDomain configures; make one"
+            );
+            errors.extend(placed.endpoint_at.as_ref().map(|at| at.error(message)));
+        }
+    }
+    if let Some(placed) = draft.federated.get(MAX_FEDERATED) {
+        let message =
+            format!("is one too many; there may be {MAX_FEDERATED} foreign trust domains");
+        errors.push(placed.trust_domain_at.error(message));
     }
 }
 

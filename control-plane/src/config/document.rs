@@ -3,8 +3,8 @@
 use super::error::Place;
 use super::tree::{Find as _, Node, join};
 use super::{
-    ConfigError, ConfigErrors, Draft, attestor_config, authorization_policy, http_route,
-    registration, service_entry,
+    ConfigError, ConfigErrors, Draft, attestor_config, authorization_policy,
+    federated_trust_domain, http_route, registration, service_entry,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
@@ -141,12 +141,15 @@ impl Document<'_> {
             (Some(SIDEWIND_API), Some("AttestorConfig")) => {
                 attestor_config::read(&mut reader, draft);
             }
+            (Some(SIDEWIND_API), Some("FederatedTrustDomain")) => {
+                federated_trust_domain::read(&mut reader, draft);
+            }
             (Some(GATEWAY_API), Some("HTTPRoute")) => http_route::read(&mut reader, draft),
             (None, _) => reader.miss("apiVersion"),
             (_, None) => reader.miss("kind"),
             (Some(api), Some(kind)) => {
                 let message = format!(
-                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration and AttestorConfig of {SIDEWIND_API}, and HTTPRoute of {GATEWAY_API}"
+                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration, AttestorConfig and FederatedTrustDomain of {SIDEWIND_API}, and HTTPRoute of {GATEWAY_API}"
                 );
                 let at = reader.place_of("kind");
                 reader.errors.push(self.error_at(at, "kind", message));

@@ -1,8 +1,8 @@
 //! The resources of `--config DIR`: YAML documents in, a checked model out.
 //!
 //! - [`document`]: splits files into documents and reads each by its kind
-//! - `authorization_policy`, `service_entry`, `http_route`, `registration`, `attestor_config`: one kind each,
-//!   from its text to the model
+//! - `authorization_policy`, `service_entry`, `http_route`, `registration`, `attestor_config`,
+//!   [`federated_trust_domain`]: one kind each, from its text to the model
 //! - [`template`], [`vocabulary`]: texts with placeholders, and the words that they and selectors have
 //! - `across`: what documents say together
 //! - [`watch`]: reads again on change; a bad new version never replaces a good running one
@@ -14,6 +14,7 @@ pub mod attestor_config;
 mod authorization_policy;
 pub mod document;
 mod error;
+pub mod federated_trust_domain;
 mod http_route;
 mod registration;
 mod service_entry;
@@ -25,15 +26,18 @@ pub mod watch;
 pub use attestor_config::AttestorConfigs;
 pub use authorization_policy::AuthorizationPolicy;
 pub use error::{ConfigError, ConfigErrors};
+pub use federated_trust_domain::{Bootstrap, EndpointProfile, FederatedTrustDomain};
 pub use registration::{Condition, RegistrationRule};
-pub use service_entry::{Backend, EntryEndpoint, EntryPort, ServiceEntry};
+pub use service_entry::{Backend, EntryEndpoint, EntryPort, MeshEndpoint, ServiceEntry};
 
+use crate::store::Registration;
 use arc_swap::ArcSwap;
 use attestor_config::{AwsRegion, KubernetesCluster, OidcIssuer, X509Authority};
 use error::Place;
+use federated_trust_domain::PlacedTrustDomain;
 use sidewind_api::{ServiceName, v1};
 use sidewind_identity::{SpiffeId, TrustDomain};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,6 +55,7 @@ pub struct Config {
     routes: HashMap<(ServiceName, Option<u16>), v1::RoutePolicy>,
     registrations: Vec<Arc<RegistrationRule>>,
     attestors: AttestorConfigs,
+    federated: BTreeMap<TrustDomain, Arc<FederatedTrustDomain>>,
 }
 
 /// The resources in use, shared with whoever goes by them. Cheap to clone.
@@ -109,6 +114,8 @@ pub struct Counts {
     pub registrations: usize,
     /// Clusters, issuers and authorities whose evidence is believed.
     pub attestors: usize,
+    /// Foreign trust domains.
+    pub federated: usize,
 }
 
 /// A registration with where it stands.
@@ -117,6 +124,7 @@ struct PlacedRule {
     rule: RegistrationRule,
     selectors_at: Place,
     id_at: Place,
+    federates_at: Option<Place>,
     shared_across_clusters: bool,
 }
 
@@ -128,6 +136,9 @@ pub(crate) struct Draft {
     registrations: Vec<PlacedRule>,
     /// Where clusters are said to give default identities, and their names.
     default_identities: Vec<(Place, String)>,
+    /// Foreign trust domains, and identities of theirs that entries name.
+    federated: Vec<PlacedTrustDomain>,
+    endpoint_identities: Vec<(Place, TrustDomain)>,
     /// Names taken, and by which place: for messages about the second.
     taken: HashMap<String, String>,
 }
@@ -188,6 +199,7 @@ impl Config {
             routes: self.routes.len(),
             registrations: self.registrations.len(),
             attestors: self.attestors.count(),
+            federated: self.federated.len(),
         }
     }
 
@@ -195,6 +207,26 @@ impl Config {
     #[must_use]
     pub fn registrations(&self) -> &[Arc<RegistrationRule>] {
         &self.registrations
+    }
+
+    /// Foreign trust domains whose bundles are fetched.
+    #[must_use]
+    pub fn federated(&self) -> &BTreeMap<TrustDomain, Arc<FederatedTrustDomain>> {
+        &self.federated
+    }
+
+    /// Foreign trust domains whose bundles a registration's workload gets by the documents of now. Those that a document
+    /// of the same name gives are meant; what came of a join token says for itself.
+    #[must_use]
+    pub fn federates_with<'a>(&'a self, registration: &'a Registration) -> &'a [TrustDomain] {
+        let Some(document) = &registration.document else {
+            return &registration.federates_with;
+        };
+        let rule = self
+            .registrations
+            .iter()
+            .find(|rule| rule.name == *document);
+        rule.map_or(&[], |rule| rule.federates_with.as_slice())
     }
 
     /// Whose evidence is believed.
@@ -288,7 +320,15 @@ impl Draft {
         self.config.attestors.x509.push(Arc::new(authority));
     }
 
+    fn add_federated(&mut self, placed: PlacedTrustDomain) {
+        self.federated.push(placed);
+    }
+
     fn finish(mut self) -> Config {
+        let federated = self.federated.into_iter().map(|placed| placed.domain);
+        self.config.federated = federated
+            .map(|domain| (domain.trust_domain.clone(), Arc::new(domain)))
+            .collect();
         let rules = self.registrations.into_iter().map(|placed| placed.rule);
         let mut rules: Vec<_> = rules.map(Arc::new).collect();
         rules.sort_by(|a, b| {

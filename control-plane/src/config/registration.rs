@@ -92,7 +92,7 @@ struct Spec {
     #[serde(default, deserialize_with = "present")]
     task_identities: Option<bool>,
     #[serde(default, deserialize_with = "present")]
-    federates_with: Option<Vec<Spanned<String>>>,
+    federates_with: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default, deserialize_with = "present")]
     shared_across_clusters: Option<bool>,
 }
@@ -138,13 +138,18 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
         dns_names: read_dns_names(reader, spec.dns_names.as_ref(), section),
         services: read_services(reader, spec.services.as_deref(), section),
         task_identities: spec.task_identities.unwrap_or(false),
-        federates_with: read_domains(reader, spec.federates_with.as_deref(), &spiffe_id),
+        federates_with: read_domains(
+            reader,
+            spec.federates_with.as_ref().map(|it| it.value.as_slice()),
+            &spiffe_id,
+        ),
         spiffe_id,
     };
     if reader.is_sound() {
         draft.add_registration(PlacedRule {
             selectors_at: reader.place(&spec.selectors),
             id_at: reader.place(&spec.spiffe_id),
+            federates_at: spec.federates_with.as_ref().map(|it| reader.place(it)),
             shared_across_clusters: spec.shared_across_clusters.unwrap_or(false),
             rule,
         });

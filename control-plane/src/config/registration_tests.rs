@@ -29,6 +29,14 @@ spec:
   federatesWith: [other.org]
 "#;
 
+/// The trust domain that the registration federates with.
+const PARTNER: &str = "---
+apiVersion: sidewind.dev/v1alpha1
+kind: FederatedTrustDomain
+metadata: { name: other }
+spec: { trustDomain: other.org, url: 'https://bundle.other.org', profile: https_web }
+";
+
 pub(super) const ATTESTORS: &str = r#"
 apiVersion: sidewind.dev/v1alpha1
 kind: AttestorConfig
@@ -146,6 +154,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("[other.org]", "[Other]", "12:19: spec.federatesWith[0]:"),
     (
         "[other.org]",
+        "[other.com]",
+        "12:18: spec.federatesWith: names other.com, which no FederatedTrustDomain configures",
+    ),
+    (
+        "[other.org]",
         "[sidewind.local]",
         "12:19: spec.federatesWith[0]: is the workload's own trust domain",
     ),
@@ -172,12 +185,15 @@ fn expectations() -> Expectations {
 
 #[test]
 fn each_mistake_of_a_registration_is_told_with_its_place() {
-    let good = format!("{REGISTRATION}---{ATTESTORS}");
+    let good = format!("{REGISTRATION}---{ATTESTORS}{PARTNER}");
     parse_for(&good, &expectations()).unwrap_or_else(|errors| panic!("{errors}"));
     let mut wrong = String::new();
     for (from, to, expected) in MISTAKES {
         assert!(REGISTRATION.contains(from), "{from}");
-        let text = format!("{}---{ATTESTORS}", REGISTRATION.replacen(from, to, 1));
+        let text = format!(
+            "{}---{ATTESTORS}{PARTNER}",
+            REGISTRATION.replacen(from, to, 1)
+        );
         let told = match parse_for(&text, &expectations()) {
             Ok(_) => "nothing".to_owned(),
             Err(errors) => errors.to_string(),

@@ -6,7 +6,11 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::service::{PROTOCOLS, is_host, protocol_from_name};
 use sidewind_api::{ServiceName, v1::Protocol};
+use sidewind_identity::SpiffeId;
 use std::net::IpAddr;
+
+/// The mesh port where nothing else is said.
+const MESH_PORT: u16 = 15008;
 
 /// A checked entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +54,17 @@ pub struct EntryEndpoint {
     pub address: IpAddr,
     /// Its port, where it is not the target port of the entry's.
     pub port: Option<u16>,
+    /// Set where it is in the mesh though it does not register here: who must answer, and where.
+    pub mesh: Option<MeshEndpoint>,
+}
+
+/// How an endpoint is called that is in the mesh of another control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshEndpoint {
+    /// Who must answer.
+    pub spiffe_id: SpiffeId,
+    /// The port of its proxy's mesh listener.
+    pub port: u16,
 }
 
 impl ServiceEntry {
@@ -110,6 +125,10 @@ struct Endpoint {
     address: Spanned<String>,
     #[serde(default, deserialize_with = "present")]
     port: Option<Spanned<u16>>,
+    #[serde(default, deserialize_with = "present")]
+    spiffe_id: Option<Spanned<String>>,
+    #[serde(default, deserialize_with = "present")]
+    mesh_port: Option<Spanned<u16>>,
 }
 
 /// Reads an entry into the draft.
@@ -138,7 +157,7 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
             reader.take(draft, at, format!("{address} port {}", port.port));
         }
     }
-    let backend = read_backend(reader, &resource.spec);
+    let backend = read_backend(reader, draft, &resource.spec);
     let Some(backend) = backend.filter(|_| reader.is_sound()) else {
         return;
     };
@@ -224,7 +243,44 @@ fn read_ports(reader: &mut Reader<'_>, spec: &Spec) -> Vec<EntryPort> {
     ports
 }
 
-fn read_backend(reader: &mut Reader<'_>, spec: &Spanned<Spec>) -> Option<Backend> {
+/// Who must answer at an endpoint, where that is said.
+fn read_mesh(
+    reader: &mut Reader<'_>,
+    draft: &mut Draft,
+    endpoint: &Endpoint,
+) -> Option<MeshEndpoint> {
+    if let Some(port) = &endpoint.mesh_port {
+        check_port(reader, port);
+        if endpoint.spiffe_id.is_none() {
+            reader.refuse(port, "needs `spiffeId`: who must answer there");
+        }
+    }
+    let text = endpoint.spiffe_id.as_ref()?;
+    let spiffe_id = match SpiffeId::parse(&text.value) {
+        Ok(id) if id.is_workload() => id,
+        Ok(_) => {
+            reader.refuse(
+                text,
+                "is a trust domain's and no workload's: it needs a path",
+            );
+            return None;
+        }
+        Err(error) => {
+            reader.refuse(text, error);
+            return None;
+        }
+    };
+    let (place, domain) = (reader.place(text), spiffe_id.trust_domain().clone());
+    draft.endpoint_identities.push((place, domain));
+    let port = endpoint.mesh_port.as_ref().map_or(MESH_PORT, |it| it.value);
+    Some(MeshEndpoint { spiffe_id, port })
+}
+
+fn read_backend(
+    reader: &mut Reader<'_>,
+    draft: &mut Draft,
+    spec: &Spanned<Spec>,
+) -> Option<Backend> {
     match (&spec.value.service, &spec.value.endpoints) {
         (Some(service), None) => match service.value.parse() {
             Ok(name) => Some(Backend::Service(name)),
@@ -242,9 +298,14 @@ fn read_backend(reader: &mut Reader<'_>, spec: &Spanned<Spec>) -> Option<Backend
                 if let Some(port) = &endpoint.port {
                     check_port(reader, port);
                 }
+                let mesh = read_mesh(reader, draft, endpoint);
                 if let Some(address) = read_address(reader, &endpoint.address) {
                     let port = endpoint.port.as_ref().map(|port| port.value);
-                    read.push(EntryEndpoint { address, port });
+                    read.push(EntryEndpoint {
+                        address,
+                        port,
+                        mesh,
+                    });
                 }
             }
             Some(Backend::Endpoints(read))

@@ -40,6 +40,16 @@ spec:
   service: orders-api.data
 ";
 
+const FAR: &str = r#"
+apiVersion: sidewind.dev/v1alpha1
+kind: ServiceEntry
+metadata: { name: prices }
+spec:
+  hosts: [prices.partner.example]
+  ports: [{ port: 80, targetPort: 8080 }]
+  endpoints: [{ address: 192.0.2.7, spiffeId: "spiffe://partner.example/prices", meshPort: 15009 }]
+"#;
+
 const ROUTE: &str = r#"
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -120,7 +130,7 @@ type Mistake = (&'static str, &'static str, &'static str, &'static str);
 const MISTAKES: &[Mistake] = &[
     (POLICY, "  rules:", "  rule:", "mesh.yaml:7:3: spec.rule: unknown field `rule`, expected one of selector, rules"),
     (POLICY, "  selector: { spiffeIds: [\"spiffe://sidewind.local/ns/data/sa/orders-api\"] }\n", "", "mesh.yaml:6:3: spec.selector: is missing"),
-    (POLICY, "kind: AuthorizationPolicy", "kind: AuthorisationPolicy", "mesh.yaml:3:7: kind: AuthorisationPolicy of sidewind.dev/v1alpha1 is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration and AttestorConfig of sidewind.dev/v1alpha1, and HTTPRoute of gateway.networking.k8s.io/v1"),
+    (POLICY, "kind: AuthorizationPolicy", "kind: AuthorisationPolicy", "mesh.yaml:3:7: kind: AuthorisationPolicy of sidewind.dev/v1alpha1 is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration, AttestorConfig and FederatedTrustDomain of sidewind.dev/v1alpha1, and HTTPRoute of gateway.networking.k8s.io/v1"),
     (POLICY, "kind: AuthorizationPolicy\n", "", "mesh.yaml:1:1: kind: is missing"),
     (POLICY, "apiVersion: sidewind.dev/v1alpha1\n", "", "mesh.yaml:1:1: apiVersion: is missing"),
     (POLICY, "[8080]", "[80800]", "mesh.yaml:9:24: spec.rules[0].to[0].ports[0]: must be a whole number from 0 to 65535"),
@@ -150,6 +160,10 @@ const MISTAKES: &[Mistake] = &[
     (ROUTE, "backendRefs: [{ name: orders-api,", "backendRefs: [{ name: other,", "mesh.yaml:10:21: spec.rules[0].backendRefs[0]: must be the service of parentRefs; this version does not send elsewhere"),
     (ROUTE, "    - timeouts", "    - matches: []\n    - timeouts", "mesh.yaml:8:7: spec.rules[0].matches: unknown field `matches`, expected one of timeouts, retry, backendRefs"),
     (ROUTE, "    - timeouts", "    - {}\n    - timeouts", "mesh.yaml:8:5: spec.rules: must have exactly one rule; this version routes by service alone"),
+    (FAR, "spiffe://partner.example/prices", "spiffe://partner.example", "mesh.yaml:8:47: spec.endpoints[0].spiffeId: is a trust domain's and no workload's"),
+    (FAR, "spiffe://partner.example/prices", "prices", "mesh.yaml:8:47: spec.endpoints[0].spiffeId: "),
+    (FAR, "meshPort: 15009", "meshPort: 0", "mesh.yaml:8:92: spec.endpoints[0].meshPort: must be a port from 1 to 65535"),
+    (FAR, " spiffeId: \"spiffe://partner.example/prices\",", "", "mesh.yaml:8:47: spec.endpoints[0].meshPort: needs `spiffeId`: who must answer there"),
 ];
 
 #[test]

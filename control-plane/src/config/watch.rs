@@ -117,6 +117,7 @@ impl Watcher {
                         routes = counts.routes,
                         registrations = counts.registrations,
                         attestors = counts.attestors,
+                        federated = counts.federated,
                         "resources changed"
                     );
                     take(*config);

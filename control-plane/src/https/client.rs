@@ -9,12 +9,15 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use sidewind_identity::{SpiffeId, TrustBundles};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// A request to be sent.
 #[derive(Debug)]
@@ -112,6 +115,24 @@ pub enum HttpsError {
         /// Host and port.
         authority: String,
     },
+    /// The server has another SPIFFE ID than the one that was expected.
+    #[error("{authority} is {found}, and not {expected}")]
+    OtherIdentity {
+        /// Host and port.
+        authority: String,
+        /// Who answered.
+        found: String,
+        /// Who should have.
+        expected: SpiffeId,
+    },
+    /// None of the host's addresses may be connected to.
+    #[error("{authority} is at {address}, where nobody outside may send this control plane")]
+    Forbidden {
+        /// Host and port.
+        authority: String,
+        /// The first of its addresses.
+        address: SocketAddr,
+    },
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
@@ -126,36 +147,127 @@ const MAX_HEADERS: usize = 100;
 /// Most bytes of a file of authorities: a system's has some hundred kilobytes.
 const MAX_CA_BYTES: u64 = 2 << 20;
 
+/// Whom to believe to be the server.
+#[derive(Debug, Clone)]
+pub enum Server {
+    /// Who has a certificate for the URL's host, of the request's authorities.
+    Web,
+    /// Who has an X.509-SVID of this ID.
+    Spiffe {
+        /// The ID.
+        expected: SpiffeId,
+        /// What it is verified with.
+        bundles: Arc<TrustBundles>,
+    },
+}
+
+/// Says which addresses of a host may be connected to.
+pub type AddressCheck<'a> = &'a (dyn Fn(SocketAddr) -> bool + Sync);
+
 /// Sends a request on a connection of its own and reads the answer whole.
 ///
 /// # Errors
 /// When there is no answer within the bounds from a server that the authorities vouch for.
 pub async fn send(request: HttpsRequest<'_>) -> Result<HttpsResponse, HttpsError> {
+    let (response, _) = send_to(request, &Server::Web, &|_| true).await?;
+    Ok(response)
+}
+
+/// As [`send`], to a server that proves itself so, at an address that passes the check. Gives back the address, too.
+///
+/// # Errors
+/// As [`send`].
+pub async fn send_to(
+    request: HttpsRequest<'_>,
+    server: &Server,
+    may_connect: AddressCheck<'_>,
+) -> Result<(HttpsResponse, SocketAddr), HttpsError> {
     let authority = request.url.authority();
     let limit = request.timeout;
-    let exchanged = tokio::time::timeout(limit, Box::pin(exchange(request))).await;
+    let exchange = Box::pin(exchange(request, server, may_connect));
+    let exchanged = tokio::time::timeout(limit, exchange).await;
     exchanged.unwrap_or(Err(HttpsError::Timeout {
         authority,
         seconds: limit.as_secs(),
     }))
 }
 
-async fn exchange(request: HttpsRequest<'_>) -> Result<HttpsResponse, HttpsError> {
+/// A connection to a server that has proved itself.
+async fn connect(
+    request: &HttpsRequest<'_>,
+    server: &Server,
+    may_connect: AddressCheck<'_>,
+) -> Result<(TlsStream<TcpStream>, SocketAddr), HttpsError> {
+    let url = request.url;
+    let host = url.host().trim_start_matches('[').trim_end_matches(']');
+    let (tls, name) = match server {
+        Server::Web => {
+            let name = ServerName::try_from(host.to_owned());
+            let name = name.map_err(|_| HttpsError::Name(host.to_owned()))?;
+            (client_config(request.ca_file).await?, name)
+        }
+        Server::Spiffe { bundles, .. } => {
+            let tls = sidewind_identity::tls::anonymous_client_config(bundles, &[b"http/1.1"]);
+            let tls = tls.map_err(|error| rustls::Error::General(error.to_string()))?;
+            (tls, sidewind_identity::tls::server_name())
+        }
+    };
+    let failed = |source| HttpsError::Connect {
+        authority: url.authority(),
+        source,
+    };
+    // The address that was checked is the one that is connected to, whatever the name means a moment later.
+    let resolved = tokio::net::lookup_host((host, url.port()));
+    let resolved: Vec<SocketAddr> = resolved.await.map_err(failed)?.collect();
+    let permitted = resolved.iter().copied();
+    let permitted: Vec<SocketAddr> = permitted.filter(|it| may_connect(*it)).collect();
+    if let (Some(address), true) = (resolved.first(), permitted.is_empty()) {
+        return Err(HttpsError::Forbidden {
+            authority: url.authority(),
+            address: *address,
+        });
+    }
+    let connect = async {
+        let stream = TcpStream::connect(permitted.as_slice()).await?;
+        stream.set_nodelay(true)?;
+        let address = stream.peer_addr()?;
+        let stream = TlsConnector::from(tls).connect(name, stream).await;
+        stream.map(|stream| (stream, address))
+    };
+    let (stream, address) = connect.await.map_err(|error| failed(readable(error)))?;
+    if let Server::Spiffe { expected, .. } = server {
+        let certificates = stream.get_ref().1.peer_certificates();
+        let found = sidewind_identity::peer_identity(certificates);
+        let found = found.map_or_else(|error| error.to_string(), |peer| peer.id.to_string());
+        if found != expected.as_str() {
+            return Err(HttpsError::OtherIdentity {
+                authority: url.authority(),
+                found,
+                expected: expected.clone(),
+            });
+        }
+    }
+    Ok((stream, address))
+}
+
+/// rustls shows what a verifier of ours said in its debug form.
+fn readable(error: io::Error) -> io::Error {
+    let tls = error.get_ref();
+    let tls = tls.and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(tls) => io::Error::new(error.kind(), sidewind_identity::tls::describe(tls)),
+        None => error,
+    }
+}
+
+async fn exchange(
+    request: HttpsRequest<'_>,
+    server: &Server,
+    may_connect: AddressCheck<'_>,
+) -> Result<(HttpsResponse, SocketAddr), HttpsError> {
+    let (stream, address) = connect(&request, server, may_connect).await?;
     let url = request.url;
     let authority = url.authority();
-    let tls = client_config(request.ca_file).await?;
-    let host = url.host().trim_start_matches('[').trim_end_matches(']');
-    let name = ServerName::try_from(host.to_owned());
-    let name = name.map_err(|_| HttpsError::Name(host.to_owned()))?;
-    let connect = async {
-        let stream = TcpStream::connect((host, url.port())).await?;
-        stream.set_nodelay(true)?;
-        TlsConnector::from(tls).connect(name, stream).await
-    };
-    let stream = connect.await.map_err(|source| HttpsError::Connect {
-        authority: authority.clone(),
-        source,
-    })?;
     let http = |source| HttpsError::Http {
         authority: authority.clone(),
         source,
@@ -184,10 +296,10 @@ async fn exchange(request: HttpsRequest<'_>) -> Result<HttpsResponse, HttpsError
     let mut connection = std::pin::pin!(connection);
     let mut answered = std::pin::pin!(answered);
     tokio::select! {
-        answer = &mut answered => answer,
+        answer = &mut answered => Ok((answer?, address)),
         ended = &mut connection => {
             ended.map_err(http)?;
-            answered.await
+            Ok((answered.await?, address))
         }
     }
 }

@@ -59,6 +59,43 @@ impl HttpsUrl {
         })
     }
 
+    /// Reads a URL whose path is kept as it is, with a query where there is one: that of a document, and not of a server.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_exact(text: &str) -> Result<Self, HttpsUrlError> {
+        let (before, query) = match text.split_once('?') {
+            Some((before, query)) => (before, Some(query)),
+            None => (text, None),
+        };
+        let mut url = Self::parse(before)?;
+        let uri: Uri = match query {
+            Some(_) => text.parse(),
+            None => before.parse(),
+        }
+        .map_err(|_| HttpsUrlError {
+            text: text.chars().take(128).collect(),
+            why: "is not a URL",
+        })?;
+        if text.len() > MAX_BYTES || query.is_some_and(|query| query.contains(['#', '\\'])) {
+            return Err(HttpsUrlError {
+                text: text.chars().take(128).collect(),
+                why: "is too long, or has a fragment",
+            });
+        }
+        let path = uri.path_and_query();
+        let path = path.map_or("", http::uri::PathAndQuery::as_str);
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        url.path = format!("{slash}{path}");
+        Ok(url)
+    }
+
+    /// Another document of the same server.
+    #[must_use]
+    pub fn with_path(&self, path: &str) -> Option<Self> {
+        Self::parse_exact(&format!("https://{}{path}", self.authority())).ok()
+    }
+
     /// A URL of parts; the path begins with a slash or is empty.
     ///
     /// # Errors
@@ -144,6 +181,35 @@ mod tests {
         ] {
             assert!(HttpsUrl::parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_documents_url_keeps_its_path_and_query_and_has_no_user_or_fragment() {
+        for (text, path) in [
+            ("https://a", "/"),
+            ("https://a/", "/"),
+            ("https://a/b/", "/b/"),
+            ("https://a/b?c=d@e", "/b?c=d@e"),
+            ("https://a?c", "/?c"),
+        ] {
+            let url = HttpsUrl::parse_exact(text).unwrap();
+            assert_eq!((url.host(), url.path()), ("a", path), "{text}");
+        }
+        for bad in [
+            "http://a/",
+            "https://u@a/",
+            "https://u:p@a/?x",
+            "https://a/#x",
+            "https://a/?x#y",
+            "https://a/?x y",
+            "https://a/?ä",
+            "https://?a",
+        ] {
+            assert!(HttpsUrl::parse_exact(bad).is_err(), "{bad:?}");
+        }
+        let moved = HttpsUrl::parse_exact("https://a:444/b").unwrap();
+        let moved = moved.with_path("/c?d").unwrap();
+        assert_eq!(moved.to_string(), "https://a:444/c?d");
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub struct OwnIdentity {
 struct Current {
     svid: Svid,
     tls: Arc<ServerConfig>,
+    bundle_endpoint_tls: Arc<ServerConfig>,
     bundle_sequence: u64,
 }
 
@@ -73,6 +74,13 @@ impl OwnIdentity {
     #[must_use]
     pub fn tls(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.current.load().tls)
+    }
+
+    /// The configuration for a connection to the bundle endpoint that is accepted now: no client is asked who it is
+    /// (SPIFFE Federation, section 5.2.2).
+    #[must_use]
+    pub fn bundle_endpoint_tls(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current.load().bundle_endpoint_tls)
     }
 
     /// Signs a new certificate when a third of the present one's life is over, or the trust bundle has
@@ -117,6 +125,12 @@ fn sign(
     metrics.set_certificate_expiry("own", svid.not_after());
     let (bundle, bundles) = (authority.bundle(), authority.bundles());
     Ok(Current {
+        bundle_endpoint_tls: sidewind_identity::tls::server_config(
+            &svid,
+            &bundles,
+            &[b"http/1.1"],
+            ClientAuth::NotAsked,
+        )?,
         tls: sidewind_identity::tls::server_config(
             &svid,
             &bundles,

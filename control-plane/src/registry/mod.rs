@@ -4,6 +4,7 @@
 //! - `directory`: the workloads, by address and by service
 //! - `resolve`: a destination into its service and endpoints
 //! - `subscriptions`: which destinations are wanted by which streams, and what each depends on
+//! - `bundles`: which trust bundles each stream gets
 //! - [`acknowledgements`]: what each live proxy has said that it has in use
 //! - `remote`, [`sharing`]: workloads whose streams are at other replicas, and how they are heard of
 //! - [`outbox`]: what one stream has yet to send, the newest state of each thing
@@ -14,6 +15,7 @@
 //! reads slowly gets the newest state when it reads.
 
 pub mod acknowledgements;
+mod bundles;
 mod directory;
 pub mod outbox;
 mod remote;
@@ -85,7 +87,9 @@ struct State {
     acknowledgements: Acknowledgements,
     config: Arc<Config>,
     policy_version: u64,
+    /// Of the own trust domain.
     bundles: Arc<v1::TrustBundles>,
+    federated: bundles::Federated,
     bans: Arc<v1::Bans>,
     ban_list: BanList,
     tainted: Arc<v1::TaintedAuthorities>,
@@ -98,6 +102,10 @@ struct Stream {
     key: WorkloadKey,
     outbox: Arc<Outbox>,
     serial_hex: String,
+    /// What the workload is registered by, once that is noted.
+    registration: Option<Arc<Registration>>,
+    /// The bundles that it was sent last.
+    bundles: Arc<v1::TrustBundles>,
 }
 
 /// A stream's place in the registry; dropping it takes the workload out of discovery.
@@ -126,6 +134,7 @@ impl Registry {
             config: Arc::default(),
             policy_version: unix_milliseconds(),
             bundles: Arc::new(bundles),
+            federated: bundles::Federated::new(),
             bans: Arc::default(),
             ban_list: BanList::default(),
             tainted: Arc::default(),
@@ -190,6 +199,8 @@ impl Registry {
             key,
             outbox,
             serial_hex,
+            registration: None,
+            bundles: Arc::clone(&state.bundles),
         };
         state.streams.insert(id, stream);
         self.measure(state);
@@ -213,18 +224,10 @@ impl Registry {
             let policy = policies.entry(id).or_insert_with(|| self.policy(state, id));
             stream.outbox.put_policy(Arc::clone(policy));
         }
+        state.send_bundles();
         let view = View::new(&state.directory, &state.config);
         let changed = state.subscriptions.resolve_all(&view);
         send(&state.streams, changed);
-    }
-
-    /// Sends new trust bundles to every stream.
-    pub fn set_bundles(&self, bundles: v1::TrustBundles) {
-        let mut state = self.state();
-        state.bundles = Arc::new(bundles);
-        for stream in state.streams.values() {
-            stream.outbox.put_bundles(Arc::clone(&state.bundles));
-        }
     }
 
     /// Sends who is banned to every stream, and ends the streams of those who are.

@@ -3,7 +3,7 @@
 use super::Topic;
 use super::directory::Directory;
 use super::workload::{Port, WorkloadRecord};
-use crate::config::{Backend, Config, EntryEndpoint, EntryPort, ServiceEntry};
+use crate::config::{Backend, Config, EntryEndpoint, EntryPort, MeshEndpoint, ServiceEntry};
 use sidewind_api::{Destination, ServiceName, v1};
 use sidewind_identity::SpiffeId;
 use std::collections::btree_map::Entry;
@@ -188,6 +188,9 @@ impl<'a> View<'a> {
             Backend::Endpoints(endpoints) => {
                 let endpoint = |endpoint: &EntryEndpoint| {
                     let target = endpoint.port.or(port.target_port).unwrap_or(port.port);
+                    if let Some(mesh) = &endpoint.mesh {
+                        return Some(foreign_endpoint(endpoint.address, target, mesh));
+                    }
                     topics.insert(Topic::Address(endpoint.address));
                     self.entry_endpoint(endpoint.address, target)
                 };
@@ -220,6 +223,17 @@ impl<'a> View<'a> {
                 ..Default::default()
             }),
         }
+    }
+}
+
+/// A fixed endpoint of which the entry itself says who must answer there.
+fn foreign_endpoint(address: IpAddr, port: u16, mesh: &MeshEndpoint) -> v1::Endpoint {
+    v1::Endpoint {
+        address: address.to_string(),
+        port: port.into(),
+        mesh_port: mesh.port.into(),
+        spiffe_id: mesh.spiffe_id.to_string(),
+        ..Default::default()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::registry::WorkloadKey;
 use crate::registry::acknowledgements::Acknowledged;
 use crate::store::from_unix_seconds;
 use sidewind_api::{BanList, Reason, duration, v1};
-use sidewind_identity::{SpiffeId, SpiffeIdPattern};
+use sidewind_identity::{SpiffeId, SpiffeIdPattern, TrustDomain};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -75,6 +75,8 @@ impl AdminApi {
         let mut findings = vec![expiry(&workload)];
         findings.extend(issuer_finding(&issuer_key_id, issuer));
         findings.extend(self.bundle_finding(&workload, &said));
+        let federation = self.registry.federation_of(key);
+        findings.extend(federation_findings(&federation, &said));
         findings.extend(self.ban_findings(key, &said));
         findings.extend(call.map(|call| self.policy_finding(&key.spiffe_id, call)));
         let bundles = said.bundles.iter();
@@ -82,15 +84,27 @@ impl AdminApi {
             trust_domain: domain.to_string(),
             sequence: *sequence,
         });
+        let own = (
+            self.authority.trust_domain(),
+            Some(self.authority.published_sequence()),
+        );
+        let foreign = federation
+            .iter()
+            .map(|(domain, sequence)| (domain, *sequence));
+        let current = std::iter::once(own).chain(foreign);
+        let current = current.filter_map(|(domain, sequence)| {
+            Some(v1::BundleSequence {
+                trust_domain: domain.to_string(),
+                sequence: sequence?,
+            })
+        });
+        let current = current.collect();
         v1::Explanation {
             svid_serial: said.svid_serial.clone(),
             issuer_subject: issuer.map(subject).unwrap_or_default(),
             issuer_key_id,
             acknowledged: acknowledged.collect(),
-            current: vec![v1::BundleSequence {
-                trust_domain: self.authority.trust_domain().to_string(),
-                sequence: self.authority.published_sequence(),
-            }],
+            current,
             bans_version: said.bans_version,
             findings,
             workload: Some(workload),
@@ -145,6 +159,28 @@ impl AdminApi {
             format!("{from} may call it by {}", matching.join(", and by "))
         }
     }
+}
+
+/// What is missing of the foreign bundles that the workload's registration names.
+fn federation_findings(
+    federation: &[(TrustDomain, Option<u64>)],
+    said: &Acknowledged,
+) -> Vec<String> {
+    let finding = |(domain, sequence): &(TrustDomain, Option<u64>)| match sequence {
+        None => Some(format!(
+            "it federates with {domain}, of which there is no bundle; `sidewind federation list` says why"
+        )),
+        Some(current) => match said.bundles.get(domain) {
+            Some(has) if has >= current => None,
+            Some(has) => Some(format!(
+                "its proxy has bundle {has} of {domain} and not the present one, {current}"
+            )),
+            None => Some(format!(
+                "its proxy has not said that it has a bundle of {domain}"
+            )),
+        },
+    };
+    federation.iter().filter_map(finding).collect()
 }
 
 fn call(request: &v1::ExplainRequest) -> Result<Option<Call>, Refusal> {

@@ -3,6 +3,8 @@
 use super::authorities::Authorities;
 use super::{Shutdown, admin_authority};
 use crate::attest::join_token::mint;
+use crate::config::federated_trust_domain::MAX_FEDERATED;
+use crate::federation::Federation;
 use crate::issuance::Refusal;
 use crate::issuance::authority::{CertificateAuthority, is_reserved};
 use crate::issuance::bans::Bans;
@@ -13,7 +15,7 @@ use crate::store::{AuditRecord, GRANTED, JoinTokenRecord, Store, from_unix_secon
 use crate::telemetry::{LogError, LogHandle, Metrics, Throttle};
 use sidewind_api::v1::admin_service_server::{AdminService, AdminServiceServer};
 use sidewind_api::{Reason, ServiceNameError, duration, v1};
-use sidewind_identity::SpiffeId;
+use sidewind_identity::{SpiffeId, TrustDomain};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -40,6 +42,7 @@ pub(super) struct AdminApi {
     pub(super) store: Store,
     pub(super) registry: Arc<Registry>,
     pub(super) bans: Arc<Bans>,
+    pub(super) federation: Arc<Federation>,
     pub(super) svid_ttl: Duration,
     pub(super) metrics: Arc<Metrics>,
     /// None where this process is not the one that logs.
@@ -254,6 +257,22 @@ impl AdminService for AdminApi {
         }))
     }
 
+    async fn list_federation(
+        &self,
+        _request: Request<v1::ListFederationRequest>,
+    ) -> Result<Response<v1::ListFederationResponse>, Status> {
+        Ok(Response::new(self.federation()))
+    }
+
+    async fn forget_trust_domain(
+        &self,
+        request: Request<v1::ForgetTrustDomainRequest>,
+    ) -> Result<Response<v1::ForgetTrustDomainResponse>, Status> {
+        let caller = uid(&request);
+        let answer = self.forget_bundle(request.get_ref(), caller).await?;
+        Ok(Response::new(answer))
+    }
+
     async fn get_log_level(
         &self,
         _request: Request<v1::GetLogLevelRequest>,
@@ -328,6 +347,7 @@ impl AdminApi {
             name.parse().map_err(invalid)
         };
         let token = JoinTokenRecord {
+            federates_with: check_federation(&request.federates_with, &spiffe_id)?,
             spiffe_id,
             svid_ttl,
             services: request
@@ -358,6 +378,31 @@ impl AdminApi {
         }
         Ok(id)
     }
+}
+
+/// The foreign trust domains of a join token.
+fn check_federation(names: &[String], own: &SpiffeId) -> Result<Vec<TrustDomain>, Refusal> {
+    if names.len() > MAX_FEDERATED {
+        let message = format!("a join token may name at most {MAX_FEDERATED} trust domains");
+        return Err(Refusal::new(Reason::LimitExceeded, message));
+    }
+    let parse = |name: &String| match TrustDomain::parse(name) {
+        Ok(domain) if domain == *own.trust_domain() => {
+            Err("is the workload's own trust domain".to_owned())
+        }
+        Ok(domain) => Ok(domain),
+        Err(error) => Err(error.to_string()),
+    };
+    let refused = |why: String| {
+        Refusal::new(
+            Reason::InvalidMessage,
+            format!("a foreign trust domain: {why}"),
+        )
+    };
+    names
+        .iter()
+        .map(|name| parse(name).map_err(refused))
+        .collect()
 }
 
 fn entry(record: StoredRecord) -> v1::AuditEntry {

@@ -1,5 +1,6 @@
 //! Why there is no control plane.
 
+use super::web_certificate::WebCertificateError;
 use crate::config::ConfigErrors;
 use crate::issuance::Refusal;
 use crate::issuance::authority::AuthorityStartError;
@@ -35,6 +36,9 @@ pub enum StartError {
     /// There is no certificate for the server itself.
     #[error("the control plane has no identity of its own")]
     OwnIdentity(#[from] OwnIdentityError),
+    /// The bundle endpoint has no certificate.
+    #[error("--federation-web-cert and --federation-web-key: {0}")]
+    WebCertificate(#[from] WebCertificateError),
     /// A port or socket cannot be opened.
     #[error("cannot listen on {what}")]
     Listen {
@@ -53,7 +57,10 @@ impl StartError {
     #[must_use]
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Lifetime(_) | Self::JwtLifetime(_) | Self::Config(_) => true,
+            Self::Lifetime(_)
+            | Self::JwtLifetime(_)
+            | Self::Config(_)
+            | Self::WebCertificate(_) => true,
             Self::StateDir(error) => !matches!(error, StateDirError::InUse { .. }),
             Self::Store(error) => matches!(
                 error,

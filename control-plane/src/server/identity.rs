@@ -54,8 +54,11 @@ impl IdentityService for IdentityApi {
         };
         let request = request.into_inner();
         let address = caller.address.ip();
-        let (response, registration) = self.issuer.attest(&request, address).await?;
+        let (mut response, registration) = self.issuer.attest(&request, address).await?;
         self.registry.learn_services(&registration);
+        response
+            .trust_bundles
+            .extend(self.registry.federated_for(&registration));
         Ok(Response::new(response))
     }
 
@@ -66,9 +69,12 @@ impl IdentityService for IdentityApi {
         let caller = caller(&request)?;
         let (peer, address) = (caller.peer.as_deref(), caller.address.ip());
         let renewed = self.issuer.renew(request.get_ref(), peer, address).await;
-        let (response, registration) = renewed?;
+        let (mut response, registration) = renewed?;
         // Its document may have got a service since.
         self.registry.learn_services(&registration);
+        response
+            .trust_bundles
+            .extend(self.registry.federated_for(&registration));
         Ok(Response::new(response))
     }
 

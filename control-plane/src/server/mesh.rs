@@ -96,6 +96,7 @@ impl MeshService for MeshApi {
             identity,
             metrics: Arc::clone(&self.metrics),
         };
+        session.connected.register(registration);
         tokio::spawn(session.run(refused));
         let unboxed: fn(UnderWay) -> Sent = |message| *message;
         Ok(Response::new(ReceiverStream::new(receiver).map(unboxed)))

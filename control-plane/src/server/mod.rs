@@ -10,15 +10,18 @@
 //! - `identity`, `mesh`, `session`: the two services for proxies
 //! - `authorities`: the certificate authorities looked after, and every change of them told
 //! - `admin_socket`, `admin_authority`, `admin_bans`, `admin_explain`, `admin_http`: the command line's socket; probes and metrics
+//! - `bundle_endpoint`, `web_certificate`: the own trust bundle for other trust domains; `admin_federation`: theirs
 //! - `health`: what readiness is found out by
 //! - `measure`: how long calls take
 
 mod admin_authority;
 mod admin_bans;
 mod admin_explain;
+mod admin_federation;
 mod admin_http;
 mod admin_socket;
 mod authorities;
+mod bundle_endpoint;
 mod error;
 mod health;
 mod identity;
@@ -32,11 +35,13 @@ mod session;
 pub mod settings;
 mod start;
 mod turnstile;
+mod web_certificate;
 
 pub use error::StartError;
 pub use limits::Limits;
-pub use settings::Settings;
+pub use settings::{BundleEndpoints, Settings, WebEndpoint};
 pub use start::Server;
+pub use web_certificate::WebCertificateError;
 
 use tokio::sync::watch;
 

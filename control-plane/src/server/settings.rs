@@ -38,6 +38,28 @@ pub struct Settings {
     pub root: RootSource,
     /// How often somebody may ask.
     pub limits: Limits,
+    /// Where others fetch the own trust bundle.
+    pub bundle_endpoints: BundleEndpoints,
     /// How long a prepared root waits for proxies that do not acknowledge it.
     pub rotation_deadline: Duration,
+}
+
+/// Where others fetch the own trust bundle; nowhere where nothing is said.
+#[derive(Debug, Default)]
+pub struct BundleEndpoints {
+    /// With a certificate for a host.
+    pub web: Option<WebEndpoint>,
+    /// With the control plane's own SVID.
+    pub spiffe: Option<SocketAddr>,
+}
+
+/// An endpoint with a certificate for its host.
+#[derive(Debug)]
+pub struct WebEndpoint {
+    /// Its port.
+    pub listen: SocketAddr,
+    /// Its certificate with those below the root, in PEM.
+    pub certificate: PathBuf,
+    /// The certificate's key in PEM.
+    pub key: PathBuf,
 }

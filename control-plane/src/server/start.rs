@@ -3,6 +3,7 @@
 use super::admin_http::{self, AdminHttp};
 use super::admin_socket::{self, AdminApi};
 use super::authorities::Authorities;
+use super::bundle_endpoint::{self, BundleEndpoint, Proof};
 use super::error::StartError;
 use super::health::Health;
 use super::identity::IdentityApi;
@@ -11,10 +12,12 @@ use super::listener;
 use super::measure::MeasureLayer;
 use super::mesh::MeshApi;
 use super::turnstile::{Turnstile, TurnstileLayer};
-use super::{Settings, Shutdown, keeping, resources};
+use super::web_certificate::WebCertificate;
+use super::{BundleEndpoints, Settings, Shutdown, keeping, resources};
 use crate::attest::Attestors;
 use crate::config::Live;
 use crate::config::watch::Watcher;
+use crate::federation::Federation;
 use crate::issuance::admission::Admission;
 use crate::issuance::authority::CertificateAuthority;
 use crate::issuance::bans::Bans;
@@ -56,6 +59,7 @@ pub struct Server {
     watcher: Option<Watcher>,
     grpc: TcpListener,
     admin: TcpListener,
+    bundle_endpoints: Vec<(TcpListener, Proof)>,
     socket: UnixListener,
     socket_path: PathBuf,
     background: JoinSet<()>,
@@ -72,6 +76,7 @@ struct Rooms {
     own: Arc<OwnIdentity>,
     registrations: Arc<Registrations>,
     bans: Arc<Bans>,
+    federation: Arc<Federation>,
     registry: Arc<Registry>,
     writer: Writer,
     config: Live,
@@ -88,8 +93,11 @@ impl Server {
     ///
     /// # Errors
     /// What cannot be used.
-    pub async fn start(settings: Settings) -> Result<Self, StartError> {
+    pub async fn start(mut settings: Settings) -> Result<Self, StartError> {
         let (listen_grpc, listen_admin) = (settings.listen, settings.admin_listen);
+        let BundleEndpoints { web, spiffe } = std::mem::take(&mut settings.bundle_endpoints);
+        let web = web.map(|it| Ok((it.listen, WebCertificate::read(it.certificate, it.key)?)));
+        let web = web.transpose().map_err(StartError::WebCertificate)?;
         let mut background = JoinSet::new();
         let (rooms, watcher) = Rooms::open(settings, &mut background).await?;
         let listen = async |address: SocketAddr| {
@@ -101,6 +109,15 @@ impl Server {
         };
         let grpc = listen(listen_grpc).await?;
         let admin = listen(listen_admin).await?;
+        let mut bundle_endpoints = Vec::new();
+        if let Some((address, certificate)) = web {
+            let proof = Proof::Web(Arc::new(certificate));
+            bundle_endpoints.push((listen(address).await?, proof));
+        }
+        if let Some(address) = spiffe {
+            let proof = Proof::Spiffe(Arc::clone(&rooms.own));
+            bundle_endpoints.push((listen(address).await?, proof));
+        }
         let socket_path = StateDir::admin_socket(rooms.state.path());
         let socket = admin_socket::bind(&socket_path).map_err(|source| StartError::Listen {
             what: socket_path.display().to_string(),
@@ -111,6 +128,7 @@ impl Server {
             watcher,
             grpc,
             admin,
+            bundle_endpoints,
             socket,
             socket_path,
             background,
@@ -140,6 +158,17 @@ impl Server {
         self.admin.local_addr()
     }
 
+    /// The addresses of the bundle endpoints: https_web first.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn bundle_endpoint_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let listeners = self.bundle_endpoints.iter();
+        listeners
+            .map(|(listener, _)| listener.local_addr())
+            .collect()
+    }
+
     /// Serves until the shutdown, and then ends gracefully.
     ///
     /// # Errors
@@ -160,6 +189,7 @@ impl Server {
             watcher,
             grpc,
             admin,
+            bundle_endpoints,
             socket,
             socket_path,
             ..
@@ -170,11 +200,22 @@ impl Server {
         tasks.spawn(async move { registry.run().await });
         if let Some(watcher) = watcher {
             let (registry, metrics) = (Arc::clone(&rooms.registry), Arc::clone(&rooms.metrics));
-            let live = rooms.config.clone();
-            let take = move |config| resources::put_in_use(config, &live, &registry);
+            let (live, federation) = (rooms.config.clone(), Arc::clone(&rooms.federation));
+            let take = move |config| {
+                resources::put_in_use(config, &live, &registry);
+                federation.config_changed();
+            };
             tasks.spawn(watcher.run(metrics, take));
         }
         tasks.spawn(Arc::clone(&rooms).maintain());
+        tasks.spawn(Arc::clone(&rooms.federation).run());
+        for (listener, proof) in bundle_endpoints {
+            if let Proof::Web(certificate) = &proof {
+                tasks.spawn(bundle_endpoint::follow(Arc::clone(certificate)));
+            }
+            let (authority, metrics) = (Arc::clone(&rooms.authority), Arc::clone(&rooms.metrics));
+            tasks.spawn(BundleEndpoint::new(proof, authority, metrics).serve(listener));
+        }
         tasks.spawn(audit_chain::keep_sealed(rooms.store.clone()));
         let probes = rooms.probes(shutdown.clone());
         tasks.spawn(admin_http::serve(admin, Arc::new(probes)));
@@ -260,6 +301,14 @@ impl Rooms {
             resources::put_in_use(config, &live, &registry);
             watcher
         });
+        let federation = Federation::open(
+            store.clone(),
+            live.clone(),
+            Arc::clone(&authority),
+            Arc::clone(&registry),
+            Arc::clone(&metrics),
+        );
+        let federation = Arc::new(federation.await?);
         let authorities = Arc::new(Authorities {
             authority: Arc::clone(&authority),
             own: Arc::clone(&own),
@@ -280,6 +329,7 @@ impl Rooms {
             own,
             registrations: Arc::new(registrations),
             bans,
+            federation,
             registry,
             writer,
             config: live,
@@ -363,6 +413,7 @@ impl Rooms {
             store: self.store.clone(),
             registry: Arc::clone(&self.registry),
             bans: Arc::clone(&self.bans),
+            federation: Arc::clone(&self.federation),
             svid_ttl: self.svid_ttl,
             metrics: Arc::clone(&self.metrics),
             logs: self.logs.clone(),

@@ -14,6 +14,7 @@ pub mod audit_chain;
 mod authorities;
 mod bans;
 pub mod database;
+mod federation;
 mod health;
 mod jwt_keys;
 mod keys;
@@ -37,6 +38,7 @@ pub use authorities::{
 };
 pub use bans::{BanRecord, BanRecords};
 pub use database::{Location, LocationError};
+pub use federation::{FederatedBundle, Settlement};
 pub use health::Health;
 pub use jwt_keys::{JwtKeyChange, JwtKeyRecord, JwtKeyRecords, JwtKeyState};
 pub use keys::{KeyFileError, StoreKey};

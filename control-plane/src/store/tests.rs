@@ -1,5 +1,5 @@
 use super::*;
-use sidewind_identity::SpiffeId;
+use sidewind_identity::{SpiffeId, TrustDomain};
 
 use std::ops::Deref;
 
@@ -101,6 +101,7 @@ fn token() -> JoinTokenRecord {
         spiffe_id: SpiffeId::parse("spiffe://example.org/ns/data/sa/orders").unwrap(),
         svid_ttl: MINUTE,
         services: vec!["orders.data".parse().unwrap()],
+        federates_with: vec![TrustDomain::parse("partner.example").unwrap()],
     }
 }
 
@@ -119,6 +120,7 @@ pub(crate) fn registration() -> Registration {
     Registration {
         svid_ttl: token.svid_ttl,
         services: token.services,
+        federates_with: token.federates_with,
         ..Registration::new(token.spiffe_id, "join-token")
     }
 }

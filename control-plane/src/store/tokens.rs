@@ -6,7 +6,7 @@ use super::registrations::{
 };
 use super::{AuditRecord, Registration, Store, StoreError, audit, unix_seconds};
 use sidewind_api::ServiceName;
-use sidewind_identity::SpiffeId;
+use sidewind_identity::{SpiffeId, TrustDomain};
 use sqlx::Row as _;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,8 @@ pub struct JoinTokenRecord {
     pub svid_ttl: Duration,
     /// Services that its workload may offer.
     pub services: Vec<ServiceName>,
+    /// Foreign trust domains whose bundles its workload gets.
+    pub federates_with: Vec<TrustDomain>,
 }
 
 /// Why a join token gives nothing.
@@ -62,8 +64,8 @@ impl Store {
         let mut transaction = self.begin().await?;
         sqlx::query(
             "INSERT INTO join_tokens (sha256, spiffe_id, svid_ttl_seconds, services, created_at,
-                                      expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6)",
+                                      expires_at, federates_with)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(sha256.as_slice())
         .bind(token.spiffe_id.as_str())
@@ -71,6 +73,7 @@ impl Store {
         .bind(services_to_json(&token.services))
         .bind(unix_seconds(audit.at))
         .bind(unix_seconds(expires_at))
+        .bind(domains_to_json(&token.federates_with))
         .execute(&mut *transaction)
         .await?;
         audit::insert(&mut transaction, audit).await?;
@@ -88,8 +91,8 @@ impl Store {
         now: SystemTime,
     ) -> Result<Result<JoinTokenRecord, RefusedToken>, StoreError> {
         let row = sqlx::query(
-            "SELECT spiffe_id, svid_ttl_seconds, services, expires_at, used_at FROM join_tokens
-             WHERE sha256 = $1",
+            "SELECT spiffe_id, svid_ttl_seconds, services, federates_with, expires_at, used_at
+             FROM join_tokens WHERE sha256 = $1",
         )
         .bind(sha256.as_slice())
         .fetch_optional(&self.pool)
@@ -107,6 +110,7 @@ impl Store {
             spiffe_id: spiffe_id(&row, "join token")?,
             svid_ttl: svid_ttl(&row)?,
             services: services(&row, "join token")?,
+            federates_with: domains(row.try_get("federates_with")?)?,
         }))
     }
 
@@ -143,6 +147,23 @@ impl Store {
         self.commit_issuance(transaction, redemption.serial).await?;
         Ok(true)
     }
+}
+
+fn domains_to_json(domains: &[TrustDomain]) -> String {
+    let names: Vec<&str> = domains.iter().map(TrustDomain::as_str).collect();
+    serde_json::Value::from(names).to_string()
+}
+
+fn domains(text: &str) -> Result<Vec<TrustDomain>, StoreError> {
+    let corrupt = |why: String| StoreError::Corrupt {
+        what: "join token",
+        why,
+    };
+    let names: Vec<String> =
+        serde_json::from_str(text).map_err(|error| corrupt(error.to_string()))?;
+    let parse =
+        |name: &String| TrustDomain::parse(name).map_err(|error| corrupt(error.to_string()));
+    names.iter().map(parse).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The control plane's metrics. Every label has a fixed set of values.
 
-use super::AuthorityMetrics;
+use super::{AuthorityMetrics, FederationMetrics};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -57,6 +57,8 @@ pub struct Metrics {
     pub audit_suppressed: Counter,
     /// Certificate authorities.
     pub authority: AuthorityMetrics,
+    /// Foreign trust domains.
+    pub federation: FederationMetrics,
 }
 
 fn rpc_histogram() -> Histogram {
@@ -102,8 +104,10 @@ impl Metrics {
             store_writes_lost: Counter::default(),
             audit_suppressed: Counter::default(),
             authority: AuthorityMetrics::default(),
+            federation: FederationMetrics::default(),
         };
         metrics.authority.register(&mut metrics.registry);
+        metrics.federation.register(&mut metrics.registry);
         metrics.register_identity();
         metrics.register_connections();
         metrics.register_discovery();
@@ -361,7 +365,12 @@ mod tests {
         let (code, _) = include_str!("metrics.rs")
             .split_once("#[cfg(test)]")
             .unwrap();
-        let code = [code, include_str!("authority_metrics.rs")].concat();
+        let code = [
+            code,
+            include_str!("authority_metrics.rs"),
+            include_str!("federation_metrics.rs"),
+        ]
+        .concat();
         fn named(call: &str) -> Option<&str> {
             Some(call.trim_start().strip_prefix('"')?.split_once('"')?.0)
         }

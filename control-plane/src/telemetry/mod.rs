@@ -1,11 +1,13 @@
 //! What the control plane says about itself: metrics, logs, and how often it repeats itself.
 
 mod authority_metrics;
+mod federation_metrics;
 mod logs;
 mod metrics;
 mod throttle;
 
 pub use authority_metrics::AuthorityMetrics;
+pub use federation_metrics::{FederationAlarm, FederationMetrics, FederationState};
 pub use logs::{LogError, LogFormat, LogHandle, init_logs};
 pub use metrics::Metrics;
 pub use throttle::Throttle;

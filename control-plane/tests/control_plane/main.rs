@@ -23,6 +23,7 @@ mod bounds;
 mod canary;
 mod discovery;
 mod explain;
+mod federation;
 mod floods;
 mod intruders;
 mod issuance;

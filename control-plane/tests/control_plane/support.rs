@@ -12,7 +12,7 @@ use sidewind_api::{Reason, v1};
 use sidewind_control_plane::issuance::authority::RootSource;
 use sidewind_control_plane::issuance::authority::upstream::files::{Paths, UpstreamFiles};
 use sidewind_control_plane::server::{
-    Limits, Server, Settings, ShutdownTrigger, StartError, shutdown,
+    BundleEndpoints, Limits, Server, Settings, ShutdownTrigger, StartError, shutdown,
 };
 use sidewind_control_plane::store::Location;
 use sidewind_identity::authority::RootAuthority;
@@ -40,6 +40,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct ControlPlane {
     pub(crate) client: Client,
     pub(crate) admin: SocketAddr,
+    /// Where its bundle is served, by https_web first.
+    pub(crate) bundle_endpoints: Vec<SocketAddr>,
     directory: Arc<tempfile::TempDir>,
     trigger: ShutdownTrigger,
     running: JoinHandle<Result<(), StartError>>,
@@ -61,6 +63,7 @@ pub(crate) fn settings(directory: &Path) -> Settings {
         root: RootSource::Generated,
         limits: Limits::default(),
         rotation_deadline: Duration::from_secs(3600),
+        bundle_endpoints: BundleEndpoints::default(),
     }
 }
 
@@ -116,10 +119,12 @@ impl ControlPlane {
         let server = Server::start(settings).await.unwrap();
         let address = server.grpc_address().unwrap();
         let admin = server.admin_address().unwrap();
+        let bundle_endpoints = server.bundle_endpoint_addresses().unwrap();
         let (trigger, shutdown) = shutdown();
         Self {
             client: Client::new(address, &directory.path().join("state")),
             admin,
+            bundle_endpoints,
             running: tokio::spawn(server.run(shutdown)),
             directory,
             trigger,

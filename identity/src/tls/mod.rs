@@ -36,6 +36,8 @@ pub enum ClientAuth {
     Required,
     /// A client without a certificate is let in as nobody; one that presents a certificate must prove it.
     Optional,
+    /// No client is asked for a certificate: whoever asks gets the same.
+    NotAsked,
 }
 
 /// What the configurations take besides certificates and bundles.

@@ -96,6 +96,10 @@ impl ServerCertVerifier for SpiffeVerifier {
 }
 
 impl ClientCertVerifier for SpiffeVerifier {
+    fn offer_client_auth(&self) -> bool {
+        self.client_auth != ClientAuth::NotAsked
+    }
+
     fn client_auth_mandatory(&self) -> bool {
         self.client_auth == ClientAuth::Required
     }

@@ -147,6 +147,43 @@ pub struct ServeFlags {
     )]
     pub upstream_bundle: Option<PathBuf>,
 
+    /// Address and port where others fetch the trust bundle by the SPIFFE profile https_web, with the certificate of
+    /// --federation-web-cert; none by default.
+    #[arg(
+        long,
+        env = "SIDEWIND_FEDERATION_WEB_LISTEN",
+        value_name = "IP:PORT",
+        requires = "federation_web_cert"
+    )]
+    pub federation_web_listen: Option<SocketAddr>,
+
+    /// Certificate in PEM for the host of that address, with those below its root. Read again as it changes.
+    #[arg(
+        long,
+        env = "SIDEWIND_FEDERATION_WEB_CERT",
+        value_name = "FILE",
+        requires = "federation_web_key"
+    )]
+    pub federation_web_cert: Option<PathBuf>,
+
+    /// Key of that certificate in PEM, with a mode as for --root-key.
+    #[arg(
+        long,
+        env = "SIDEWIND_FEDERATION_WEB_KEY",
+        value_name = "FILE",
+        requires = "federation_web_listen"
+    )]
+    pub federation_web_key: Option<PathBuf>,
+
+    /// Address and port where others fetch the trust bundle by the SPIFFE profile https_spiffe, with the control plane's own
+    /// SVID; none by default.
+    #[arg(
+        long,
+        env = "SIDEWIND_FEDERATION_SPIFFE_LISTEN",
+        value_name = "IP:PORT"
+    )]
+    pub federation_spiffe_listen: Option<SocketAddr>,
+
     /// How long a new root waits for proxies that do not acknowledge it, before it signs all the same.
     #[arg(
         long, env = "SIDEWIND_ROTATION_DEADLINE", value_name = "DURATION", default_value = "1h",

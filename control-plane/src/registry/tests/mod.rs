@@ -2,6 +2,7 @@
 
 mod acknowledgements;
 mod destinations;
+mod federation;
 mod hello;
 mod streams;
 

@@ -139,7 +139,8 @@ async fn a_changed_policy_goes_to_those_whom_it_changes() {
 async fn new_bundles_go_to_every_stream() {
     let mesh = mesh().await;
     let member = mesh.client();
-    mesh.registry.set_bundles(v1::TrustBundles::default());
+    let bundles = vec![v1::TrustBundle::default()];
+    mesh.registry.set_bundles(v1::TrustBundles { bundles });
     assert!(matches!(member.take()[..], [Outgoing::Bundles(_)]));
 }
 
