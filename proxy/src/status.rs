@@ -47,15 +47,18 @@ fn publish(status: &ControlStatus, readiness: &Readiness, metrics: &Metrics) {
         "not received yet: inbound refuses"
     };
     readiness.set(Component::Policy, status.policy_received, policy);
+    let clock_alarm = status.clock_alarm();
     let control_plane = [&status.control_plane, &status.stream_error]
         .into_iter()
         .flatten()
+        .chain(&clock_alarm)
         .chain(&status.refused)
         .map(String::as_str)
         .collect::<Vec<_>>()
         .join(": ");
     readiness.set(Component::ControlPlane, status.connected, control_plane);
     metrics.set_control_plane_connected(status.connected);
+    metrics.control.set(status);
     if let Some(identity) = &status.identity {
         metrics.set_certificate_expiry(identity.not_after);
     }

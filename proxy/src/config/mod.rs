@@ -81,6 +81,8 @@ pub(crate) struct ControlConfig {
     pub trust_domain: TrustDomain,
     /// PEM file of roots; may not be there yet.
     pub trust_bundle: PathBuf,
+    /// None: nothing is kept for a restart.
+    pub state_dir: Option<PathBuf>,
     pub evidence: EvidenceSource,
 }
 

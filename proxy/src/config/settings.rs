@@ -90,6 +90,11 @@ pub(super) struct IdentitySettings {
     #[arg(long, value_name = "FILE")]
     pub(super) trust_bundle: Option<PathBuf>,
 
+    /// Directory where the trust bundle is kept for a restart while the control plane is away, in trust-bundle.json:
+    /// roots alone, never a key. It must exist, and be this proxy's own. By default nothing is kept.
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: Option<PathBuf>,
+
     #[command(flatten)]
     pub(super) evidence: EvidenceSettings,
 }

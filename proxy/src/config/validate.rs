@@ -110,11 +110,16 @@ fn control(
     })?;
     check_trust_bundle(&trust_bundle, &settings.trust_domain)
         .map_err(|problem| given.error("trust-bundle", problem))?;
+    if let Some(dir) = settings.state_dir.as_deref().filter(|dir| !dir.is_dir()) {
+        let problem = format!("{} is no directory; make it first", dir.display());
+        return Err(given.error("state-dir", problem));
+    }
     let evidence = evidence::source(settings.evidence, given, aws)?;
     Ok(ControlConfig {
         control_planes: settings.control_plane,
         trust_domain: settings.trust_domain,
         trust_bundle,
+        state_dir: settings.state_dir,
         evidence,
     })
 }

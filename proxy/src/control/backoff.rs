@@ -32,6 +32,17 @@ impl Backoff {
     }
 }
 
+/// No control plane is waited for longer because it asks for that: its word is no reason to let a certificate end.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
+
+/// The wait that a control plane has asked for, and up to half as much again: those who were refused together must not
+/// come back together.
+pub(super) fn as_asked(asked: Duration) -> Duration {
+    asked
+        .min(LONGEST_ASKED)
+        .mul_f64(rand::random_range(1.0..=1.5))
+}
+
 /// The wait, changed by up to a fifth.
 fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(rand::random_range(0.8..=1.2))
@@ -40,6 +51,23 @@ fn jittered(wait: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_waited_for_and_spread_and_bounded() {
+        let seconds = Duration::from_secs;
+        for (asked, shortest, longest) in [
+            (seconds(10), seconds(10), seconds(15)),
+            (seconds(60), seconds(60), seconds(90)),
+            (Duration::MAX, seconds(60), seconds(90)),
+            (Duration::ZERO, Duration::ZERO, Duration::ZERO),
+        ] {
+            let draws: Vec<_> = (0..1000).map(|_| as_asked(asked)).collect();
+            let bounds = shortest..=longest;
+            assert!(draws.iter().all(|draw| bounds.contains(draw)), "{asked:?}");
+            let spread = *draws.iter().max().unwrap() - *draws.iter().min().unwrap();
+            assert!(spread >= (longest - shortest) / 2, "{asked:?}");
+        }
+    }
 
     #[test]
     fn waits_double_up_to_the_cap_and_begin_anew_after_a_success() {

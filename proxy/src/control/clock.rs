@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// How long a timer may run before the wall clock is looked at again.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// The wall clock, and sleeping by it.
 #[derive(Debug, Clone, Default)]

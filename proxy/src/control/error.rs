@@ -38,6 +38,9 @@ pub(crate) enum ControlError {
     /// No evidence that could be tried.
     #[error("{0}")]
     NoEvidence(String),
+    /// A task gets no identity, for a reason on this side.
+    #[error("no identity for the task: {0}")]
+    Task(String),
     /// The trust bundle file is not there, or not usable.
     #[error("{0}")]
     NoTrustBundle(String),
@@ -53,6 +56,14 @@ impl ControlError {
             Self::Refused { status, .. } => sidewind_api::Reason::of(status)
                 .is_some_and(sidewind_api::Reason::needs_attestation),
             _ => false,
+        }
+    }
+
+    /// How long the control plane has asked to be left alone, if it has.
+    pub(super) fn retry_after(&self) -> Option<std::time::Duration> {
+        match self {
+            Self::Refused { status, .. } => Reason::retry_after(status),
+            _ => None,
         }
     }
 

@@ -9,7 +9,8 @@ use sidewind_identity::{Svid, TrustBundle};
 use tokio::sync::watch;
 
 use super::Shared;
-use super::backoff::Backoff;
+use super::backoff::{Backoff, as_asked};
+use super::bundle_cache::{BundleCache, Kept, digest};
 use super::dial::Dialler;
 use super::error::ControlError;
 use super::issuing::{self, Issued};
@@ -41,13 +42,22 @@ pub(super) struct IdentityTask {
     used_token: Option<JoinToken>,
     /// The trust bundle file as it was last taken.
     bundle_pem: String,
+    /// Where the trust bundle is kept for a restart; none once it was read.
+    cache: Option<BundleCache>,
+    /// The trust bundle of the last run, until the operator's file was read.
+    kept: Option<Kept>,
     /// When the present SVID was received.
     received: SystemTime,
     warning: Occasionally,
 }
 
 impl IdentityTask {
-    pub(super) fn new(config: ControlConfig, dialler: Dialler, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        config: ControlConfig,
+        dialler: Dialler,
+        shared: Arc<Shared>,
+        cache: Option<BundleCache>,
+    ) -> Self {
         Self {
             config,
             dialler,
@@ -55,6 +65,8 @@ impl IdentityTask {
             backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
             used_token: None,
             bundle_pem: String::new(),
+            cache,
+            kept: None,
             received: shared.clock.now(),
             shared,
             warning: Occasionally::default(),
@@ -116,9 +128,16 @@ impl IdentityTask {
             .is_some_and(|svid| !svid.authority_key_ids().is_disjoint(tainted))
     }
 
+    /// Begins with the operator's file, or with what was kept from the last run.
     async fn wait_for_trust_bundle(&mut self) {
+        if let Some(cache) = self.cache.take() {
+            self.kept = cache.load(self.shared.clock.now()).await;
+        }
         let mut waiting = Occasionally::default();
-        while let Err(error) = self.read_trust_bundle() {
+        while let Err(error) = self
+            .read_trust_bundle()
+            .or_else(|error| self.go_on_with_kept(error))
+        {
             if waiting.count().is_some() {
                 tracing::warn!(error = %error, "waiting for the trust bundle");
             }
@@ -128,6 +147,17 @@ impl IdentityTask {
                 .send_modify(|status| status.identity_error = Some(text));
             self.shared.clock.sleep(BUNDLE_POLL).await;
         }
+    }
+
+    /// Takes the trust bundle of the last run where the operator's file cannot be had.
+    fn go_on_with_kept(&mut self, error: ControlError) -> Result<(), ControlError> {
+        let Some(kept) = &self.kept else {
+            return Err(error);
+        };
+        tracing::warn!(error = %error, "going on with the trust bundle of the last run");
+        self.shared
+            .publisher
+            .replace_own_bundle(kept.bundle.clone())
     }
 
     /// Takes the trust bundle file when it has changed since it was last taken.
@@ -145,12 +175,24 @@ impl IdentityTask {
                     "the trust bundle {path} is not usable: {error}"
                 ))
             })?;
+        let file = digest(pem.as_bytes());
+        // A new file is the operator's word, against which nothing counts that was kept. What was kept under this one
+        // came after it, from a control plane that it vouched for.
+        let kept = self.kept.take().filter(|kept| kept.operator_bundle == file);
+        let is_begun = !self.shared.publisher.bundles().is_empty();
         tracing::info!(
             file = %path,
             authorities = bundle.authorities().len(),
+            kept_sequence = kept.as_ref().map(|kept| kept.bundle.sequence()),
             "trust bundle read"
         );
-        self.shared.publisher.replace_own_bundle(bundle)?;
+        match kept {
+            // The file could not be had before, so this has begun with what was kept.
+            Some(_) if is_begun => {}
+            Some(kept) => self.shared.publisher.replace_own_bundle(kept.bundle)?,
+            None => self.shared.publisher.replace_own_bundle(bundle)?,
+        }
+        self.shared.operator_bundle.send_replace(Some(file));
         self.bundle_pem = pem;
         Ok(())
     }
@@ -173,8 +215,12 @@ impl IdentityTask {
             }
         }
         // Operators mend a lost trust domain by a new file, which only counts while there is nothing better.
-        self.read_trust_bundle()?;
+        let read = self.read_trust_bundle();
         let bundles = self.shared.publisher.bundles();
+        // A file that is gone takes nothing back.
+        if bundles.get(&self.config.trust_domain).is_none() {
+            read?;
+        }
         let (source, token) = match (self.evidence(), self.shared.publisher.svid()) {
             (Ok(evidence), _) => evidence,
             (Err(error), None) => return Err(error),
@@ -259,6 +305,8 @@ impl IdentityTask {
         self.received = now;
         self.backoff.reset();
         self.warning.reset();
+        self.shared
+            .compare_clock(&issued.control_plane, issued.now_unix_ms);
         self.shared.status.send_modify(|status| {
             status.identity = Some(IdentityStatus {
                 id: svid.id().clone(),
@@ -295,7 +343,8 @@ impl IdentityTask {
             .publisher
             .svid()
             .and_then(|svid| svid.not_after().duration_since(self.received).ok());
-        let wait = bounded_wait(self.backoff.next(), left, life.unwrap_or_default());
+        let own = bounded_wait(self.backoff.next(), left, life.unwrap_or_default());
+        let wait = own.max(error.retry_after().map(as_asked).unwrap_or_default());
         let text = error.to_string();
         if let Some(times) = self.warning.count() {
             tracing::warn!(
@@ -320,7 +369,7 @@ impl IdentityTask {
 }
 
 /// A point drawn between a quarter and a third of the life that is left when the SVID arrives.
-fn renewal_delay(life: Duration) -> Duration {
+pub(super) fn renewal_delay(life: Duration) -> Duration {
     life.mul_f64(rand::random_range(0.25..=1.0 / 3.0))
         .max(SHORTEST_WAIT)
 }

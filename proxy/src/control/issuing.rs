@@ -21,7 +21,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) struct Issued {
     pub(super) svid: Svid,
     pub(super) bundles: Vec<v1::TrustBundle>,
+    pub(super) control_plane: String,
     pub(super) control_plane_version: String,
+    /// What the control plane says of its clock.
+    pub(super) now_unix_ms: i64,
     pub(super) local: std::net::IpAddr,
 }
 
@@ -113,7 +116,9 @@ fn finish(
     Ok(Issued {
         svid,
         bundles: answer.trust_bundles,
+        control_plane: address.to_string(),
         control_plane_version: answer.version,
+        now_unix_ms: answer.now_unix_ms,
         local: dialled.local,
     })
 }

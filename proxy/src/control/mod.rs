@@ -7,11 +7,17 @@
 //! stream ─ bundles ──────────┘                       └→ Control::credentials, minter (the Workload API)
 //!   (session, dial)  ─ destinations → discovery ───→ Control::discovery
 //!                    ─ policy ─────────────────────→ Control::inbound_policy
+//! tasks ─ one SVID for each task (calling) ─────────→ Control::tasks
 //! ```
+//!
+//! `bundle_cache` keeps the trust bundle for a restart, `clock_watch` notices a clock that jumps.
 
 mod backoff;
+mod bundle_cache;
+mod calling;
 mod check;
 mod clock;
+mod clock_watch;
 mod dial;
 mod discovery;
 mod error;
@@ -25,12 +31,13 @@ mod publisher;
 mod session;
 mod status;
 mod stream;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sidewind_api::{BanList, v1};
 use tokio::sync::watch;
@@ -45,10 +52,16 @@ pub(crate) use error::ControlError;
 pub(crate) use minting::Minter;
 pub(crate) use publisher::{Credentials, MeshIdentity};
 pub(crate) use status::{ControlStatus, IdentityState};
+#[cfg(test)]
+pub(crate) use tasks::TaskEvidence;
+pub(crate) use tasks::TaskIdentities;
 
+use bundle_cache::BundleCache;
+use calling::Caller;
 use dial::Dialler;
 use identity::IdentityTask;
 use network::Network;
+use occasionally::Occasionally;
 use publisher::Publisher;
 use stream::StreamTask;
 
@@ -72,6 +85,12 @@ pub(crate) struct Control {
     pub(crate) credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Gets JWT-SVIDs.
     pub(crate) minter: Minter,
+    /// Gets identities of tasks.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "what asks for them is not there yet")
+    )]
+    pub(crate) tasks: TaskIdentities,
     registration: Arc<watch::Sender<v1::ProxyHello>>,
 }
 
@@ -100,7 +119,38 @@ struct Shared {
     status: watch::Sender<ControlStatus>,
     /// Key identifiers of authorities that are not to be relied on any more.
     tainted: watch::Sender<BTreeSet<String>>,
+    /// SHA-256 of the operator's trust bundle file as it was last taken.
+    operator_bundle: watch::Sender<Option<[u8; 32]>>,
     clock: Clock,
+    clock_warning: Mutex<Occasionally>,
+}
+
+impl Shared {
+    /// Compares what a control plane says of its clock with this machine's.
+    fn compare_clock(&self, control_plane: &str, now_unix_ms: i64) {
+        let ahead = sidewind_api::clock::seconds_ahead(now_unix_ms, self.clock.now());
+        if ahead.is_none() {
+            return;
+        }
+        self.status.send_if_modified(|status| {
+            std::mem::replace(&mut status.clock_difference, ahead) != ahead
+        });
+        let Some(alarm) = self.status.borrow().clock_alarm() else {
+            return;
+        };
+        let mut warning = self
+            .clock_warning
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(times) = warning.count() {
+            tracing::warn!(
+                control_plane,
+                seconds_ahead = ahead,
+                times,
+                "{alarm}; certificates that are good there may not be here: look after the clocks"
+            );
+        }
+    }
 }
 
 /// Sets up the control side. The future does its work: spawn it on the control thread, where it runs for as long as
@@ -138,15 +188,22 @@ fn within(
         discovery: discovery.clone(),
         status,
         tainted: watch::Sender::default(),
+        operator_bundle: watch::Sender::default(),
         clock,
+        clock_warning: Mutex::default(),
     });
+    let caller = Caller::new(
+        &config.control.control_planes,
+        dialler.clone(),
+        shared.clone(),
+    );
+    let (tasks, task_issuing) = tasks::new(caller.clone(), shared.clone());
+    let cache = config.control.state_dir.as_deref();
+    let cache = cache.map(|dir| BundleCache::new(dir, &config.control.trust_domain));
     let control = Control {
         credentials: shared.publisher.credentials(),
-        minter: Minter::new(
-            &config.control.control_planes,
-            dialler.clone(),
-            shared.clone(),
-        ),
+        minter: Minter::new(caller),
+        tasks,
         identity: shared.publisher.subscribe(),
         inbound_policy: policy_receiver,
         bans: bans_receiver,
@@ -154,7 +211,14 @@ fn within(
         status: status_receiver,
         registration: Arc::new(hello),
     };
-    let identity = IdentityTask::new(config.control.clone(), dialler.clone(), shared.clone());
+    let identity = IdentityTask::new(
+        config.control.clone(),
+        dialler.clone(),
+        shared.clone(),
+        cache.clone(),
+    );
+    let keeping = bundle_cache::keep(cache, shared.clone());
+    let watching = clock_watch::watch(shared.clone());
     let stream = StreamTask::new(
         config.control.control_planes.clone(),
         dialler,
@@ -164,7 +228,13 @@ fn within(
         hello_receiver,
     );
     let work = async move {
-        tokio::join!(identity.run(), stream.run());
+        tokio::join!(
+            identity.run(),
+            stream.run(),
+            task_issuing.run(),
+            keeping,
+            watching
+        );
     };
     Ok((control, work))
 }

@@ -267,7 +267,8 @@ fn keep(bundles: &mut JwtBundles, present: &JwtBundles, trust_domain: &TrustDoma
     }
 }
 
-fn mesh_identity(
+/// An identity in the form that connections use.
+pub(super) fn mesh_identity(
     svid: &Svid,
     bundles: &Arc<TrustBundles>,
     generation: u64,

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sidewind_api::v1;
 use sidewind_api::v1::control_message::Message as ControlKind;
 use sidewind_api::v1::mesh_service_client::MeshServiceClient;
 use sidewind_api::v1::proxy_message::Message as ProxyKind;
+use sidewind_api::{Reason, v1};
 use sidewind_identity::{Svid, TrustBundles, tls};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -123,8 +123,8 @@ async fn open_unbounded(opening: Opening) -> Result<Session, ControlError> {
 pub(super) enum Event {
     /// A message; none for one of a kind that this version does not know.
     Message(Option<ControlKind>),
-    /// The stream has ended.
-    Ended(String),
+    /// The stream has ended: why, and how long the control plane asks to be left alone.
+    Ended(String, Option<Duration>),
 }
 
 impl Session {
@@ -164,12 +164,17 @@ impl Session {
             tokio::select! {
                 received = self.incoming.message() => return match received {
                     Ok(Some(message)) => Event::Message(message.message),
-                    Ok(None) => Event::Ended("the control plane ended the stream".to_owned()),
-                    Err(status) => Event::Ended(format!("{}: {}", status.code(), status.message())),
+                    Ok(None) => {
+                        Event::Ended("the control plane ended the stream".to_owned(), None)
+                    }
+                    Err(status) => {
+                        let reason = format!("{}: {}", status.code(), status.message());
+                        Event::Ended(reason, Reason::retry_after(&status))
+                    }
                 },
                 permit = self.outgoing.reserve(), if self.has_something_to_say() => {
                     let Ok(permit) = permit else {
-                        return Event::Ended("the connection has ended".to_owned());
+                        return Event::Ended("the connection has ended".to_owned(), None);
                     };
                     if let Some(in_use) = self.acknowledgement.take() {
                         let message = Some(ProxyKind::Acknowledge(in_use));

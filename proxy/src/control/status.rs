@@ -39,6 +39,16 @@ pub(crate) struct ControlStatus {
     pub(crate) streams_opened: u64,
     /// Messages of the control plane that were not understood.
     pub(crate) bad_messages: u64,
+    /// By how many seconds the control plane's clock was ahead of this machine's when it answered last.
+    pub(crate) clock_difference: Option<f64>,
+    /// How often the wall clock has jumped: the machine slept, or the clock was set.
+    pub(crate) clock_jumps: u64,
+    /// Tasks that have an identity of their own just now.
+    pub(crate) task_identities: usize,
+    /// SVIDs of tasks received since the start.
+    pub(crate) task_svids_issued: u64,
+    /// Failed tries to get one.
+    pub(crate) task_svid_failures: u64,
 }
 
 /// Whose SVID there is, and until when.
@@ -71,6 +81,17 @@ impl fmt::Display for IdentityState {
 }
 
 impl ControlStatus {
+    /// What is wrong with the clocks, where they differ by more than certificates allow for.
+    pub(crate) fn clock_alarm(&self) -> Option<String> {
+        let ahead = self.clock_difference?;
+        let limit = sidewind_api::clock::MAX_DIFFERENCE.as_secs_f64();
+        (ahead.abs() > limit).then(|| {
+            let side = if ahead > 0.0 { "ahead of" } else { "behind" };
+            let seconds = ahead.abs();
+            format!("the control plane's clock is {seconds:.0} s {side} this machine's")
+        })
+    }
+
     /// Whether the SVID can be used at a moment.
     pub(crate) fn identity_state(&self, now: SystemTime) -> IdentityState {
         match &self.identity {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Shared;
-use super::backoff::Backoff;
+use super::backoff::{Backoff, as_asked};
 use super::check;
 use super::dial::Dialler;
 use super::discovery::Resolution;
@@ -98,16 +98,19 @@ impl StreamTask {
                     opening = None;
                     match opened {
                         Ok(session) => current = Some(self.adopt(session)),
-                        Err(error) => self.fail(&error.to_string(), current.is_some()),
+                        Err(error) => {
+                            let asked = error.retry_after();
+                            self.fail(&error.to_string(), asked, current.is_some());
+                        }
                     }
                 }
                 event = next_event(&mut current, &discovery), if current.is_some() => match event {
                     Event::Message(message) => self.apply(message),
-                    Event::Ended(reason) => {
+                    Event::Ended(reason, asked) => {
                         let lasted = current.take().map(|session| session.opened.elapsed());
                         // While the next one is being opened, the control plane ends this one itself.
                         if opening.is_none() {
-                            self.lose(&reason, lasted.unwrap_or_default());
+                            self.lose(&reason, asked, lasted.unwrap_or_default());
                         }
                     }
                 },
@@ -162,6 +165,9 @@ impl StreamTask {
         self.shared.discovery.take_dirty();
         session.acknowledge(self.in_use());
         session.queue(self.shared.discovery.all());
+        let control_plane = session.address.to_string();
+        self.shared
+            .compare_clock(&control_plane, session.answer.now_unix_ms);
         tracing::info!(
             control_plane = %session.address,
             control_plane_version = session.answer.version,
@@ -203,9 +209,10 @@ impl StreamTask {
     }
 
     /// A try to open a stream has failed.
-    fn fail(&mut self, error: &str, still_connected: bool) {
+    fn fail(&mut self, error: &str, asked: Option<Duration>, still_connected: bool) {
         self.next = self.next.wrapping_add(1);
-        let wait = self.backoff.next();
+        let asked = asked.map(as_asked).unwrap_or_default();
+        let wait = self.backoff.next().max(asked);
         self.not_before = Instant::now() + wait;
         if let Some(times) = self.failures.count() {
             tracing::warn!(
@@ -221,12 +228,12 @@ impl StreamTask {
     }
 
     /// The stream in use has ended.
-    fn lose(&mut self, reason: &str, lasted: Duration) {
+    fn lose(&mut self, reason: &str, asked: Option<Duration>, lasted: Duration) {
         if lasted >= STABLE {
             self.backoff.reset();
             self.failures.reset();
         }
-        self.fail(reason, false);
+        self.fail(reason, asked, false);
     }
 
     fn apply(&mut self, message: Option<Message>) {

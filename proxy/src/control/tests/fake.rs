@@ -15,7 +15,7 @@ use sidewind_api::v1::identity_service_server::{IdentityService, IdentityService
 use sidewind_api::v1::mesh_service_server::{MeshService, MeshServiceServer};
 use sidewind_api::v1::proxy_message::Message as ProxyKind;
 use sidewind_identity::{
-    ClientAuth, PeerIdentity, PrivateKey, Svid, TrustBundle, TrustBundles, tls,
+    ClientAuth, PeerIdentity, PrivateKey, Svid, TaskId, TrustBundle, TrustBundles, tls,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -52,6 +52,9 @@ pub(super) enum Seen {
     },
     Subscribed(String),
     Unsubscribed(String),
+    StreamRefused,
+    /// An SVID of a task was asked for.
+    Task(v1::IssueTaskSvidRequest),
 }
 
 pub(super) type Answers = mpsc::Sender<Result<v1::ControlMessage, Status>>;
@@ -80,6 +83,12 @@ pub(super) struct Behaviour {
     pub(super) takes_evidence: bool,
     /// Whether renewals are refused because nobody is registered any more.
     pub(super) forgets: bool,
+    /// How long whoever is refused is asked to stay away.
+    pub(super) retry_after: Option<Duration>,
+    /// By how many seconds the control plane's clock is ahead, where it says what it is.
+    pub(super) clock_ahead: Option<i64>,
+    /// Whose identity tasks get in place of their own.
+    pub(super) tasks_as: Option<String>,
 }
 
 pub(super) struct Fake {
@@ -113,6 +122,9 @@ impl Fake {
             requests: Vec::new(),
             takes_evidence: true,
             forgets: false,
+            retry_after: None,
+            clock_ahead: None,
+            tasks_as: None,
         }));
         let (events, seen) = mpsc::unbounded_channel();
         let (acknowledgements, acknowledged) = mpsc::unbounded_channel();
@@ -278,20 +290,37 @@ struct Service {
 
 impl Service {
     fn check_refusal(&self) -> Result<(), Status> {
-        match self.behaviour.lock().unwrap().refuses_as {
-            Some(reason) => Err(reason.status("refused by the fake")),
-            None => Ok(()),
+        let behaviour = self.behaviour.lock().unwrap();
+        let Some(reason) = behaviour.refuses_as else {
+            return Ok(());
+        };
+        let mut status = reason.status("refused by the fake");
+        if let Some(wait) = behaviour.retry_after {
+            let value = (wait.as_millis() as u64).into();
+            status
+                .metadata_mut()
+                .insert(sidewind_api::reason::RETRY_AFTER_KEY, value);
         }
+        Err(status)
+    }
+
+    /// What the control plane says of its clock.
+    fn clock(&self) -> i64 {
+        let ahead = self.behaviour.lock().unwrap().clock_ahead;
+        ahead.map_or(0, |ahead| {
+            sidewind_api::clock::unix_ms(self.simulated.now()) + 1000 * ahead
+        })
     }
 
     fn issue(&self, csr: &[u8], id: &str) -> Response<v1::SvidResponse> {
+        let clock = self.clock();
         let behaviour = self.behaviour.lock().unwrap();
         let end = self.simulated.now() + behaviour.svid_ttl;
         Response::new(v1::SvidResponse {
             certificate_chain: self.authority.sign(csr, id, end),
             trust_bundles: vec![self.authority.bundle(behaviour.bundle_sequence)],
             version: "9.9.9".to_owned(),
-            ..v1::SvidResponse::default()
+            now_unix_ms: clock,
         })
     }
 }
@@ -329,6 +358,10 @@ impl IdentityService for Service {
         &self,
         request: Request<v1::AttestRequest>,
     ) -> Result<Response<v1::SvidResponse>, Status> {
+        if self.behaviour.lock().unwrap().retry_after.is_some() {
+            let refused = self.check_refusal();
+            refused.inspect_err(|_| drop(self.events.send(Seen::AttestationRefused)))?;
+        }
         let nonce = nonce(&request);
         let request = request.into_inner();
         let token = match request.evidence {
@@ -419,9 +452,16 @@ impl IdentityService for Service {
 
     async fn issue_task_svid(
         &self,
-        _request: Request<v1::IssueTaskSvidRequest>,
+        request: Request<v1::IssueTaskSvidRequest>,
     ) -> Result<Response<v1::SvidResponse>, Status> {
-        Err(Status::unimplemented("no tasks here"))
+        let peer = peer(&request)?;
+        let request = request.into_inner();
+        let _ = self.events.send(Seen::Task(request.clone()));
+        self.check_refusal()?;
+        let id = TaskId::derive(&peer.id, &request.dag_id, &request.task_id).unwrap();
+        let tasks_as = self.behaviour.lock().unwrap().tasks_as.clone();
+        let id = tasks_as.unwrap_or_else(|| id.to_string());
+        Ok(self.issue(&request.csr, &id))
     }
 }
 
@@ -440,7 +480,12 @@ impl MeshService for Service {
             return Err(Status::invalid_argument("no hello"));
         };
         let (answers, stream) = mpsc::channel(64);
+        if self.behaviour.lock().unwrap().retry_after.is_some() {
+            let refused = self.check_refusal();
+            refused.inspect_err(|_| drop(self.events.send(Seen::StreamRefused)))?;
+        }
         let answer = v1::ControlHello {
+            now_unix_ms: self.clock(),
             version: "9.9.9".to_owned(),
             refused: vec!["port 1 is not yours".to_owned()],
             ..v1::ControlHello::default()

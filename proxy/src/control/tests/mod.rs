@@ -2,12 +2,16 @@
 //! timers fire in the order in which they would.
 
 mod adversity;
+mod clocks;
 mod evidence;
 mod fake;
 mod fake_authority;
 mod fake_io;
 mod identity;
+mod patience;
+mod restart;
 mod stream;
+mod tasks;
 mod workload_api;
 
 use std::ffi::OsString;

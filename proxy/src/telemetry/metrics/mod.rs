@@ -5,6 +5,7 @@
 //! series. `docs/metrics.md` lists the families; a test compares it with the registry.
 
 mod cell;
+mod control;
 mod events;
 mod exposition;
 mod family;
@@ -22,6 +23,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 pub(crate) use cell::{Counter, Gauge};
+pub(crate) use control::ControlNumbers;
 pub(crate) use events::{AdminRefusal, CutOff, HandshakeFailure, RetryOutcome, RetryReason, Side};
 pub(crate) use exposition::Format;
 pub(crate) use handles::{
@@ -56,6 +58,8 @@ pub(crate) struct Metrics {
     pub(crate) workload_api: WorkloadApiFamilies,
     /// Access-log lines that were dropped because the log's destination is too slow or fails.
     pub(crate) dropped_log_lines: Arc<Counter>,
+    /// What the control side knows of itself.
+    pub(crate) control: ControlNumbers,
     /// Spans that the collector accepted.
     pub(crate) exported_spans: Arc<Counter>,
     /// Spans that were dropped because the collector is away or too slow.
@@ -102,8 +106,10 @@ impl Metrics {
             "Spans dropped because the collector is away, too slow or refuses them",
         );
         process::register(&mut registry);
+        let control = ControlNumbers::register(&mut registry);
         Self {
             registry,
+            control,
             requests,
             connections,
             handshakes,

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{Method, StatusCode};
 
 use super::*;
+use crate::control::ControlStatus;
 use crate::errors::ErrorCode;
 use crate::telemetry::record::{Direction, Protocol};
 
@@ -49,6 +50,10 @@ fn exercise(metrics: &WorkerMetrics) {
         .shared()
         .set_certificate_expiry(SystemTime::now() + Duration::from_secs(60));
     metrics.shared().set_control_plane_connected(true);
+    metrics.shared().control.set(&ControlStatus {
+        clock_difference: Some(0.5),
+        ..ControlStatus::default()
+    });
     let workload_api = &metrics.shared().workload_api;
     workload_api.call_ended("FetchX509SVID", tonic::Code::Ok);
     workload_api.connection_closed(ClosedConnection::Idle);

@@ -1,0 +1,136 @@
+//! Identities of Airflow tasks: an SVID for each task that this workload runs, whose key is in this process alone.
+//!
+//! [`TaskIdentities`] is asked on any thread; [`issuing`] holds what there is on the control thread, renews what is in
+//! use and forgets the rest.
+#![cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "what knows which task a connection is of is not there yet"
+    )
+)]
+
+mod issuing;
+
+use std::fmt;
+use std::sync::Arc;
+
+use sidewind_identity::MAX_TASK_NAME_BYTES;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Shared;
+use super::calling::{Caller, TIMEOUT};
+use super::error::ControlError;
+use super::publisher::MeshIdentity;
+#[cfg(test)]
+pub(super) use issuing::MAX_TASKS;
+use issuing::TaskIssuing;
+
+/// Asks that wait for the control thread; more wait for room.
+const QUEUE: usize = 64;
+
+/// Airflow's own word that a task is running, for control planes that demand it.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct TaskEvidence {
+    /// The task instance's UUID.
+    pub(crate) ti_id: String,
+    /// Its token of the Execution API.
+    pub(crate) token: String,
+}
+
+impl fmt::Debug for TaskEvidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskEvidence")
+            .field("ti_id", &self.ti_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A task, by its names in Airflow.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Task {
+    dag_id: Arc<str>,
+    task_id: Arc<str>,
+}
+
+/// The identity of a task. While one is held, the identity is renewed.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskIdentity {
+    present: watch::Receiver<Arc<MeshIdentity>>,
+}
+
+impl TaskIdentity {
+    /// The identity with its present certificate: for new connections.
+    pub(crate) fn present(&self) -> Arc<MeshIdentity> {
+        self.present.borrow().clone()
+    }
+
+    /// Waits for the next certificate or trust bundle. False once there will be none: the last certificate has ended,
+    /// or the task may have no identity any more.
+    pub(crate) async fn changed(&mut self) -> bool {
+        self.present.changed().await.is_ok()
+    }
+}
+
+type Answer = Result<TaskIdentity, Arc<ControlError>>;
+
+struct Ask {
+    task: Task,
+    evidence: Option<TaskEvidence>,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// Gets identities of tasks. Clones ask the same.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskIdentities {
+    asks: mpsc::Sender<Ask>,
+}
+
+impl TaskIdentities {
+    /// The identity of a task of this workload: the one that there is, or a new one.
+    ///
+    /// # Errors
+    /// Why there is none: the control plane refuses, cannot be reached, or too many tasks have one. What was refused
+    /// or failed is not asked for again within some seconds.
+    pub(crate) async fn task_identity(
+        &self,
+        dag_id: &str,
+        task_id: &str,
+        evidence: Option<TaskEvidence>,
+    ) -> Answer {
+        let longest = dag_id.len().max(task_id.len());
+        if longest > MAX_TASK_NAME_BYTES {
+            let problem = format!("a name of {longest} bytes is no task's");
+            return Err(Arc::new(ControlError::Task(problem)));
+        }
+        let (answer, answered) = oneshot::channel();
+        let task = Task {
+            dag_id: dag_id.into(),
+            task_id: task_id.into(),
+        };
+        let ask = Ask {
+            task,
+            evidence,
+            answer,
+        };
+        let asked = async {
+            self.asks.send(ask).await.ok()?;
+            answered.await.ok()
+        };
+        let gone = |problem: &str| Err(Arc::new(ControlError::Task(problem.to_owned())));
+        match tokio::time::timeout(TIMEOUT, asked).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => gone("this proxy is ending"),
+            Err(_) => gone("the control plane has not answered in time"),
+        }
+    }
+}
+
+/// The handle, and what does the work on the control thread.
+pub(super) fn new(caller: Caller, shared: Arc<Shared>) -> (TaskIdentities, TaskIssuing) {
+    let (asks, asked) = mpsc::channel(QUEUE);
+    (
+        TaskIdentities { asks },
+        TaskIssuing::new(caller, shared, asked),
+    )
+}
