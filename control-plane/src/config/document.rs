@@ -4,7 +4,7 @@ use super::error::Place;
 use super::tree::{Find as _, Node, join};
 use super::{
     ConfigError, ConfigErrors, Draft, attestor_config, authorization_policy,
-    federated_trust_domain, http_route, registration, service_entry,
+    federated_trust_domain, gateway, http_route, registration, service_entry, tls_route,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
@@ -145,11 +145,16 @@ impl Document<'_> {
                 federated_trust_domain::read(&mut reader, draft);
             }
             (Some(GATEWAY_API), Some("HTTPRoute")) => http_route::read(&mut reader, draft),
+            (Some(GATEWAY_API), Some("Gateway")) => gateway::read(&mut reader, draft),
+            // Stable since version 1.5 of Gateway API.
+            (Some(GATEWAY_API | "gateway.networking.k8s.io/v1alpha2"), Some("TLSRoute")) => {
+                tls_route::read(&mut reader, draft);
+            }
             (None, _) => reader.miss("apiVersion"),
             (_, None) => reader.miss("kind"),
             (Some(api), Some(kind)) => {
                 let message = format!(
-                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration, AttestorConfig and FederatedTrustDomain of {SIDEWIND_API}, and HTTPRoute of {GATEWAY_API}"
+                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration, AttestorConfig and FederatedTrustDomain of {SIDEWIND_API}, and HTTPRoute, TLSRoute and Gateway of {GATEWAY_API}"
                 );
                 let at = reader.place_of("kind");
                 reader.errors.push(self.error_at(at, "kind", message));
@@ -301,11 +306,16 @@ pub(super) struct Metadata {
     // Read for their form alone: tools put them there.
     #[serde(default, rename = "labels")]
     _labels: Option<std::collections::BTreeMap<String, String>>,
-    #[serde(default, rename = "annotations")]
-    _annotations: Option<std::collections::BTreeMap<String, String>>,
+    #[serde(default)]
+    annotations: Option<std::collections::BTreeMap<String, Spanned<String>>>,
 }
 
 impl Metadata {
+    /// The value of an annotation, where it is there.
+    pub(super) fn annotation(&self, name: &str) -> Option<&Spanned<String>> {
+        self.annotations.as_ref()?.get(name)
+    }
+
     /// Checks the name, takes it, and gives it back as namespace and name.
     pub(super) fn check(
         &self,

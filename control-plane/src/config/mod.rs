@@ -1,7 +1,7 @@
 //! The resources of `--config DIR`: YAML documents in, a checked model out.
 //!
 //! - [`document`]: splits files into documents and reads each by its kind
-//! - `authorization_policy`, `service_entry`, `http_route`, `registration`, `attestor_config`,
+//! - `authorization_policy`, `service_entry`, `http_route`, `gateway`, `tls_route`, `registration`, `attestor_config`,
 //!   [`federated_trust_domain`]: one kind each, from its text to the model
 //! - [`template`], [`vocabulary`]: texts with placeholders, and the words that they and selectors have
 //! - `across`: what documents say together
@@ -15,10 +15,13 @@ mod authorization_policy;
 pub mod document;
 mod error;
 pub mod federated_trust_domain;
+mod gateway;
+mod gateway_options;
 mod http_route;
 mod registration;
 mod service_entry;
 pub mod template;
+mod tls_route;
 mod tree;
 pub mod vocabulary;
 pub mod watch;
@@ -35,6 +38,7 @@ use arc_swap::ArcSwap;
 use attestor_config::{AwsRegion, KubernetesCluster, OidcIssuer, X509Authority};
 use error::Place;
 use federated_trust_domain::PlacedTrustDomain;
+use gateway::Gateway;
 use sidewind_api::{ServiceName, v1};
 use sidewind_identity::{SpiffeId, TrustDomain};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -42,6 +46,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tls_route::TlsRoute;
 
 /// Every resource, checked.
 #[derive(Debug, Default)]
@@ -53,6 +58,7 @@ pub struct Config {
     /// Services that stand behind an entry.
     backends: HashSet<ServiceName>,
     routes: HashMap<(ServiceName, Option<u16>), v1::RoutePolicy>,
+    gateways: Vec<Gateway>,
     registrations: Vec<Arc<RegistrationRule>>,
     attestors: AttestorConfigs,
     federated: BTreeMap<TrustDomain, Arc<FederatedTrustDomain>>,
@@ -110,6 +116,8 @@ pub struct Counts {
     pub entries: usize,
     /// Routes.
     pub routes: usize,
+    /// Gateways.
+    pub gateways: usize,
     /// Registrations.
     pub registrations: usize,
     /// Clusters, issuers and authorities whose evidence is believed.
@@ -139,6 +147,7 @@ pub(crate) struct Draft {
     /// Foreign trust domains, and identities of theirs that entries name.
     federated: Vec<PlacedTrustDomain>,
     endpoint_identities: Vec<(Place, TrustDomain)>,
+    tls_routes: Vec<TlsRoute>,
     /// Names taken, and by which place: for messages about the second.
     taken: HashMap<String, String>,
 }
@@ -182,6 +191,7 @@ impl Config {
         }
         if errors.is_empty() {
             errors = across::check(&draft);
+            errors.extend(draft.attach_routes());
         }
         if errors.is_empty() {
             Ok(draft.finish())
@@ -197,6 +207,7 @@ impl Config {
             policies: self.policies.len(),
             entries: self.entries.len(),
             routes: self.routes.len(),
+            gateways: self.gateways.len(),
             registrations: self.registrations.len(),
             attestors: self.attestors.count(),
             federated: self.federated.len(),
@@ -274,6 +285,16 @@ impl Config {
         of(Some(port)).or_else(|| of(None))
     }
 
+    /// What a proxy of this identity listens on as a gateway.
+    #[must_use]
+    pub fn gateway_listeners(&self, id: &SpiffeId) -> Vec<v1::GatewayListener> {
+        let mut serving: Vec<&Gateway> = self.gateways.iter().collect();
+        serving.retain(|gateway| gateway.is_served_by(id));
+        serving.sort_by_key(|gateway| (&gateway.namespace, &gateway.name));
+        let listeners = serving.iter().flat_map(|gateway| &gateway.listeners);
+        listeners.map(|listener| listener.api.clone()).collect()
+    }
+
     /// Whether a service is named by an entry as its backend.
     #[must_use]
     pub fn names_service(&self, service: &ServiceName) -> bool {
@@ -337,6 +358,19 @@ impl Draft {
         });
         self.config.registrations = rules;
         self.config
+    }
+
+    fn add_gateway(&mut self, gateway: Gateway) {
+        self.config.gateways.push(gateway);
+    }
+
+    fn add_tls_route(&mut self, route: TlsRoute) {
+        self.tls_routes.push(route);
+    }
+
+    /// Attaches routes to the listeners of gateways; says which cannot be.
+    fn attach_routes(&mut self) -> Vec<ConfigError> {
+        tls_route::attach_all(&self.tls_routes, &mut self.config.gateways)
     }
 
     fn add_policy(&mut self, policy: AuthorizationPolicy) {

@@ -115,6 +115,7 @@ impl Watcher {
                         policies = counts.policies,
                         entries = counts.entries,
                         routes = counts.routes,
+                        gateways = counts.gateways,
                         registrations = counts.registrations,
                         attestors = counts.attestors,
                         federated = counts.federated,

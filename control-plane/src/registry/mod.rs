@@ -194,6 +194,7 @@ impl Registry {
             outbox.put_tainted(Arc::clone(&state.tainted));
         }
         outbox.put_policy(self.policy(state, &key.spiffe_id));
+        outbox.put_gateway(gateway(state, &key.spiffe_id));
         let serial_hex = serial_hex.to_owned();
         let stream = Stream {
             key,
@@ -223,6 +224,7 @@ impl Registry {
             let id = &stream.key.spiffe_id;
             let policy = policies.entry(id).or_insert_with(|| self.policy(state, id));
             stream.outbox.put_policy(Arc::clone(policy));
+            stream.outbox.put_gateway(gateway(state, id));
         }
         state.send_bundles();
         let view = View::new(&state.directory, &state.config);
@@ -417,6 +419,13 @@ impl State {
             stream.outbox.end(reason);
         }
     }
+}
+
+fn gateway(state: &State, id: &SpiffeId) -> Arc<v1::GatewayConfig> {
+    Arc::new(v1::GatewayConfig {
+        version: state.policy_version,
+        listeners: state.config.gateway_listeners(id),
+    })
 }
 
 fn send(streams: &HashMap<StreamId, Stream>, changed: Vec<subscriptions::Change>) {

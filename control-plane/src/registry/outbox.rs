@@ -30,6 +30,8 @@ pub enum Outgoing {
     Policy(Arc<v1::InboundPolicy>),
     /// Authorities that are not to be relied on.
     Tainted(Arc<v1::TaintedAuthorities>),
+    /// What a gateway listens on.
+    Gateway(Arc<v1::GatewayConfig>),
     /// The answer to a subscription.
     Destination(Query, Option<Arc<v1::Service>>),
 }
@@ -50,6 +52,9 @@ struct Content {
     policy: Option<Arc<v1::InboundPolicy>>,
     /// The policy that was last taken out, to pass over one that says the same.
     policy_taken: Option<Arc<v1::InboundPolicy>>,
+    gateway: Option<Arc<v1::GatewayConfig>>,
+    /// As `policy_taken`. Most proxies are no gateways, and are never told that they have no listeners.
+    gateway_taken: Option<Arc<v1::GatewayConfig>>,
     destinations: BTreeMap<Query, Option<Arc<v1::Service>>>,
 }
 
@@ -83,6 +88,17 @@ impl Outbox {
         };
         let known = content.policy_taken.as_ref().is_some_and(says_the_same);
         content.policy = (!known).then_some(policy);
+        drop(content);
+        self.filled.notify_one();
+    }
+
+    pub(super) fn put_gateway(&self, gateway: Arc<v1::GatewayConfig>) {
+        let mut content = self.content();
+        let taken = content.gateway_taken.as_ref();
+        let known = taken.map_or(gateway.listeners.is_empty(), |taken| {
+            taken.listeners == gateway.listeners
+        });
+        content.gateway = (!known).then_some(gateway);
         drop(content);
         self.filled.notify_one();
     }
@@ -131,6 +147,10 @@ impl Content {
         if let Some(policy) = self.policy.take() {
             self.policy_taken = Some(Arc::clone(&policy));
             return Some(Outgoing::Policy(policy));
+        }
+        if let Some(gateway) = self.gateway.take() {
+            self.gateway_taken = Some(Arc::clone(&gateway));
+            return Some(Outgoing::Gateway(gateway));
         }
         let (query, service) = self.destinations.pop_first()?;
         Some(Outgoing::Destination(query, service))

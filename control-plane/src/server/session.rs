@@ -160,6 +160,7 @@ impl Session {
                 "tainted-authorities",
                 ToProxy::TaintedAuthorities(tainted.as_ref().clone()),
             ),
+            Outgoing::Gateway(gateway) => ("gateway", ToProxy::Gateway(gateway.as_ref().clone())),
             Outgoing::Policy(policy) => (
                 "inbound-policy",
                 ToProxy::InboundPolicy(policy.as_ref().clone()),

@@ -63,7 +63,7 @@ use identity::IdentityTask;
 use network::Network;
 use occasionally::Occasionally;
 use publisher::Publisher;
-use stream::StreamTask;
+use stream::{StreamTask, Told};
 
 /// This proxy's software version, as it tells the control plane.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -75,6 +75,9 @@ pub(crate) struct Control {
     pub(crate) identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
     /// None until it has arrived: inbound refuses until then.
     pub(crate) inbound_policy: watch::Receiver<Option<Arc<v1::InboundPolicy>>>,
+    /// What to listen on as a gateway: none until a Gateway document has named this proxy.
+    #[allow(dead_code)]
+    pub(crate) gateway: watch::Receiver<Option<Arc<v1::GatewayConfig>>>,
     /// Who is banned: empty until the control plane has said so.
     pub(crate) bans: watch::Receiver<Arc<BanList>>,
     /// What destinations are.
@@ -181,6 +184,7 @@ fn within(
     let discovery = Discovery::default();
     let (status, status_receiver) = watch::channel(ControlStatus::default());
     let (policy, policy_receiver) = watch::channel(None);
+    let (gateway, gateway_receiver) = watch::channel(None);
     let (bans, bans_receiver) = watch::channel(Arc::default());
     let (hello, hello_receiver) = watch::channel(hello(config));
     let shared = Arc::new(Shared {
@@ -206,6 +210,7 @@ fn within(
         tasks,
         identity: shared.publisher.subscribe(),
         inbound_policy: policy_receiver,
+        gateway: gateway_receiver,
         bans: bans_receiver,
         discovery,
         status: status_receiver,
@@ -223,8 +228,11 @@ fn within(
         config.control.control_planes.clone(),
         dialler,
         shared,
-        policy,
-        bans,
+        Told {
+            policy,
+            gateway,
+            bans,
+        },
         hello_receiver,
     );
     let work = async move {

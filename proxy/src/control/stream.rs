@@ -35,13 +35,19 @@ const MAX_TAINTED: usize = 1024;
 
 type OpenFuture = Pin<Box<dyn Future<Output = Result<Session, ControlError>> + Send>>;
 
+/// Where goes what the stream brings.
+pub(super) struct Told {
+    pub(super) policy: watch::Sender<Option<Arc<v1::InboundPolicy>>>,
+    pub(super) gateway: watch::Sender<Option<Arc<v1::GatewayConfig>>>,
+    pub(super) bans: watch::Sender<Arc<BanList>>,
+}
+
 /// The task that owns the stream.
 pub(super) struct StreamTask {
     control_planes: Vec<ControlPlaneAddress>,
     dialler: Dialler,
     shared: Arc<Shared>,
-    policy: watch::Sender<Option<Arc<v1::InboundPolicy>>>,
-    bans: watch::Sender<Arc<BanList>>,
+    told: Told,
     /// What to register; without ports once the workload is being withdrawn.
     hello: watch::Receiver<v1::ProxyHello>,
     /// Which of the control planes is asked next.
@@ -58,16 +64,14 @@ impl StreamTask {
         control_planes: Vec<ControlPlaneAddress>,
         dialler: Dialler,
         shared: Arc<Shared>,
-        policy: watch::Sender<Option<Arc<v1::InboundPolicy>>>,
-        bans: watch::Sender<Arc<BanList>>,
+        told: Told,
         hello: watch::Receiver<v1::ProxyHello>,
     ) -> Self {
         Self {
             control_planes,
             dialler,
             shared,
-            policy,
-            bans,
+            told,
             hello,
             next: 0,
             backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
@@ -83,7 +87,7 @@ impl StreamTask {
         let mut opening: Option<OpenFuture> = None;
         let mut identity = self.shared.publisher.subscribe();
         let mut hello = self.hello.clone();
-        let mut bans = self.bans.subscribe();
+        let mut bans = self.told.bans.subscribe();
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let discovery = self.shared.discovery.clone();
@@ -201,7 +205,7 @@ impl StreamTask {
         let svid = self.shared.publisher.svid();
         v1::Acknowledge {
             bundles: bundles.iter().map(sequence).collect(),
-            bans_version: self.bans.borrow().version(),
+            bans_version: self.told.bans.borrow().version(),
             svid_serial: svid
                 .map(|svid| svid.serial_hex().to_owned())
                 .unwrap_or_default(),
@@ -259,6 +263,7 @@ impl StreamTask {
                 }
             }
             Some(Message::Destination(update)) => self.apply_destination(update),
+            Some(Message::Gateway(gateway)) => self.apply_gateway(gateway),
             Some(Message::InboundPolicy(policy)) => match check::policy(&policy) {
                 Ok(()) => self.apply_policy(policy),
                 Err(problem) => self.complain(&format!("inbound policy: {problem}")),
@@ -272,7 +277,7 @@ impl StreamTask {
         for problem in problems {
             self.complain(&problem);
         }
-        self.bans.send_if_modified(|present| {
+        self.told.bans.send_if_modified(|present| {
             let next = match list.version() < present.version() {
                 true => present.with(&list),
                 false => list.clone(),
@@ -322,8 +327,24 @@ impl StreamTask {
         });
     }
 
+    /// What is wrong with it is found by whoever opens the listeners, and keeps the last good state.
+    fn apply_gateway(&mut self, gateway: v1::GatewayConfig) {
+        self.told.gateway.send_if_modified(|present| {
+            let is_new = present.as_deref() != Some(&gateway);
+            if is_new {
+                tracing::info!(
+                    version = gateway.version,
+                    listeners = gateway.listeners.len(),
+                    "gateway listeners updated"
+                );
+                *present = Some(Arc::new(gateway));
+            }
+            is_new
+        });
+    }
+
     fn apply_policy(&mut self, policy: v1::InboundPolicy) {
-        self.policy.send_if_modified(|present| {
+        self.told.policy.send_if_modified(|present| {
             let is_new = present.as_deref() != Some(&policy);
             if is_new {
                 tracing::info!(
