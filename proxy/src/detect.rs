@@ -14,9 +14,11 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::mesh::Scratch;
 
+mod ports;
 mod prefixed;
 mod tls_hello;
 
+use self::ports::Speaks;
 pub(crate) use self::prefixed::Prefixed;
 
 /// The HTTP/2 client connection preface (RFC 9113, section 3.4).
@@ -57,32 +59,12 @@ pub(crate) struct Detection {
     pub(crate) timed_out: bool,
 }
 
-/// The protocol of a well-known port where the server speaks first, or where both sides rely on
-/// nothing being waited for; such connections are opaque at once.
-pub(crate) fn well_known_opaque(port: u16) -> Option<&'static str> {
-    Some(match port {
-        21 => "ftp",
-        22 => "ssh",
-        25 | 587 => "smtp",
-        3306 => "mysql",
-        5432 => "postgresql",
-        6432 | 6543 => "pgbouncer",
-        5672 => "amqp",
-        6379 => "redis",
-        1433 => "mssql",
-        1521 => "oracle",
-        9042 => "cassandra",
-        9092 => "kafka",
-        11211 => "memcached",
-        27017 => "mongodb",
-        _ => return None,
-    })
-}
-
 /// Finds out what the client of `io`, which connected to `port`, speaks.
 ///
-/// Well-known opaque ports are decided without reading. A client that is silent for `limit` is
-/// opaque, with [`Detection::timed_out`] set; one that ends is opaque too, or what its bytes say.
+/// Where the port's server speaks first, nothing is read and nothing waited for. Where its clients do, in a protocol
+/// that is not HTTP, the first bytes decide, however few they are. Elsewhere bytes are read until they decide. A
+/// client that is silent for `limit` is opaque, with [`Detection::timed_out`] set where that is worth a word; one that
+/// ends is opaque too, or what its bytes say.
 ///
 /// # Errors
 /// What reading gives.
@@ -92,44 +74,44 @@ pub(crate) async fn detect<T: AsyncRead + Unpin>(
     limit: Duration,
 ) -> io::Result<Detection> {
     let mut prefix = BytesMut::new();
-    if well_known_opaque(port).is_some() {
-        return Ok(Detection {
-            protocol: Detected::Opaque,
-            prefix,
-            timed_out: false,
-        });
+    let known = ports::well_known(port);
+    if known == Some(Speaks::Server) {
+        return Ok(found(Detected::Opaque, prefix));
     }
     let deadline = Instant::now() + limit;
     loop {
         let verdict = classify(&prefix);
         if let Verdict::Is(protocol) = verdict {
-            return Ok(Detection {
-                protocol,
-                prefix,
-                timed_out: false,
-            });
+            return Ok(found(protocol, prefix));
         }
         let so_far = verdict.if_nothing_more_comes();
+        if known == Some(Speaks::Client) && !prefix.is_empty() {
+            return Ok(found(so_far, prefix));
+        }
         match timeout_at(deadline, read_some(io, &mut prefix)).await {
             Ok(read) => {
                 if read? == 0 || prefix.len() >= MAX_PREFIX_BYTES {
                     let protocol = classify(&prefix).if_nothing_more_comes();
-                    return Ok(Detection {
-                        protocol,
-                        prefix,
-                        timed_out: false,
-                    });
+                    return Ok(found(protocol, prefix));
                 }
             }
             Err(_) => {
-                let timed_out = so_far == Detected::Opaque;
+                // Pools connect before they have anything to say.
+                let timed_out = so_far == Detected::Opaque && known.is_none();
                 return Ok(Detection {
-                    protocol: so_far,
-                    prefix,
                     timed_out,
+                    ..found(so_far, prefix)
                 });
             }
         }
+    }
+}
+
+fn found(protocol: Detected, prefix: BytesMut) -> Detection {
+    Detection {
+        protocol,
+        prefix,
+        timed_out: false,
     }
 }
 

@@ -65,8 +65,10 @@ impl Discovery {
     /// Subscribing again is cheap, but a receiver that is kept costs nothing. A receiver whose sender is gone
     /// (`has_changed` fails) was pushed out by [`MAX_DESTINATIONS`] others: its value gets old, so subscribe again.
     pub(crate) fn subscribe(&self, destination: &str) -> watch::Receiver<Option<Resolution>> {
-        if destination.len() > MAX_DESTINATION_BYTES {
-            // No such name can exist.
+        if destination.len() > MAX_DESTINATION_BYTES
+            || destination.parse::<sidewind_api::Destination>().is_err()
+        {
+            // No such name can be in the mesh, and a control plane would take the question amiss.
             return watch::channel(Some(Resolution::Outside)).1;
         }
         let name = if destination.bytes().any(|byte| byte.is_ascii_uppercase()) {

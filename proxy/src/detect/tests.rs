@@ -191,8 +191,8 @@ async fn tls_whose_hello_does_not_come_whole_is_tls_all_the_same() {
 }
 
 #[tokio::test]
-async fn well_known_ports_are_opaque_without_a_byte_read() {
-    for port in [21, 22, 25, 587, 3306, 5432, 5672, 6379, 6432, 6543] {
+async fn where_the_server_speaks_first_not_a_byte_is_waited_for_or_read() {
+    for port in [21, 22, 25, 587, 3306, 4222] {
         let (mut client, mut io) = duplex(64);
         client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         let detection = detect(&mut io, port, SECOND).await.unwrap();
@@ -202,9 +202,113 @@ async fn well_known_ports_are_opaque_without_a_byte_read() {
         );
         assert!(detection.prefix.is_empty());
     }
-    for port in [80, 443, 8080, 9091, 50051] {
-        assert_eq!(well_known_opaque(port), None);
+}
+
+/// First bytes of clients that speak first, and what they are on the port where they belong.
+fn first_bytes() -> Vec<(u16, Vec<u8>, Detected)> {
+    let opaque = |port, bytes: &[u8]| (port, bytes.to_vec(), Detected::Opaque);
+    vec![
+        // SSLRequest, GSSENCRequest, CancelRequest, StartupMessage.
+        opaque(5432, &[0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]),
+        opaque(6432, &[0, 0, 0, 8, 4, 0xd2, 0x16, 0x30]),
+        opaque(
+            6543,
+            &[0, 0, 0, 16, 4, 0xd2, 0x16, 0x2e, 0, 0, 0, 1, 0, 0, 0, 2],
+        ),
+        opaque(5432, b"\0\0\0\x08\0\x03\0\0user\0airflow\0\0"),
+        opaque(6379, b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"),
+        opaque(6379, b"PING\r\n"),
+        opaque(5672, b"AMQP\0\0\x09\x01"),
+        // TLS from the first byte: rediss, amqps on AMQP's port, Postgres with sslnegotiation=direct.
+        (6379, client_hello("redis.data"), tls(Some("redis.data"))),
+        (5432, client_hello("db.data"), tls(Some("db.data"))),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_clients_speak_first_their_first_bytes_decide_wherever_they_are_cut() {
+    for (port, bytes, whole) in first_bytes() {
+        for cut in 1..=bytes.len() {
+            let (mut client, mut io) = duplex(64 * 1024);
+            client.write_all(&bytes[..cut]).await.unwrap();
+            let began = Instant::now();
+            let detection = detect(&mut io, port, SECOND).await.unwrap();
+            assert_eq!(began.elapsed(), Duration::ZERO, "{cut} of {bytes:?}");
+            assert!(!detection.timed_out);
+            assert_eq!(&detection.prefix[..], &bytes[..cut]);
+            // A part may say less than the whole, but nothing else.
+            let allowed = [whole.clone(), Detected::Opaque, tls(None)];
+            let right = match &whole {
+                Detected::Opaque => detection.protocol == Detected::Opaque,
+                _ => allowed.contains(&detection.protocol),
+            };
+            assert!(right, "{cut} of {bytes:?}: {:?}", detection.protocol);
+            if cut == bytes.len() {
+                assert_eq!(detection.protocol, whole);
+            }
+        }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_connects_before_it_has_anything_to_say_is_no_complaint() {
+    for port in [5432, 6379] {
+        let (_client, mut io) = duplex(64);
+        let began = Instant::now();
+        let detection = detect(&mut io, port, SECOND).await.unwrap();
+        assert_eq!(
+            (detection.protocol, detection.timed_out),
+            (Detected::Opaque, false)
+        );
+        assert_eq!(began.elapsed(), SECOND);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_post_quantum_hello_is_read_from_every_split_into_three_segments() {
+    // What rustls sends with X25519MLKEM768, in segments of an Ethernet's size and at odd places.
+    let hello = real_hello("api.example.org");
+    assert!(hello.len() > 1460, "{}", hello.len());
+    for first in [1, 5, 6, 11, 43, 517, 1459, 1460] {
+        for second in [first + 1, 1461.min(hello.len() - 1), hello.len() - 1] {
+            let (mut client, mut io) = duplex(64 * 1024);
+            let bytes = hello.clone();
+            let sending = tokio::spawn(async move {
+                for part in [
+                    &bytes[..first],
+                    &bytes[first..second.max(first)],
+                    &bytes[second.max(first)..],
+                ] {
+                    client.write_all(part).await.unwrap();
+                    tokio::time::sleep(SECOND / 10).await;
+                }
+                client
+            });
+            let detection = detect(&mut io, 443, SECOND).await.unwrap();
+            assert_eq!(
+                detection.protocol,
+                tls(Some("api.example.org")),
+                "{first} {second}"
+            );
+            assert_eq!(&detection.prefix[..], &hello[..]);
+            drop(sending.await.unwrap());
+        }
+    }
+}
+
+/// What a client of today sends first.
+fn real_hello(name: &'static str) -> Vec<u8> {
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client =
+        rustls::ClientConnection::new(config.into(), name.try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
 }
 
 #[test]

@@ -14,13 +14,13 @@ mod http;
 mod service;
 mod tcp;
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 use tokio::net::TcpStream;
 
 pub(crate) use self::destination::{Destinations, Target};
 use self::{
-    destination::{Declared, Resolved},
+    destination::{Declared, Destination, Resolved},
     http::OutboundHttp,
     tcp::OpaqueConnection,
 };
@@ -33,6 +33,9 @@ use crate::{
     telemetry::{Direction, Protocol},
     worker::{READY_WAIT, Worker},
 };
+
+/// How long TLS to an address outside the mesh waits for word of whether its server name is a service's.
+const SERVER_NAME_WAIT: Duration = Duration::from_secs(1);
 
 /// How a listener learns what its connections are for.
 #[derive(Clone, Debug)]
@@ -82,7 +85,7 @@ async fn connection<T: Connection + Send + 'static>(
     mut stream: T,
     client: SocketAddr,
 ) {
-    let destination = worker.destinations.get(&target);
+    let mut destination = worker.destinations.get(&target);
     let (declared, service) = match destination.resolve(&worker, READY_WAIT).await {
         Ok(Resolved::Service(service)) => (service.declared(), Some(service)),
         // What it is decides whether it may go on without the control plane's word.
@@ -112,7 +115,12 @@ async fn connection<T: Connection + Send + 'static>(
                 .serve_http(stream, http2, Direction::Outbound, false, never, service)
                 .await;
         }
-        Detected::Tls { .. } => Protocol::Tls,
+        Detected::Tls { server_name } => {
+            if let Some(named) = by_server_name(&worker, &destination, server_name).await {
+                destination = named;
+            }
+            Protocol::Tls
+        }
         Detected::Opaque => Protocol::Tcp,
     };
     let opaque = OpaqueConnection {
@@ -121,6 +129,25 @@ async fn connection<T: Connection + Send + 'static>(
         protocol,
     };
     tcp::forward(&worker, &destination, opaque).await;
+}
+
+/// The service of the mesh that TLS names, where the address that was dialled belongs to none: a name server outside
+/// the mesh may know the host by another address.
+async fn by_server_name(
+    worker: &Rc<Worker>,
+    dialled: &Destination,
+    server_name: Option<String>,
+) -> Option<Rc<Destination>> {
+    let (Target::Address(address), Some(Resolved::Outside)) = (dialled.target(), dialled.current())
+    else {
+        return None;
+    };
+    let host = Target::Host(server_name?.into(), address.port());
+    let named = worker.destinations.get(&host);
+    match named.resolve(worker, SERVER_NAME_WAIT).await {
+        Ok(Resolved::Service(_)) => Some(named),
+        Ok(Resolved::Outside) | Err(_) => None,
+    }
 }
 
 /// True for a request to an HTTP proxy (RFC 9112, sections 3.2.2 and 3.2.3), which the workload means to use: what
