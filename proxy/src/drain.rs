@@ -61,10 +61,15 @@ pub(crate) fn drain() -> (DrainTrigger, Drain) {
 }
 
 impl DrainTrigger {
+    /// Begins the drain, and waits for nothing.
+    pub(crate) fn begin(&self) {
+        self.draining.send_replace(true);
+    }
+
     /// Begins the drain and waits until nothing has been in progress for `quiet`, by which the workload counts as
     /// gone, or until `grace` is over. Returns how many were still in progress.
     pub(crate) async fn run(&self, grace: Duration, quiet: Duration) -> usize {
-        self.draining.send_replace(true);
+        self.begin();
         let _ = tokio::time::timeout(grace, self.quiet(quiet)).await;
         self.counts.active.load(Ordering::Relaxed)
     }

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`config`] | command line and environment → one checked configuration |
 //! | [`run`] | the process: threads, signals, drain ([`drain`]) |
+//! | [`command`] | `run -- COMMAND`: a command that has its sidecar for as long as it runs |
 //! | [`control`] | identity, discovery and policy from the control plane, as snapshots |
 //! | [`listen`], [`capture`], [`redirect`] | sockets, and how connections get here |
 //! | [`outbound`] | the way of a connection that the workload makes |
@@ -26,6 +27,7 @@
 mod admin;
 mod balance;
 mod capture;
+mod command;
 mod complaints;
 mod config;
 mod control;
@@ -60,6 +62,7 @@ use config::{EXIT_USAGE, Invocation};
 pub fn main() -> ExitCode {
     match config::parse(std::env::args_os(), std::env::vars_os()) {
         Ok(Invocation::Run(config)) => run::run(*config),
+        Ok(Invocation::RunBesideRunning(config)) => command::run_with_running_sidecar(&config),
         Ok(Invocation::Redirect(config)) => match redirect::run(&config) {
             Ok(done) => {
                 print!("{done}");

@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     admin::{self, Admin, Component, Readiness},
     capture,
+    command::{Beside, End, Supervisor, run_beside},
     config::{self, Config, TrafficConfig},
     control::{self, Control},
     drain::{self, Drain, DrainTrigger},
@@ -68,7 +69,7 @@ pub(crate) fn run(config: Config) -> ExitCode {
         Err(error) => return failed(&error),
     };
     match runtime.block_on(serve(Arc::new(config), log)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => failed(&*error),
     }
 }
@@ -81,8 +82,13 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-async fn serve(config: Arc<Config>, log: LogHandle) -> Result<(), Failure> {
+/// Serves to the end; gives back the exit code.
+async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
     let mut signals = Signals::new()?;
+    let mut supervisor = match &config.command {
+        Some(_) => Some(Supervisor::new()?),
+        None => None,
+    };
     raise_file_limit(&config);
     let (telemetry, spans) = start_telemetry(&config)?;
     let (control, control_work) = control::new(&config)?;
@@ -108,10 +114,44 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<(), Failure> {
         "the proxy has started"
     );
 
-    signals.wait(&shutdown, &telemetry.access_log).await;
-    readiness.set_draining();
-    control.withdraw();
-    drain_work(&trigger, &mut signals, &config.traffic).await;
+    let begin_drain = || {
+        readiness.set_draining();
+        control.withdraw();
+        trigger.begin();
+    };
+    let code = match (&config.command, &mut supervisor) {
+        (Some(command), Some(supervisor)) => {
+            let beside = Beside {
+                readiness: &readiness,
+                shutdown: &shutdown,
+                on_hangup: || telemetry.access_log.reopen(),
+                begin_drain,
+            };
+            let End { code } = run_beside(command, supervisor, beside).await;
+            // The workload is gone; what it has left running gets the grace period, and no more.
+            // Fresh: a signal that ended the command is no second one.
+            let mut signals = Signals::new()?;
+            drain_work(
+                &trigger,
+                &mut signals,
+                config.traffic.drain_timeout,
+                Duration::ZERO,
+            )
+            .await;
+            code
+        }
+        _ => {
+            signals.wait(&shutdown, &telemetry.access_log).await;
+            begin_drain();
+            let TrafficConfig {
+                drain_timeout,
+                drain_quiet,
+                ..
+            } = config.traffic;
+            drain_work(&trigger, &mut signals, drain_timeout, drain_quiet).await;
+            0
+        }
+    };
 
     // The workload had it for as long as it was served at all.
     if let Some(workload_api) = workload_api {
@@ -126,12 +166,16 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<(), Failure> {
     }
     telemetry.access_log.shutdown(FLUSH_TIMEOUT);
     tracing::info!("the proxy has stopped");
-    Ok(())
+    Ok(code)
 }
 
 /// Waits for the drain, unless a second signal cuts it short.
-async fn drain_work(trigger: &DrainTrigger, signals: &mut Signals, traffic: &TrafficConfig) {
-    let (grace, quiet) = (traffic.drain_timeout, traffic.drain_quiet);
+async fn drain_work(
+    trigger: &DrainTrigger,
+    signals: &mut Signals,
+    grace: Duration,
+    quiet: Duration,
+) {
     tracing::info!(
         ?grace,
         "draining: inbound ends what it has accepted, outbound goes on for the workload"

@@ -75,5 +75,6 @@ pub(crate) fn shown_config(config: &Config) -> Value {
         "traffic": format!("{:?}", config.traffic),
         "limits": format!("{:?}", config.limits),
         "telemetry": format!("{:?}", config.telemetry),
+        "command": format!("{:?}", config.command),
     })
 }

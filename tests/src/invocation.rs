@@ -57,6 +57,16 @@ impl Invocation {
         self
     }
 
+    /// Has another program run it: its words, before this program's own.
+    pub fn by(mut self, words: &[&str]) -> Self {
+        let own = std::mem::take(&mut self.arguments);
+        let program = std::mem::take(&mut self.program);
+        let mut words = words.iter().map(OsString::from).chain([program]).chain(own);
+        self.program = words.next().unwrap_or_default();
+        self.arguments = words.collect();
+        self
+    }
+
     /// Sets an environment variable.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.variables

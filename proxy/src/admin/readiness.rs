@@ -1,8 +1,9 @@
 //! Whether the proxy may be sent traffic, and why not.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use tokio::sync::Notify;
 
 /// A part of the proxy that readiness depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,13 @@ struct State {
 
 /// What `/ready` says. Clones are the same; at first nothing is ready.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Readiness(Arc<Mutex<State>>);
+pub(crate) struct Readiness(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
 
 /// The document of `/ready`.
 #[derive(Serialize)]
@@ -55,7 +62,7 @@ impl Readiness {
     /// Sets a component's state and what there is to say about it, such as the reason why it is
     /// not ready. The detail is public.
     pub(crate) fn set(&self, component: Component, ready: bool, detail: impl Into<String>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let part = match component {
             Component::Identity => &mut state.parts.identity,
             Component::Policy => &mut state.parts.policy,
@@ -66,28 +73,34 @@ impl Readiness {
             ready,
             detail: detail.into(),
         };
+        drop(state);
+        self.0.changed.notify_waiters();
     }
 
     /// From now on the proxy is not ready, whatever its parts say.
     pub(crate) fn set_draining(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .draining = true;
+        self.state().draining = true;
+    }
+
+    /// Waits until the proxy may be sent traffic.
+    pub(crate) async fn ready(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.is_ready() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Whether the proxy may be sent traffic.
-    #[cfg(test)]
     pub(crate) fn is_ready(&self) -> bool {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_ready()
+        self.state().is_ready()
     }
 
     /// Whether it is ready, and the JSON document that says why.
-    pub(super) fn document(&self) -> (bool, String) {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn document(&self) -> (bool, String) {
+        let state = self.state();
         let ready = state.is_ready();
         let document = Document {
             ready,
@@ -95,6 +108,10 @@ impl Readiness {
             components: &state.parts,
         };
         (ready, serde_json::to_string(&document).unwrap_or_default())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

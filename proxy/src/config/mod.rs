@@ -52,6 +52,8 @@ use settings::{Command, CommandLine};
 pub(crate) enum Invocation {
     /// Run the proxy.
     Run(Box<Config>),
+    /// Run a command beside a proxy that runs already.
+    RunBesideRunning(RunningSidecarConfig),
     /// Set up or remove redirection.
     Redirect(RedirectConfig),
     /// Print this on standard output and exit with 0: help, version, or the reference.
@@ -69,6 +71,8 @@ pub(crate) struct Config {
     pub traffic: TrafficConfig,
     pub limits: LimitConfig,
     pub telemetry: TelemetryConfig,
+    /// None: the proxy runs until it is told to end.
+    pub command: Option<CommandConfig>,
     /// Findings that are no errors, to be logged once logging is set up.
     pub warnings: Vec<String>,
 }
@@ -182,6 +186,35 @@ pub(crate) struct TelemetryConfig {
     pub log_format: LogFormat,
 }
 
+/// A command that has its sidecar for as long as it runs.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct CommandConfig {
+    pub program: OsString,
+    pub arguments: Vec<OsString>,
+    /// How long the sidecar may take to become ready.
+    pub ready_timeout: Duration,
+}
+
+impl std::fmt::Debug for CommandConfig {
+    /// Without the arguments: Airflow gives a task its token there.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CommandConfig")
+            .field("program", &self.program)
+            .field("ready_timeout", &self.ready_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What running a command beside a proxy that runs already needs.
+#[derive(Debug, Clone)]
+pub(crate) struct RunningSidecarConfig {
+    pub command: CommandConfig,
+    /// Where that proxy answers /ready and /shutdown.
+    pub admin: SocketAddr,
+    pub log_filter: String,
+    pub log_format: LogFormat,
+}
+
 /// Everything that `redirect` is told.
 #[derive(Debug, Clone)]
 pub(crate) struct RedirectConfig {
@@ -213,6 +246,9 @@ pub(crate) fn parse(
     let commands = reference::with_variables(CommandLine::command());
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let command = choose_command(&commands, &mut arguments);
+    // What follows is another program's command line: no flag of ours, nor taken for one.
+    let end = arguments.iter().position(|argument| argument == "--");
+    let beside = end.map_or_else(Vec::new, |end| arguments.split_off(end));
 
     let from_environment = command
         .and_then(|name| commands.find_subcommand(name))
@@ -223,6 +259,7 @@ pub(crate) fn parse(
         .map(|(flag, _)| flag.clone())
         .collect();
     arguments.extend(from_environment.into_iter().map(|(_, argument)| argument));
+    arguments.extend(beside);
     let place_of = |flag: &str| {
         if set_by_variable.iter().any(|name| name == flag) {
             Place::Variable(variable_name(flag))
@@ -246,6 +283,9 @@ pub(crate) fn parse(
     let given = validate::Given::new(matches.unwrap_or_default(), &place_of);
     match settings.command {
         Command::Run(settings) => {
+            if let Some(beside) = validate::beside_running(&settings, &given)? {
+                return Ok(Invocation::RunBesideRunning(beside));
+            }
             let mut config = validate::run(*settings, &given, &aws)?;
             config.warnings.extend(unknown.into_iter().map(|name| {
                 format!(

@@ -1,6 +1,7 @@
 //! The one table of settings: names, defaults and help, as clap reads them. `--help`, the variables and the
 //! reference page are all made from it.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,6 +72,36 @@ pub(super) struct RunSettings {
     pub(super) limits: LimitSettings,
     #[command(flatten)]
     pub(super) telemetry: TelemetrySettings,
+    #[command(flatten)]
+    pub(super) command: CommandSettings,
+}
+
+/// Which sidecar a command is run beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SidecarChoice {
+    /// This process is the sidecar.
+    This,
+    /// One that runs already, at the first address of --admin-listen.
+    Running,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Command")]
+pub(super) struct CommandSettings {
+    /// Which sidecar the command after `--` is run beside. By default this process where --control-plane is given, else
+    /// one that runs already.
+    #[arg(long, value_enum)]
+    pub(super) sidecar: Option<SidecarChoice>,
+
+    /// How long the sidecar may take to become ready before the command is given up, with exit code 125.
+    #[arg(long, value_name = "DURATION", default_value = "1m",
+        value_parser = duration_within(MILLISECOND, 60 * MINUTE))]
+    pub(super) ready_timeout: Duration,
+
+    /// A command to run once the sidecar is ready. It is sent this process's signals, and when it ends the sidecar ends
+    /// too, with its exit code (128 and the signal's number where a signal ended it).
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! What one value alone cannot tell: settings that are missing, that exclude each other, or that name a file.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -12,12 +12,14 @@ use super::environment::{AwsVariables, variable_name};
 use super::error::{ConfigError, Place};
 use super::evidence;
 use super::settings::{
-    CaptureMode, IdentitySettings, LimitSettings, ListenerSettings, RedirectSettings, RunSettings,
-    TelemetrySettings, TrafficSettings, WorkloadApiSettings, WorkloadSettings,
+    CaptureMode, CommandSettings, IdentitySettings, LimitSettings, ListenerSettings,
+    RedirectSettings, RunSettings, SidecarChoice, TelemetrySettings, TrafficSettings,
+    WorkloadApiSettings, WorkloadSettings,
 };
 use super::{
-    Config, ControlConfig, LimitConfig, ListenAddress, ListenerConfig, RedirectConfig,
-    TelemetryConfig, TrafficConfig, WorkloadApiConfig, WorkloadConfig,
+    CommandConfig, Config, ControlConfig, LimitConfig, ListenAddress, ListenerConfig,
+    RedirectConfig, RunningSidecarConfig, TelemetryConfig, TrafficConfig, WorkloadApiConfig,
+    WorkloadConfig,
 };
 
 /// Which settings were given, and where.
@@ -86,7 +88,58 @@ pub(super) fn run(
         traffic: traffic(settings.traffic, given)?,
         limits: limits(&settings.limits),
         telemetry: telemetry(settings.telemetry),
+        command: command(&settings.command),
         warnings: Vec::new(),
+    })
+}
+
+/// What is needed to run a command beside a proxy that runs already; none where this process is the proxy.
+pub(super) fn beside_running(
+    settings: &RunSettings,
+    given: &Given<'_>,
+) -> Result<Option<RunningSidecarConfig>, ConfigError> {
+    let Some(command) = command(&settings.command) else {
+        if given.is_given("sidecar") {
+            return Err(given.error("sidecar", "needs a command, after `--`"));
+        }
+        return Ok(None);
+    };
+    let is_this = match settings.command.sidecar {
+        Some(choice) => choice == SidecarChoice::This,
+        None => given.is_given("control-plane"),
+    };
+    if is_this {
+        return Ok(None);
+    }
+    let admin = settings.listeners.admin_listen.first().copied();
+    let admin = admin
+        .ok_or_else(|| given.missing("admin-listen", "is needed: where the sidecar answers"))?;
+    Ok(Some(RunningSidecarConfig {
+        command,
+        admin: reachable(admin),
+        log_filter: settings.telemetry.log_level.clone(),
+        log_format: settings.telemetry.log_format,
+    }))
+}
+
+/// Where a program of the same network namespace reaches a listener.
+fn reachable(listener: SocketAddr) -> SocketAddr {
+    let loopback: IpAddr = match listener {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    match listener.ip().is_unspecified() {
+        true => SocketAddr::new(loopback, listener.port()),
+        false => listener,
+    }
+}
+
+fn command(settings: &CommandSettings) -> Option<CommandConfig> {
+    let (program, arguments) = settings.command.split_first()?;
+    Some(CommandConfig {
+        program: program.clone(),
+        arguments: arguments.to_vec(),
+        ready_timeout: settings.ready_timeout,
     })
 }
 

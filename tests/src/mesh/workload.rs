@@ -26,6 +26,9 @@ pub struct WorkloadPlan<'m> {
     waits: bool,
     default_drain: bool,
     front: Front,
+    /// A program that runs the sidecar, and one that the sidecar runs.
+    by: Vec<String>,
+    command: Vec<String>,
 }
 
 /// What listens where peers dial a workload's mesh port.
@@ -57,6 +60,8 @@ impl<'m> WorkloadPlan<'m> {
             waits: true,
             default_drain: false,
             front: Front::Sidecar,
+            by: Vec::new(),
+            command: Vec::new(),
         }
     }
 
@@ -106,6 +111,18 @@ impl<'m> WorkloadPlan<'m> {
     /// Drains as sidecars do where nothing is said, and not in half a second.
     pub fn with_default_drain(mut self) -> Self {
         self.default_drain = true;
+        self
+    }
+
+    /// Has the sidecar run a command (`run -- COMMAND`), and does not wait.
+    pub fn running(mut self, command: &[&str]) -> Self {
+        self.command = command.iter().map(|word| (*word).to_owned()).collect();
+        self.without_waiting()
+    }
+
+    /// Has the sidecar run by another program.
+    pub fn by(mut self, words: &[&str]) -> Self {
+        self.by = words.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -195,9 +212,15 @@ impl<'m> WorkloadPlan<'m> {
         for port in &self.serves {
             proxy = proxy.args(["--serve", port]);
         }
-        proxy
-            .args(&self.flags)
-            .start(&format!("{}-sidecar", self.name), scratch)
+        proxy = proxy.args(&self.flags);
+        if !self.command.is_empty() {
+            proxy = proxy.arg("--").args(&self.command);
+        }
+        if !self.by.is_empty() {
+            let words: Vec<&str> = self.by.iter().map(String::as_str).collect();
+            proxy = proxy.by(&words);
+        }
+        proxy.start(&format!("{}-sidecar", self.name), scratch)
     }
 }
 

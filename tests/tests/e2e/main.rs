@@ -23,6 +23,7 @@ mod replicas;
 mod retries;
 mod rotation;
 mod rotation_ca;
+mod run;
 mod secrets;
 mod startup;
 mod telemetry;

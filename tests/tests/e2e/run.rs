@@ -1,0 +1,261 @@
+//! `sidewind-proxy run -- COMMAND`: a command that has its sidecar for exactly as long as it runs.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use sidewind_tests::mesh::{Mesh, Workload};
+use sidewind_tests::process::Process;
+use sidewind_tests::wait::{PATIENCE, eventually};
+use sidewind_tests::workloads;
+
+/// A mesh on loopback with an API, and where tasks reach it through their sidecar.
+fn mesh_with_api() -> (Process, Workload, Mesh) {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let plan = mesh.workload("data", "orders-api");
+    let api = plan.serves("orders-api.data:80=8080/http").start();
+    let server = workloads::api(&api, 8080, &mesh.scratch);
+    (server, api, mesh)
+}
+
+/// What a shell says that calls the API by way of the sidecar whose address it is given.
+fn call(path: &str) -> String {
+    format!("curl -sS --max-time 20 -x http://$PROXY:15001 http://orders-api.data{path}")
+}
+
+/// Starts a shell script beside a sidecar of its own. `$PROXY` is the sidecar's address.
+fn script(mesh: &mut Mesh, name: &str, text: &str) -> Workload {
+    // Addresses are given in order, and this is the next.
+    let host = mesh.outsider(name);
+    let text = format!("PROXY={}; {text}", host.address);
+    let plan = mesh.workload("airflow", name);
+    plan.running(&["sh", "-c", &text]).start_at(host)
+}
+
+fn exit_code(task: &mut Workload) -> Option<i32> {
+    task.sidecar.process().wait(PATIENCE).code()
+}
+
+#[test]
+fn the_commands_first_call_goes_through_the_mesh_and_the_sidecar_ends_with_it() {
+    let (_server, api, mut mesh) = mesh_with_api();
+    let mut task = script(&mut mesh, "task", &call("/orders"));
+    assert_eq!(exit_code(&mut task), Some(0), "{}", task.sidecar.log());
+    let output = task.sidecar.process().output();
+    assert!(output.contains("anemometer"), "{output}");
+    let record = task
+        .sidecar
+        .wait_for_access("the call", |record| record.path() == "/orders");
+    assert_eq!(record.destination_id(), api.spiffe_id, "{record}");
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let readable = mesh
+        .scratch
+        .write("program", "no program")
+        .display()
+        .to_string();
+    for (name, command, code) in [
+        ("fails", &["sh", "-c", "exit 7"][..], 7),
+        ("killed", &["sh", "-c", "kill -KILL $$"], 128 + 9),
+        ("terminated", &["sh", "-c", "kill -TERM $$"], 128 + 15),
+        ("unknown", &["/no/such/program"], 127),
+        ("unrunnable", &[readable.as_str()], 126),
+    ] {
+        let mut task = mesh.workload("airflow", name).running(command).start();
+        assert_eq!(
+            exit_code(&mut task),
+            Some(code),
+            "{name}: {}",
+            task.sidecar.log()
+        );
+    }
+}
+
+#[test]
+fn every_signal_goes_on_to_the_command() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let signals = [
+        ("INT", Signal::INT),
+        ("HUP", Signal::HUP),
+        ("QUIT", Signal::QUIT),
+        ("USR1", Signal::USR1),
+        ("USR2", Signal::USR2),
+        ("WINCH", Signal::WINCH),
+    ];
+    let traps: String = signals
+        .iter()
+        .map(|(name, _)| format!("trap 'echo got-{name}' {name}; "))
+        .collect();
+    let text = format!("{traps} trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done");
+    let mut task = script(&mut mesh, "task", &text);
+    let process = task.sidecar.process();
+    process.wait_for_log("up", PATIENCE);
+    for (name, signal) in signals {
+        process.signal(signal);
+        process.wait_for_log(&format!("got-{name}"), PATIENCE);
+    }
+    process.signal(Signal::TERM);
+    assert_eq!(exit_code(&mut task), Some(3));
+}
+
+#[test]
+fn a_command_that_is_told_to_end_still_calls_out_for_as_long_as_it_lives() {
+    let (_server, _api, mut mesh) = mesh_with_api();
+    let last_call = call("/orders");
+    // Longer than --drain-quiet, after which a sidecar without a command counts its workload as gone.
+    let text = format!(
+        "trap 'while [ ! -e $0.go ]; do sleep 0.05; done; {last_call}; exit $?' TERM; echo up; while :; do sleep 0.05; done"
+    );
+    let go = mesh.scratch.join("last");
+    let host = mesh.outsider("task");
+    let text = format!("PROXY={}; {text}", host.address);
+    let go_argument = go.display().to_string();
+    let plan = mesh
+        .workload("airflow", "task")
+        .flag("--drain-quiet", "0s")
+        .flag("--drain-timeout", "0s");
+    let mut task = plan
+        .running(&["sh", "-c", &text, &go_argument])
+        .start_at(host);
+    task.sidecar.process().wait_for_log("up", PATIENCE);
+    task.sidecar.terminate();
+    eventually("the sidecar is not ready", PATIENCE, || {
+        (!task.sidecar.is_ready()).then_some(())
+    });
+    std::fs::write(go.with_extension("go"), "").unwrap();
+    assert_eq!(exit_code(&mut task), Some(0), "{}", task.sidecar.log());
+    let output = task.sidecar.process().output();
+    assert!(output.contains("anemometer"), "{output}");
+}
+
+#[test]
+fn the_admin_port_ends_the_command_too() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let text = "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done";
+    let mut task = script(&mut mesh, "task", text);
+    task.sidecar.process().wait_for_log("up", PATIENCE);
+    assert_eq!(task.sidecar.ask("POST", "/shutdown", "").status, 202);
+    assert_eq!(exit_code(&mut task), Some(5));
+}
+
+#[test]
+fn as_process_one_it_reaps_orphans_and_hears_signals() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    // A process that has ended and was not reaped keeps its directory in /proc.
+    let text = "trap 'exit 6' TERM
+        orphan=$(sh -c 'sleep 0.1 >/dev/null & echo $!')
+        while [ -d /proc/$orphan ]; do sleep 0.05; done
+        echo reaped as a child of $(cut -d' ' -f4 /proc/$$/stat)
+        kill -TERM 1
+        while :; do sleep 0.05; done";
+    let plan = mesh.workload("airflow", "task");
+    let plan = plan.by(&["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]);
+    let mut task = plan.running(&["sh", "-c", text]).start();
+    assert_eq!(
+        exit_code(&mut task),
+        Some(6),
+        "{}",
+        task.sidecar.process().log()
+    );
+    let output = task.sidecar.process().output();
+    assert!(output.contains("reaped as a child of 1"), "{output}");
+}
+
+#[test]
+fn a_command_whose_sidecar_does_not_become_ready_is_not_run() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let marker = mesh.scratch.join("ran").display().to_string();
+    mesh.control_plane.kill();
+    let host = mesh.outsider("task");
+    let token = mesh
+        .scratch
+        .write("any.token", "any-token-that-nobody-takes-0123456789");
+    let run = mesh.proxy(&host).arg("--join-token-file").arg(token);
+    let run = run
+        .args(["--ready-timeout", "500ms", "--", "touch", &marker])
+        .finish();
+    assert_eq!(run.code(), Some(125), "{}", run.err());
+    assert!(
+        run.err().contains("not ready within --ready-timeout"),
+        "{}",
+        run.err()
+    );
+    assert!(!std::path::Path::new(&marker).exists());
+}
+
+#[test]
+fn a_token_is_in_neither_the_commands_environment_nor_what_is_shown_of_it() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let plan = mesh
+        .workload("airflow", "task")
+        .env("SIDEWIND_LOG_LEVEL", "debug");
+    let secret = "the-tasks-own-token";
+    let text = "env; echo up; trap 'exit 0' TERM; while :; do sleep 0.05; done";
+    let mut task = plan.running(&["sh", "-c", text, secret]).start();
+    task.sidecar.process().wait_for_log("up", PATIENCE);
+    let shown = task.sidecar.get("/config").text();
+    assert!(
+        shown.contains("CommandConfig") && !shown.contains(secret),
+        "{shown}"
+    );
+    let log = task.sidecar.log();
+    assert!(!log.contains(secret), "{log}");
+    task.sidecar.terminate();
+    assert_eq!(exit_code(&mut task), Some(0));
+}
+
+#[test]
+fn a_command_waits_for_a_sidecar_of_its_own_container_and_ends_it() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let host = mesh.outsider("task");
+    let admin = format!("{}:15020", host.address);
+    let run = host.place.program(&mesh.binaries().proxy);
+    let run = run.args([
+        "run",
+        "--admin-listen",
+        &admin,
+        "--",
+        "sh",
+        "-c",
+        "echo up; exit 4",
+    ]);
+    let mut command = run.start("command", &mesh.scratch);
+    // It is there first, as containers of a task may start in any order.
+    let port = (host.address, 15020).into();
+    command.wait_until("nothing answers yet", PATIENCE, || {
+        !host.place.is_open(port)
+    });
+    let mut task = mesh.workload("airflow", "task").start_at(host);
+    assert_eq!(command.wait(PATIENCE).code(), Some(4), "{}", command.log());
+    assert!(command.output().contains("up"));
+    let status = task.sidecar.process().wait(Duration::from_secs(20));
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_command_whose_running_sidecar_never_comes_is_not_run() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let host = mesh.outsider("task");
+    let admin = format!("{}:15020", host.address);
+    let run = host.place.program(&mesh.binaries().proxy);
+    let run = run.args([
+        "run",
+        "--admin-listen",
+        &admin,
+        "--ready-timeout",
+        "300ms",
+        "--",
+        "echo",
+        "ran",
+    ]);
+    let run = run.finish();
+    assert_eq!(
+        (run.code(), run.out().as_str()),
+        (Some(125), ""),
+        "{}",
+        run.err()
+    );
+    assert!(run.err().contains("Connection refused"), "{}", run.err());
+}
