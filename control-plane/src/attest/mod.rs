@@ -5,6 +5,7 @@
 //! identity themselves. Nothing is used up before [`Attestors::settle`], which makes it final in one
 //! transaction, once the certificate is signed and before it leaves.
 
+pub mod airflow;
 pub mod aws_iam;
 pub mod challenge;
 pub mod join_token;

@@ -19,6 +19,7 @@ pub(super) fn check(draft: &Draft) -> Vec<ConfigError> {
     accounts_apart(draft, &mut errors);
     ties(draft, &mut errors);
     federation(draft, &mut errors);
+    known_airflows(draft, &mut errors);
     errors
 }
 
@@ -63,6 +64,25 @@ fn known_sources(draft: &Draft, errors: &mut Vec<ConfigError>) {
         } else if placed.rule.attestor == "x509" {
             let message = "must name `authority`: two authorities can certify the same name";
             errors.push(placed.selectors_at.error(message.to_owned()));
+        }
+    }
+}
+
+/// Tasks of a registration whose Airflow is not configured would never have an identity.
+fn known_airflows(draft: &Draft, errors: &mut Vec<ConfigError>) {
+    let airflows = &draft.config.attestors.airflow;
+    for placed in &draft.registrations {
+        let terms = placed.rule.task_identities.as_ref();
+        let named = terms.and_then(|terms| terms.airflow.as_ref());
+        let (Some(named), Some(at)) = (named, &placed.airflow_at) else {
+            continue;
+        };
+        if !airflows.iter().any(|known| known.name == *named) {
+            let known: Vec<&str> = airflows.iter().map(|known| known.name.as_str()).collect();
+            let message = format!(
+                "names Airflow {named:?}, which no AttestorConfig configures; there are {known:?}"
+            );
+            errors.push(at.error(message));
         }
     }
 }

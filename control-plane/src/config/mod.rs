@@ -35,7 +35,7 @@ pub use service_entry::{Backend, EntryEndpoint, EntryPort, MeshEndpoint, Service
 
 use crate::store::Registration;
 use arc_swap::ArcSwap;
-use attestor_config::{AwsRegion, KubernetesCluster, OidcIssuer, X509Authority};
+use attestor_config::{Airflow, AwsRegion, KubernetesCluster, OidcIssuer, X509Authority};
 use error::Place;
 use federated_trust_domain::PlacedTrustDomain;
 use gateway::Gateway;
@@ -133,6 +133,8 @@ struct PlacedRule {
     selectors_at: Place,
     id_at: Place,
     federates_at: Option<Place>,
+    /// Where it names the Airflow whose word tasks need.
+    airflow_at: Option<Place>,
     shared_across_clusters: bool,
 }
 
@@ -335,6 +337,10 @@ impl Draft {
 
     fn add_aws_region(&mut self, region: AwsRegion) {
         self.config.attestors.aws_iam.push(Arc::new(region));
+    }
+
+    fn add_airflow(&mut self, airflow: Airflow) {
+        self.config.attestors.airflow.push(Arc::new(airflow));
     }
 
     fn add_x509_authority(&mut self, authority: X509Authority) {

@@ -1,11 +1,13 @@
 //! `Registration`: which identity a workload with these selectors has, and what goes with it.
 
 use super::document::{Metadata, Reader, present};
+use super::error::Place;
 use super::template::{IdTemplate, Template};
 use super::tree::Node;
 use super::vocabulary::{SECTIONS, Section};
 use super::{Draft, PlacedRule};
 use crate::attest::Selectors;
+use crate::store::TaskTerms;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::duration;
@@ -32,8 +34,8 @@ pub struct RegistrationRule {
     pub dns_names: Vec<Template>,
     /// Services that it may offer.
     pub services: Vec<Template>,
-    /// Whether identities of tasks may be derived from its own.
-    pub task_identities: bool,
+    /// Whether identities of tasks may be derived from its own, and how.
+    pub task_identities: Option<TaskTerms>,
     /// Foreign trust domains whose bundles it gets.
     pub federates_with: Vec<TrustDomain>,
 }
@@ -90,12 +92,15 @@ struct Spec {
     #[serde(default, deserialize_with = "present")]
     services: Option<Vec<Spanned<String>>>,
     #[serde(default, deserialize_with = "present")]
-    task_identities: Option<bool>,
+    task_identities: Option<Spanned<Node>>,
     #[serde(default, deserialize_with = "present")]
     federates_with: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default, deserialize_with = "present")]
     shared_across_clusters: Option<bool>,
 }
+
+/// Lifetimes of SVIDs of tasks: each is asked for anew, so they are short.
+const TASK_TTL: std::ops::RangeInclusive<Duration> = MIN_SVID_TTL..=Duration::from_secs(3600);
 
 /// Lifetimes of JWT-SVIDs: they cannot be called back, so they are short.
 const JWT_TTL: std::ops::RangeInclusive<Duration> =
@@ -129,6 +134,7 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
     {
         reader.refuse(at, message);
     }
+    let (task_identities, airflow_at) = read_task_identities(reader, spec.task_identities.as_ref());
     let rule = RegistrationRule {
         name: format!("{namespace}/{name}"),
         attestor: section.attestor,
@@ -137,7 +143,7 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
         jwt_ttl: read_ttl(reader, spec.jwt_ttl.as_ref(), &JWT_TTL),
         dns_names: read_dns_names(reader, spec.dns_names.as_ref(), section),
         services: read_services(reader, spec.services.as_deref(), section),
-        task_identities: spec.task_identities.unwrap_or(false),
+        task_identities,
         federates_with: read_domains(
             reader,
             spec.federates_with.as_ref().map(|it| it.value.as_slice()),
@@ -150,6 +156,7 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
             selectors_at: reader.place(&spec.selectors),
             id_at: reader.place(&spec.spiffe_id),
             federates_at: spec.federates_with.as_ref().map(|it| reader.place(it)),
+            airflow_at,
             shared_across_clusters: spec.shared_across_clusters.unwrap_or(false),
             rule,
         });
@@ -332,6 +339,46 @@ fn templates(
         }
     }
     templates
+}
+
+/// `true` or `false`, or the terms; and where an Airflow is named.
+fn read_task_identities(
+    reader: &mut Reader<'_>,
+    given: Option<&Spanned<Node>>,
+) -> (Option<TaskTerms>, Option<Place>) {
+    let Some(given) = given else {
+        return (None, None);
+    };
+    let mut terms = TaskTerms::default();
+    let mut airflow_at = None;
+    let fields = match &given.value {
+        Node::Scalar(text) if text == "true" => return (Some(terms), None),
+        Node::Scalar(text) if text == "false" => return (None, None),
+        Node::Map(fields) => fields,
+        _ => {
+            reader.refuse(given, "must be true, false, or hold `svidTtl` or `airflow`");
+            return (None, None);
+        }
+    };
+    for (word, value) in fields {
+        let Node::Scalar(text) = &value.value else {
+            reader.refuse(value, "must be a text");
+            continue;
+        };
+        match word.value.as_str() {
+            "svidTtl" => {
+                let text = Spanned::new(text.clone(), value.referenced, value.defined);
+                let ttl = read_ttl(reader, Some(&text), &TASK_TTL);
+                terms.svid_ttl = ttl.unwrap_or(terms.svid_ttl);
+            }
+            "airflow" => {
+                terms.airflow = Some(text.clone());
+                airflow_at = Some(reader.place(value));
+            }
+            _ => reader.refuse(word, "is not known; there are svidTtl and airflow"),
+        }
+    }
+    (Some(terms), airflow_at)
 }
 
 fn read_domains(

@@ -48,6 +48,45 @@ spec:
     - { issuer: "https://issuer.example", algorithms: [ES256], maxAge: 10m }
 "#;
 
+#[test]
+fn terms_of_tasks_are_read() {
+    use crate::store::TaskTerms;
+    let airflow = "\n---\napiVersion: sidewind.dev/v1alpha1\nkind: AttestorConfig\nmetadata: { name: airflow }\nspec:\n  airflow: [{ name: production, secretFile: /secret }]\n";
+    let minute = Duration::from_secs(60);
+    for (text, expected) in [
+        ("false", None),
+        ("true", Some(TaskTerms::default())),
+        ("{}", Some(TaskTerms::default())),
+        (
+            "{ svidTtl: 1m, airflow: production }",
+            Some(TaskTerms {
+                svid_ttl: minute,
+                airflow: Some("production".to_owned()),
+            }),
+        ),
+    ] {
+        let text = format!("{REGISTRATION}  taskIdentities: {text}\n---{ATTESTORS}{airflow}");
+        let config = parse(&text).unwrap();
+        assert_eq!(config.registrations()[0].task_identities, expected);
+    }
+    for (text, says) in [
+        ("maybe", "must be true, false"),
+        ("[]", "must be true, false"),
+        ("{ svidTtl: 30s }", "must be from 1m to 1h"),
+        ("{ svidTtl: [] }", "must be a text"),
+        ("{ ttl: 1m }", "is not known; there are svidTtl and airflow"),
+        (
+            "{ airflow: other }",
+            "names Airflow \"other\", which no AttestorConfig configures",
+        ),
+    ] {
+        let text = format!("{REGISTRATION}  taskIdentities: {text}\n---{ATTESTORS}{airflow}");
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+        assert!(error.contains("spec.taskIdentities"), "{error}");
+    }
+}
+
 /// What is right, what of it to replace with what, and how the mistake is told.
 const MISTAKES: &[(&str, &str, &str)] = &[
     (

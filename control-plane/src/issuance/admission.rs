@@ -136,7 +136,7 @@ impl Admission {
             svid_ttl: rule.svid_ttl.unwrap_or(self.svid_ttl),
             services: services.map_err(failed)?,
             dns_names: dns_names.map_err(failed)?,
-            task_identities: rule.task_identities,
+            task_identities: rule.task_identities.clone(),
             jwt_ttl: rule.jwt_ttl,
             federates_with: rule.federates_with.clone(),
             document: Some(rule.name.clone()),

@@ -1,6 +1,7 @@
 use super::*;
 use crate::attest::Selector;
 use crate::config::document::SourceFile;
+use crate::store::TaskTerms;
 
 const CLUSTER: &str = r"
 apiVersion: sidewind.dev/v1alpha1
@@ -76,7 +77,7 @@ fn the_registration_with_the_most_conditions_decides() {
     assert_eq!(registration.document.as_deref(), Some("data/orders"));
     assert_eq!(registration.svid_ttl, Duration::from_secs(600));
     assert_eq!(registration.jwt_ttl, Some(Duration::from_secs(120)));
-    assert!(registration.task_identities);
+    assert_eq!(registration.task_identities, Some(TaskTerms::default()));
     assert_eq!(registration.services[0].as_str(), "orders.data");
     assert_eq!(registration.dns_names, ["orders.example.org"]);
     assert_eq!(registration.federates_with[0].as_str(), "other.org");

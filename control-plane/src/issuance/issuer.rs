@@ -10,8 +10,8 @@ use crate::store::writer::{Write, Writer};
 use crate::store::{AuditRecord, GRANTED, Registration};
 use crate::telemetry::{Metrics, Throttle};
 use sidewind_api::{MAX_CSR_BYTES, Reason, v1};
-use sidewind_identity::PeerIdentity;
 use sidewind_identity::authority::{SignError, SvidTemplate};
+use sidewind_identity::{PeerIdentity, SpiffeId};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -115,7 +115,7 @@ impl Issuer {
         audit.spiffe_id = Some(registration.spiffe_id.to_string());
         self.bans.check(&registration.spiffe_id, "")?;
         // Signed before the evidence is used up: a bad request must not cost its sender the token.
-        let issued = self.sign(&request.csr, &registration, audit.at)?;
+        let issued = self.sign(&request.csr, &template(&registration), audit.at)?;
         note(audit, &registration, &issued);
         let settlement = Settlement {
             registration: &registration,
@@ -172,7 +172,7 @@ impl Issuer {
         audit.spiffe_id = peer.map(|peer| peer.id.to_string());
         let registration = self.registration_now(peer, audit.at).await?;
         check_csr_size(&request.csr)?;
-        let issued = self.sign(&request.csr, &registration, audit.at)?;
+        let issued = self.sign(&request.csr, &template(&registration), audit.at)?;
         note(audit, &registration, &issued);
         let (serial, not_after) = (issued.serial.clone(), issued.not_after);
         self.writer.write(Write::Svid {
@@ -254,22 +254,23 @@ impl Issuer {
         self.admission.again(&registration)
     }
 
-    fn sign(
+    /// Refuses an identity that is banned, or whose workload is.
+    pub(super) fn check_ban(&self, id: &SpiffeId) -> Result<(), Refusal> {
+        self.bans.check(id, "")
+    }
+
+    /// Signs the key of a request.
+    pub(super) fn sign(
         &self,
         csr: &[u8],
-        registration: &Registration,
+        template: &SvidTemplate,
         now: SystemTime,
     ) -> Result<Issued, Refusal> {
-        if is_reserved(&registration.spiffe_id) {
-            let message = format!("{} is reserved", registration.spiffe_id);
+        if is_reserved(&template.id) {
+            let message = format!("{} is reserved", template.id);
             return Err(Refusal::new(Reason::NotAWorkload, message));
         }
-        let template = SvidTemplate {
-            id: registration.spiffe_id.clone(),
-            ttl: registration.svid_ttl,
-            dns_names: registration.dns_names.clone(),
-        };
-        let signed = self.authority.sign_template(csr, &template, now);
+        let signed = self.authority.sign_template(csr, template, now);
         signed.map_err(|error| {
             let reason = sign_refusal(&error);
             if reason == Reason::Internal {
@@ -284,7 +285,8 @@ impl Issuer {
         })
     }
 
-    fn response(&self, issued: &Issued) -> v1::SvidResponse {
+    /// What is answered with a certificate.
+    pub(super) fn response(&self, issued: &Issued) -> v1::SvidResponse {
         v1::SvidResponse {
             certificate_chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
             trust_bundles: self.authority.api_bundles().bundles,
@@ -320,7 +322,7 @@ impl Issuer {
     }
 }
 
-fn check_csr_size(csr: &[u8]) -> Result<(), Refusal> {
+pub(super) fn check_csr_size(csr: &[u8]) -> Result<(), Refusal> {
     if csr.len() <= MAX_CSR_BYTES {
         return Ok(());
     }
@@ -331,7 +333,8 @@ fn check_csr_size(csr: &[u8]) -> Result<(), Refusal> {
     Err(Refusal::new(Reason::CsrRefused, message))
 }
 
-fn audit_record(event: &'static str, csr: &[u8], caller: IpAddr) -> AuditRecord {
+/// A record of what is asked for now.
+pub(super) fn audit_record(event: &'static str, csr: &[u8], caller: IpAddr) -> AuditRecord {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, csr);
     AuditRecord {
         at: SystemTime::now(),
@@ -344,6 +347,15 @@ fn audit_record(event: &'static str, csr: &[u8], caller: IpAddr) -> AuditRecord 
         not_after: None,
         caller: caller.to_string(),
         csr_sha256: Some(hex(digest.as_ref())),
+    }
+}
+
+/// What a workload's certificate says.
+fn template(registration: &Registration) -> SvidTemplate {
+    SvidTemplate {
+        id: registration.spiffe_id.clone(),
+        ttl: registration.svid_ttl,
+        dns_names: registration.dns_names.clone(),
     }
 }
 

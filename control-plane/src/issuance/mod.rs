@@ -5,6 +5,7 @@
 //! - [`registrations`]: what each living certificate may be renewed to
 //! - [`admission`]: which registration a workload's facts come to
 //! - [`issuer`]: attest and renew: who is asking, what they may have, the certificate, the audit
+//! - [`tasks`]: certificates of Airflow tasks, derived from those of their workers
 //! - [`jwt`]: the keys of JWT-SVIDs, and a token for a workload
 //! - [`own`]: the control plane's own identity
 
@@ -15,6 +16,7 @@ pub mod issuer;
 pub mod jwt;
 pub mod own;
 pub mod registrations;
+pub mod tasks;
 
 use sidewind_api::Reason;
 

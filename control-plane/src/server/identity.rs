@@ -3,6 +3,7 @@
 use super::listener::Caller;
 use crate::issuance::issuer::Issuer;
 use crate::issuance::jwt::mint::JwtMint;
+use crate::issuance::tasks::TaskIssuer;
 use crate::registry::Registry;
 use sidewind_api::Reason;
 use sidewind_api::v1;
@@ -20,15 +21,22 @@ const ATTESTATION_WAIT: Duration = Duration::from_secs(5);
 pub(super) struct IdentityApi {
     issuer: Arc<Issuer>,
     mint: JwtMint,
+    tasks: TaskIssuer,
     registry: Arc<Registry>,
     attestations: Semaphore,
 }
 
 impl IdentityApi {
-    pub(super) fn new(issuer: Arc<Issuer>, mint: JwtMint, registry: Arc<Registry>) -> Self {
+    pub(super) fn new(
+        issuer: Arc<Issuer>,
+        mint: JwtMint,
+        tasks: TaskIssuer,
+        registry: Arc<Registry>,
+    ) -> Self {
         Self {
             issuer,
             mint,
+            tasks,
             registry,
             attestations: Semaphore::new(ATTESTATIONS),
         }
@@ -98,8 +106,11 @@ impl IdentityService for IdentityApi {
 
     async fn issue_task_svid(
         &self,
-        _request: Request<v1::IssueTaskSvidRequest>,
+        request: Request<v1::IssueTaskSvidRequest>,
     ) -> Result<Response<v1::SvidResponse>, Status> {
-        Err(Reason::NotOffered.status("identities of tasks are not issued here yet"))
+        let caller = caller(&request)?;
+        let (peer, address) = (caller.peer.as_deref(), caller.address.ip());
+        let response = self.tasks.issue(request.get_ref(), peer, address).await?;
+        Ok(Response::new(response))
     }
 }

@@ -15,6 +15,7 @@ use super::turnstile::{Turnstile, TurnstileLayer};
 use super::web_certificate::WebCertificate;
 use super::{BundleEndpoints, Settings, Shutdown, keeping, resources};
 use crate::attest::Attestors;
+use crate::attest::airflow::AirflowWord;
 use crate::config::Live;
 use crate::config::watch::Watcher;
 use crate::federation::Federation;
@@ -26,6 +27,7 @@ use crate::issuance::jwt::JwtKeys;
 use crate::issuance::jwt::mint::{JwtMint, check_jwt_lifetime};
 use crate::issuance::own::OwnIdentity;
 use crate::issuance::registrations::Registrations;
+use crate::issuance::tasks::TaskIssuer;
 use crate::registry::{Registry, WorkloadRecord};
 use crate::store::writer::{Writer, writer};
 use crate::store::{StateDir, Store, StoreError, Topic, audit_chain};
@@ -377,7 +379,9 @@ impl Rooms {
             self.jwt_ttl,
         );
         let registry = Arc::clone(&self.registry);
-        let identity = IdentityApi::new(Arc::clone(&issuer), mint, registry);
+        let airflow = AirflowWord::new(self.config.clone());
+        let tasks = TaskIssuer::new(Arc::clone(&issuer), airflow);
+        let identity = IdentityApi::new(Arc::clone(&issuer), mint, tasks, registry);
         let mesh = MeshApi {
             issuer,
             registry: Arc::clone(&self.registry),

@@ -58,6 +58,7 @@ enum Call {
     Attest,
     Renew,
     MintJwtSvid,
+    IssueTaskSvid,
 }
 
 impl Call {
@@ -67,6 +68,7 @@ impl Call {
             "/sidewind.v1.IdentityService/Attest" => Some(Self::Attest),
             "/sidewind.v1.IdentityService/Renew" => Some(Self::Renew),
             "/sidewind.v1.IdentityService/MintJwtSvid" => Some(Self::MintJwtSvid),
+            "/sidewind.v1.IdentityService/IssueTaskSvid" => Some(Self::IssueTaskSvid),
             _ => None,
         }
     }
@@ -78,12 +80,13 @@ impl Call {
             Self::Attest => "attest",
             Self::Renew => "renew",
             Self::MintJwtSvid => "mint-jwt-svid",
+            Self::IssueTaskSvid => "issue-task-svid",
         }
     }
 
     /// Whether the first field of its request is a signing request.
     fn has_csr(self) -> bool {
-        matches!(self, Self::Attest | Self::Renew)
+        matches!(self, Self::Attest | Self::Renew | Self::IssueTaskSvid)
     }
 }
 
@@ -120,7 +123,7 @@ impl Turnstile {
         let registration = match call {
             // Evidence counts, and not who else its bearer is.
             Call::Challenge | Call::Attest => None,
-            Call::Renew | Call::MintJwtSvid => {
+            Call::Renew | Call::MintJwtSvid | Call::IssueTaskSvid => {
                 peer.and_then(|peer| self.issuer.known_registration(peer, SystemTime::now()))
             }
         };

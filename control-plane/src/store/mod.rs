@@ -43,7 +43,7 @@ pub use health::Health;
 pub use jwt_keys::{JwtKeyChange, JwtKeyRecord, JwtKeyRecords, JwtKeyState};
 pub use keys::{KeyFileError, StoreKey};
 pub use notices::Topic;
-pub use registrations::{Registration, RegistrationId};
+pub use registrations::{Registration, RegistrationId, TaskTerms};
 pub use replicas::{ReplicaId, SharedWorkload};
 pub use restored::{Memory, Position};
 pub use state_dir::{StateDir, StateDirError, check_group_private, check_private, read_private};

@@ -35,6 +35,24 @@ impl fmt::Display for RegistrationId {
     }
 }
 
+/// On what terms tasks of a workload have identities of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskTerms {
+    /// Lifetime of their certificates.
+    pub svid_ttl: Duration,
+    /// The Airflow whose word is demanded that the task is running; none where the worker's is enough.
+    pub airflow: Option<String>,
+}
+
+impl Default for TaskTerms {
+    fn default() -> Self {
+        Self {
+            svid_ttl: Duration::from_secs(300),
+            airflow: None,
+        }
+    }
+}
+
 /// What one attested workload may have: its identity, how long its certificates last, which services it
 /// may offer, and what it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +69,8 @@ pub struct Registration {
     pub services: Vec<ServiceName>,
     /// DNS names of its certificates.
     pub dns_names: Vec<String>,
-    /// Whether identities of tasks may be derived from its own.
-    pub task_identities: bool,
+    /// Whether identities of tasks may be derived from its own, and how.
+    pub task_identities: Option<TaskTerms>,
     /// Lifetime of its JWT-SVIDs, where it is not the control plane's default.
     pub jwt_ttl: Option<Duration>,
     /// Foreign trust domains whose bundles it gets.
@@ -75,7 +93,7 @@ impl Registration {
             svid_ttl: Duration::from_secs(3600),
             services: Vec::new(),
             dns_names: Vec::new(),
-            task_identities: false,
+            task_identities: None,
             jwt_ttl: None,
             federates_with: Vec::new(),
             document: None,

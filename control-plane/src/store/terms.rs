@@ -1,6 +1,6 @@
 //! The part of a registration that is stored as one JSON object.
 
-use super::{Registration, StoreError};
+use super::{Registration, StoreError, TaskTerms};
 use crate::attest::Selectors;
 use serde::{Deserialize, Serialize};
 use sidewind_identity::TrustDomain;
@@ -15,6 +15,10 @@ struct Terms {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     task_identities: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    task_svid_ttl_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_airflow: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     jwt_ttl_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     federates_with: Vec<String>,
@@ -26,9 +30,12 @@ struct Terms {
 
 /// What of a registration is stored as JSON.
 pub(super) fn write(registration: &Registration) -> String {
+    let tasks = registration.task_identities.as_ref();
     let terms = Terms {
         dns_names: registration.dns_names.clone(),
-        task_identities: registration.task_identities,
+        task_identities: tasks.is_some(),
+        task_svid_ttl_seconds: tasks.map(|tasks| tasks.svid_ttl.as_secs()),
+        task_airflow: tasks.and_then(|tasks| tasks.airflow.clone()),
         jwt_ttl_seconds: registration.jwt_ttl.map(|ttl| ttl.as_secs()),
         federates_with: registration
             .federates_with
@@ -54,7 +61,12 @@ pub(super) fn read(text: &str, registration: &mut Registration) -> Result<(), St
     };
     let terms: Terms = serde_json::from_str(text).map_err(|error| corrupt(error.to_string()))?;
     registration.dns_names = terms.dns_names;
-    registration.task_identities = terms.task_identities;
+    let default = TaskTerms::default().svid_ttl;
+    let task_ttl = terms.task_svid_ttl_seconds.map(Duration::from_secs);
+    registration.task_identities = terms.task_identities.then_some(TaskTerms {
+        svid_ttl: task_ttl.unwrap_or(default),
+        airflow: terms.task_airflow,
+    });
     registration.jwt_ttl = terms.jwt_ttl_seconds.map(Duration::from_secs);
     let parse = |name: &String| {
         TrustDomain::parse(name).map_err(|error| corrupt(format!("{name:?}: {error}")))

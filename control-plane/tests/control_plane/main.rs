@@ -4,6 +4,7 @@
 //! - `attestation`, `issuers`: Kubernetes and OIDC tokens, against a `stub` that answers as told
 //! - `canary`: what is told to nobody
 //! - `issuance`, `tokens`: what certificates are given for, and what is refused
+//! - `tasks`: certificates of Airflow tasks
 //! - `discovery`, `policy`: what streams are sent
 //! - `bans`, `explain`, `authorities`: what the command line does and shows
 //! - `replicas`: several control planes on one PostgreSQL database
@@ -40,5 +41,6 @@ mod restored;
 mod signer;
 mod stub;
 mod support;
+mod tasks;
 mod tokens;
 mod turnstile;

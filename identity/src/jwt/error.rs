@@ -58,6 +58,9 @@ pub enum JwtError {
         "the header 'alg' must be one of RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384, PS512"
     )]
     Algorithm,
+    /// The algorithm of a token that is signed with a shared secret is missing or another.
+    #[error("the header 'alg' must be HS512")]
+    SharedAlgorithm,
     /// A header that must not be there.
     #[error("the header {0:?} is not allowed")]
     Header(String),

@@ -65,6 +65,15 @@ impl<'a> Rules<'a> {
         Self::new(Headers::Oidc, Some(issuer), audiences)
     }
 
+    /// The rules for tokens that are for one audience, of an issuer where one is named: for issuers that are known by
+    /// their keys, and may say no name.
+    ///
+    /// # Errors
+    /// [`JwtError::NoExpectedAudience`] for an empty audience.
+    pub fn audience(audience: &'a str, issuer: Option<&'a str>) -> Result<Self, JwtError> {
+        Self::new(Headers::Oidc, issuer, vec![audience])
+    }
+
     fn new(
         headers: Headers,
         issuer: Option<&'a str>,
@@ -84,6 +93,10 @@ impl<'a> Rules<'a> {
     /// Whose tokens are taken; none where the subject's trust domain says it.
     pub fn expected_issuer(&self) -> Option<&str> {
         self.issuer
+    }
+
+    pub(super) fn headers(&self) -> Headers {
+        self.headers
     }
 
     pub(super) fn issuer(&self) -> Option<&str> {
@@ -153,17 +166,22 @@ pub fn claimed_issuer(token: &str) -> Result<String, JwtError> {
     Ok(issuer.to_owned())
 }
 
-/// A token that has been read and not verified.
-pub(super) struct Unverified<'a> {
-    pub(super) header: Header,
+/// What a token consists of, read and not verified. `A` is what may be made of the algorithm that it names.
+pub(super) struct Parts<'a, A> {
+    algorithm: A,
+    key_id: Option<String>,
     pub(super) claims: Map<String, Value>,
-    signed: &'a str,
-    signature: Vec<u8>,
+    pub(super) signed: &'a str,
+    pub(super) signature: Vec<u8>,
 }
 
-impl<'a> Unverified<'a> {
+impl<'a, A> Parts<'a, A> {
     /// Reads a token. The header is checked before anything else is decoded.
-    pub(super) fn parse(token: &'a str, headers: Headers) -> Result<Self, JwtError> {
+    pub(super) fn parse(
+        token: &'a str,
+        headers: Headers,
+        algorithm: impl FnOnce(&str) -> Option<A>,
+    ) -> Result<Self, JwtError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(JwtError::TooLarge(token.len()));
         }
@@ -174,13 +192,42 @@ impl<'a> Unverified<'a> {
             let parts = token.split('.').count();
             return Err(JwtError::NotCompact { parts });
         };
-        let header = read_header(&object(header, Part::Header)?, headers)?;
+        let header = object(header, Part::Header)?;
+        let (algorithm, key_id) = read_header(&header, headers, algorithm)?;
         let signed = token.get(..token.len() - signature.len() - 1);
         Ok(Self {
-            header,
+            algorithm,
+            key_id,
             claims: object(claims, Part::Claims)?,
             signed: signed.unwrap_or_default(),
             signature: decode(signature, Part::Signature)?,
+        })
+    }
+}
+
+/// A token that has been read and not verified.
+pub(super) struct Unverified<'a> {
+    pub(super) header: Header,
+    pub(super) claims: Map<String, Value>,
+    signed: &'a str,
+    signature: Vec<u8>,
+}
+
+impl<'a> Unverified<'a> {
+    /// Reads a token that is signed with a private key.
+    pub(super) fn parse(token: &'a str, headers: Headers) -> Result<Self, JwtError> {
+        let Parts {
+            algorithm,
+            key_id,
+            claims,
+            signed,
+            signature,
+        } = Parts::parse(token, headers, Algorithm::parse)?;
+        Ok(Self {
+            header: Header { algorithm, key_id },
+            claims,
+            signed,
+            signature,
         })
     }
 
@@ -214,10 +261,13 @@ fn object(text: &str, part: Part) -> Result<Map<String, Value>, JwtError> {
     json::parse_object(&text).map_err(|reason| JwtError::Json { part, reason })
 }
 
-fn read_header(header: &Map<String, Value>, headers: Headers) -> Result<Header, JwtError> {
+fn read_header<A>(
+    header: &Map<String, Value>,
+    headers: Headers,
+    known: impl FnOnce(&str) -> Option<A>,
+) -> Result<(A, Option<String>), JwtError> {
     let algorithm = header.get("alg").and_then(Value::as_str);
-    let algorithm = algorithm.and_then(Algorithm::parse);
-    let algorithm = algorithm.ok_or(JwtError::Algorithm)?;
+    let algorithm = algorithm.and_then(known).ok_or(JwtError::Algorithm)?;
     let allowed = |name: &&String| match headers {
         Headers::Svid => matches!(name.as_str(), "alg" | "typ" | "kid"),
         Headers::Oidc => !NEVER_ALLOWED.contains(&name.as_str()),
@@ -231,7 +281,7 @@ fn read_header(header: &Map<String, Value>, headers: Headers) -> Result<Header, 
         None if headers == Headers::Svid => return Err(JwtError::KeyId),
         None => None,
     };
-    Ok(Header { algorithm, key_id })
+    Ok((algorithm, key_id))
 }
 
 /// A token of one kind is never taken for one of another (RFC 8725 section 3.11). Access tokens of RFC 9068 are what

@@ -7,6 +7,7 @@
 //! | [`svid`] | JWT-SVIDs: whose is this token |
 //! | [`bundle`] | whose keys sign JWT-SVIDs, for each trust domain by itself |
 //! | [`signer`] | signs JWT-SVIDs |
+//! | [`shared`] | tokens that are signed with a secret which their verifier has too |
 //!
 //! Under them: `json` (no member twice), `algorithm` (the nine that are allowed), `key` (public keys of the right kind
 //! and size), `claims` (audience, issuer and times).
@@ -22,6 +23,7 @@ pub(crate) mod json;
 pub mod jwks;
 pub mod jws;
 mod key;
+pub mod shared;
 pub mod signer;
 pub mod svid;
 

@@ -13,6 +13,7 @@ mod keys;
 mod patterns;
 mod requests;
 mod scenario;
+mod shared_secrets;
 mod support;
 mod tasks;
 mod tokens;

@@ -1,11 +1,13 @@
 //! `AttestorConfig`: whose evidence is believed. One entry for each cluster, issuer or authority.
 
+mod airflow;
 mod aws_iam;
 mod keys;
 mod kubernetes;
 mod oidc;
 mod x509;
 
+pub use airflow::{Airflow, AirflowKeys};
 pub use aws_iam::AwsRegion;
 pub use keys::{KeySource, TOKEN_ALGORITHMS};
 pub use kubernetes::{ApiServer, ClusterCheck, KubernetesCluster};
@@ -33,13 +35,19 @@ pub struct AttestorConfigs {
     pub aws_iam: Vec<Arc<AwsRegion>>,
     /// Authorities of existing certificates.
     pub x509: Vec<Arc<X509Authority>>,
+    /// Airflows whose word about running tasks is believed.
+    pub airflow: Vec<Arc<Airflow>>,
 }
 
 impl AttestorConfigs {
-    /// How many clusters, issuers, regions and authorities there are.
+    /// How many clusters, issuers, regions, authorities and Airflows there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.kubernetes.len() + self.oidc.len() + self.aws_iam.len() + self.x509.len()
+        self.kubernetes.len()
+            + self.oidc.len()
+            + self.aws_iam.len()
+            + self.x509.len()
+            + self.airflow.len()
     }
 }
 
@@ -65,6 +73,8 @@ struct Spec {
     aws_iam: Option<Vec<Spanned<aws_iam::Entry>>>,
     #[serde(default, deserialize_with = "present")]
     x509: Option<Vec<Spanned<x509::Entry>>>,
+    #[serde(default, deserialize_with = "present")]
+    airflow: Option<Vec<Spanned<airflow::Entry>>>,
 }
 
 /// Reads a document into the draft.
@@ -79,11 +89,12 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
         spec.oidc.is_some(),
         spec.aws_iam.is_some(),
         spec.x509.is_some(),
+        spec.airflow.is_some(),
     ];
     if !kinds.contains(&true) {
         reader.refuse(
             &resource.spec,
-            "must have an attestor: kubernetes, oidc, awsIam or x509",
+            "must have an attestor: kubernetes, oidc, awsIam, x509 or airflow",
         );
     }
     for entry in spec.kubernetes.iter().flatten() {
@@ -97,6 +108,9 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
     }
     for entry in spec.x509.iter().flatten() {
         x509::read(reader, draft, entry);
+    }
+    for entry in spec.airflow.iter().flatten() {
+        airflow::read(reader, draft, entry);
     }
 }
 

@@ -55,8 +55,38 @@ fn regions_and_authorities_are_read() {
 }
 
 #[test]
+fn airflows_are_read() {
+    let spec = "  airflow:\n  - { name: a, secretFile: /secret }\n  - { name: b, jwksFile: /keys.json, audience: tasks, issuer: b }";
+    let config = parse(spec, "").unwrap();
+    let [a, b] = config.attestors().airflow.as_slice() else {
+        panic!("not two");
+    };
+    assert_eq!(a.audience, "urn:airflow.apache.org:task");
+    assert_eq!(
+        (b.audience.as_str(), b.issuer.as_deref()),
+        ("tasks", Some("b"))
+    );
+    assert_eq!(config.counts().attestors, 2);
+}
+
+#[test]
 fn attestors_that_cannot_be_meant_are_refused() {
     for (spec, says) in [
+        ("  airflow: [{ name: a }]", "must have one of `secretFile`"),
+        (
+            "  airflow: [{ name: a, secretFile: /s, jwksFile: /k }]",
+            "and not both",
+        ),
+        ("  airflow: [{ name: a, secretFile: s }]", "absolute path"),
+        ("  airflow: [{ name: A b, secretFile: /s }]", "lower-case"),
+        (
+            "  airflow: [{ name: a, secretFile: /s, issuer: \"\" }]",
+            "must not be empty",
+        ),
+        (
+            "  airflow: [{ name: a, secretFile: /s }, { name: a, secretFile: /t }]",
+            "already given",
+        ),
         ("  {}", "must have an attestor"),
         (
             r#"  awsIam: [{ regions: [], accounts: ["123456789012"] }]"#,

@@ -15,6 +15,7 @@ async fn credentials_come_with_each_certificate_and_their_key_is_its_own() {
     let mut proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
     let mut credentials = proxy.control.credentials.clone();
     assert!(credentials.borrow().is_none());
+    let mut keys = Vec::new();
     for generation in 1..=3 {
         let identity = proxy.identity(generation).await;
         let present = credentials.wait_for(|it| {
@@ -24,6 +25,9 @@ async fn credentials_come_with_each_certificate_and_their_key_is_its_own() {
         let present = present.await.unwrap().clone().unwrap();
         assert_eq!(present.svid.id(), &identity.id);
         assert_eq!(present.bundles.len(), 1);
+        let key = present.svid.key().public_key_der();
+        assert!(!keys.contains(&key), "each certificate is of a new key");
+        keys.push(key);
     }
 }
 
