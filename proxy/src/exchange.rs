@@ -62,6 +62,8 @@ pub(crate) struct Exchange {
     grpc_status: Cell<Option<u8>>,
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
+    /// Why the request's body broke off, if it did.
+    broken_request: Cell<Option<ErrorCode>>,
     upgrade: Cell<bool>,
     /// Of a request in HTTP/2, as it came; in HTTP/1 no larger one is read. And how many it may have.
     header_bytes: (usize, usize),
@@ -157,6 +159,7 @@ impl Exchange {
             grpc_status: Cell::new(None),
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
+            broken_request: Cell::new(None),
             upgrade: Cell::new(false),
             header_bytes: (header_bytes, origin.max_header_bytes),
             recorded: Cell::new(false),
@@ -231,6 +234,19 @@ impl Exchange {
                 address: Some(endpoint),
                 id: id.cloned(),
             };
+        }
+    }
+
+    /// Lays a failure where it belongs: when the request's own body broke off, no endpoint is to blame for what became
+    /// of the request.
+    pub(crate) fn blame(&self, error: ProxyError) -> ProxyError {
+        match self.broken_request.get() {
+            Some(ErrorCode::BadRequest) => {
+                let message = "The request was refused: its body is not as it must be.";
+                ProxyError::new(ErrorCode::BadRequest, message).with_source(error)
+            }
+            Some(code) => ProxyError::new(code, code.doc()).with_source(error),
+            None => error,
         }
     }
 
@@ -380,7 +396,16 @@ impl BodyWatcher for RequestWatcher {
         self.0.count_request_bytes(bytes as u64);
     }
 
-    fn end(&self, _: BodyEnd<'_>) {}
+    fn end(&self, end: BodyEnd<'_>) {
+        if let BodyEnd::Failed(error) = end {
+            let code = if error.is_malformed() {
+                ErrorCode::BadRequest
+            } else {
+                ErrorCode::ClientClosed
+            };
+            self.0.broken_request.set(Some(code));
+        }
+    }
 }
 
 impl BodyWatcher for Exchange {

@@ -93,7 +93,8 @@ impl PlaintextClient {
         if http2 {
             headers::request_to_http2(&mut head, authority)?;
             let request = Request::from_parts(head, body);
-            let response = self.send_http2(address, request).await?;
+            let response = self.send_http2(address, request).await;
+            let response = response.map_err(|error| exchange.blame(error))?;
             return clean_response(address, response, false);
         }
         headers::request_to_http1(&mut head, Some(&authority))?;
@@ -103,7 +104,8 @@ impl PlaintextClient {
             let response = upgrade::relay(request, exchange, send).await?;
             return clean_response(address, response, true);
         }
-        let response = self.send_http1(address, request).await?;
+        let response = self.send_http1(address, request).await;
+        let response = response.map_err(|error| exchange.blame(error))?;
         clean_response(address, response, false)
     }
 

@@ -29,7 +29,7 @@ use crate::{
     errors::{Chain, ErrorCode, ProxyError},
     http::{
         Body, FarTooLarge, H1ServerError, H1ServerSettings, H2ServerError, H2ServerSettings,
-        serve_h1, serve_h2,
+        broken_by_client, serve_h1, serve_h2,
     },
     inbound::Forwarding,
     mesh::{
@@ -268,10 +268,8 @@ impl Worker {
             if let Err(error) = served {
                 let code = match &error {
                     H2ServerError::HandshakeTimeout(_) => ErrorCode::ClientTimeout,
-                    H2ServerError::Http2(error) if error.is_io() || error.is_remote() => {
-                        ErrorCode::ClientClosed
-                    }
-                    H2ServerError::Http2(_) => ErrorCode::BadRequest,
+                    H2ServerError::Http2(error) if broken_by_client(error) => ErrorCode::BadRequest,
+                    H2ServerError::Http2(_) => ErrorCode::ClientClosed,
                 };
                 self.not_http(direction, code, &error);
             }

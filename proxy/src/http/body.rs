@@ -11,6 +11,7 @@ use http_body::{Frame, SizeHint};
 
 use super::h1_client::DrivenBody;
 use super::h1_server::RequestBody;
+use super::headers::clean_trailers;
 use super::watched_body::{BodyWatcher, WatchedBody};
 use crate::retry::ReplayBody;
 
@@ -59,6 +60,29 @@ pub(crate) enum BodyError {
 }
 
 impl BodyError {
+    /// True when the body's sender broke its protocol, and did not merely go away.
+    pub(crate) fn is_malformed(&self) -> bool {
+        match self {
+            BodyError::Http1(error) => {
+                let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+                while let Some(error) = cause {
+                    if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                        let kind = error.kind();
+                        return matches!(
+                            kind,
+                            std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput
+                        );
+                    }
+                    cause = error.source();
+                }
+                error.is_parse()
+            }
+            BodyError::Http2(error) => !error.is_io() && !error.is_remote(),
+            BodyError::Truncated { .. } => true,
+            BodyError::Superseded => false,
+        }
+    }
+
     /// The reason with which to reset an HTTP/2 stream whose body broke off this way.
     pub(crate) fn reset_reason(&self) -> h2::Reason {
         match self {
@@ -133,9 +157,9 @@ impl http_body::Body for Body {
                 *self = Body::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Body::Incoming(incoming) => incoming.poll_frame(cx),
-            Body::Driven(driven) => driven.poll_frame(cx),
-            Body::H2(stream) => stream.poll_frame(cx),
+            Body::Incoming(incoming) => clean(incoming.poll_frame(cx)),
+            Body::Driven(driven) => clean(driven.poll_frame(cx)),
+            Body::H2(stream) => clean(stream.poll_frame(cx)),
             Body::Watched(watched) => watched.poll_frame(cx),
             Body::Replay(replay) => replay.poll_frame(cx),
         }
@@ -166,6 +190,18 @@ impl http_body::Body for Body {
             Body::Replay(replay) => replay.size_hint(),
         }
     }
+}
+
+/// What came from a socket, with trailers as they may go on.
+fn clean(
+    mut frame: Poll<Option<Result<Frame<Bytes>, BodyError>>>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    if let Poll::Ready(Some(Ok(frame))) = &mut frame
+        && let Some(trailers) = frame.trailers_mut()
+    {
+        clean_trailers(trailers);
+    }
+    frame
 }
 
 /// What an HTTP/2 stream carries after its head. Its window is opened again as data is taken out.

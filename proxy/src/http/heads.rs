@@ -1,17 +1,20 @@
-//! Follows the requests in a client's bytes on their way to hyper, for the one thing that hyper settles without a
-//! word: of a request with both `content-length` and `transfer-encoding` it drops the length.
+//! Follows the requests in a client's bytes on their way to hyper, for what hyper takes without a word and two
+//! servers could read differently.
 //!
-//! Such a request is what one server reads as one and another as two. A server may refuse it (RFC 9112, section
-//! 6.3), and a proxy had better. Heads are parsed by the parser that hyper uses, and bodies are counted by its
-//! rules, so that both see a head begin at the same byte. Whatever hyper refuses is left to it.
+//! Of a request with both `content-length` and `transfer-encoding` hyper drops the length; it takes any coding before
+//! `chunked`, and lines that end in LF alone. A server may refuse such requests (RFC 9112, sections 2.2, 6.1 and 6.3),
+//! and a proxy had better: what came before it may have seen another request in the same bytes. Heads are parsed by the
+//! parser that hyper uses, and bodies are counted by its rules, so that both see a head begin at the same byte. Heads
+//! that hyper refuses are left to it.
 
 use std::mem::MaybeUninit;
 
 use super::MAX_HEADERS;
+use super::headers::BadRequest;
 
 /// Where in a client's requests the bytes are.
 #[derive(Debug)]
-pub(super) struct Heads {
+pub(crate) struct Heads {
     state: State,
     max_header_bytes: usize,
 }
@@ -27,9 +30,16 @@ enum State {
     Blind,
 }
 
+/// Something that must not go on, and how many of the bytes that were read last come before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) good: usize,
+    pub(crate) why: BadRequest,
+}
+
 impl Heads {
     /// At the beginning of a connection whose heads have `max_header_bytes` at most.
-    pub(super) fn new(max_header_bytes: usize) -> Self {
+    pub(crate) fn new(max_header_bytes: usize) -> Self {
         Self {
             state: State::Head(Vec::new()),
             max_header_bytes,
@@ -37,16 +47,19 @@ impl Heads {
     }
 
     /// What follows is no HTTP any more.
-    pub(super) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.state = State::Blind;
     }
 
-    /// Takes the next bytes. Gives back how many of them come before a request with two lengths, if there is one.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// [`Refused`] for the first request that must not go on; nothing that follows it is looked at.
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             at += match &mut self.state {
-                State::Blind => return None,
+                State::Blind => return Ok(()),
                 State::Length(left) => {
                     let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
                     *left -= taken as u64;
@@ -56,23 +69,26 @@ impl Heads {
                     taken
                 }
                 State::Chunked(chunks) => match chunks.read(rest) {
-                    Chunked::More => return None,
+                    Chunked::More => return Ok(()),
                     Chunked::End(taken) => {
                         self.state = State::Head(Vec::new());
                         taken
                     }
-                    Chunked::Broken => {
+                    Chunked::Broken(taken) => {
                         self.stop();
-                        return None;
+                        return Err(Refused {
+                            good: at + taken,
+                            why: BadRequest::InvalidChunk,
+                        });
                     }
                 },
                 State::Head(begun) => {
                     let before = begun.len();
                     match whole_head(begun, rest, self.max_header_bytes) {
-                        Head::Partial => return None,
-                        Head::Whole(_, Framing::Both) => {
+                        Head::Partial => return Ok(()),
+                        Head::Whole(_, Framing::Refused(why)) => {
                             self.stop();
-                            return Some(at);
+                            return Err(Refused { good: at, why });
                         }
                         Head::Whole(length, framing) => {
                             self.state = framing.state();
@@ -82,7 +98,7 @@ impl Heads {
                 }
             };
         }
-        None
+        Ok(())
     }
 }
 
@@ -98,7 +114,7 @@ enum Head {
 enum Framing {
     Length(u64),
     Chunked,
-    Both,
+    Refused(BadRequest),
     /// hyper refuses it.
     Unknown,
 }
@@ -109,7 +125,7 @@ impl Framing {
             Self::Length(0) => State::Head(Vec::new()),
             Self::Length(length) => State::Length(length),
             Self::Chunked => State::Chunked(Chunks::default()),
-            Self::Both | Self::Unknown => State::Blind,
+            Self::Refused(_) | Self::Unknown => State::Blind,
         }
     }
 }
@@ -151,28 +167,50 @@ fn parse(bytes: &[u8]) -> Head {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(bytes, &mut fields) {
-        Ok(httparse::Status::Complete(length)) => Head::Whole(length, framing(request.headers)),
+        Ok(httparse::Status::Complete(length)) => {
+            let framing = if has_bare_lf(bytes.get(..length).unwrap_or_default()) {
+                Framing::Refused(BadRequest::BareLineFeed)
+            } else {
+                framing(request.headers)
+            };
+            Head::Whole(length, framing)
+        }
         Ok(httparse::Status::Partial) => Head::Partial,
         Err(_) => Head::Whole(bytes.len(), Framing::Unknown),
     }
 }
 
+/// Whether a line of a head ends without CR. Counted, and not searched for, since counting takes many bytes at once.
+fn has_bare_lf(head: &[u8]) -> bool {
+    let feeds = head.iter().filter(|byte| **byte == b'\n').count();
+    let pairs = head.iter().zip(head.get(1..).unwrap_or_default());
+    let ends = pairs.filter(|(first, second)| **first == b'\r' && **second == b'\n');
+    feeds != ends.count()
+}
+
 fn framing(fields: &[httparse::Header<'_>]) -> Framing {
     let mut length = None;
-    let mut encoded = false;
+    let mut encoding = None;
+    let mut encodings = 0;
     for field in fields {
         // Both names are told from most others by their length.
         match field.name.len() {
             14 if field.name.eq_ignore_ascii_case("content-length") => length = Some(field.value),
-            17 if field.name.eq_ignore_ascii_case("transfer-encoding") => encoded = true,
+            17 if field.name.eq_ignore_ascii_case("transfer-encoding") => {
+                encoding = Some(field.value);
+                encodings += 1;
+            }
             _ => {}
         }
     }
-    match (length, encoded) {
-        (None, false) => Framing::Length(0),
-        (None, true) => Framing::Chunked,
-        (Some(_), true) => Framing::Both,
-        (Some(digits), false) => {
+    match (length, encoding) {
+        (None, None) => Framing::Length(0),
+        (Some(_), Some(_)) => Framing::Refused(BadRequest::LengthAndEncoding),
+        (None, Some(coding)) if encodings == 1 && coding.eq_ignore_ascii_case(b"chunked") => {
+            Framing::Chunked
+        }
+        (None, Some(_)) => Framing::Refused(BadRequest::UnsupportedEncoding),
+        (Some(digits), None) => {
             let number = std::str::from_utf8(digits).ok().filter(|digits| {
                 !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())
             });
@@ -212,8 +250,8 @@ enum Chunked {
     More,
     /// After so many bytes.
     End(usize),
-    /// hyper refuses it.
-    Broken,
+    /// After so many bytes.
+    Broken(usize),
 }
 
 impl Chunks {
@@ -239,7 +277,7 @@ impl Chunks {
             }
             match self.step(*byte) {
                 Some(next) => self.at = next,
-                None => return Chunked::Broken,
+                None => return Chunked::Broken(at - 1),
             }
         }
         Chunked::More
@@ -261,6 +299,7 @@ impl Chunks {
             (Chunk::SizeLf, b'\n') => Chunk::Data,
             (Chunk::DataCr, b'\r') => Chunk::DataLf,
             (Chunk::DataLf, b'\n') => Chunk::FirstDigit,
+            (Chunk::TrailerStart | Chunk::Trailer, b'\n') => return None,
             (Chunk::TrailerStart, b'\r') => Chunk::EndLf,
             (Chunk::Trailer, b'\r') => Chunk::TrailerLf,
             (Chunk::TrailerStart | Chunk::Trailer, _) => Chunk::Trailer,

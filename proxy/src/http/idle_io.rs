@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::headers::BadRequest;
-use super::heads::Heads;
+use super::heads::{Heads, Refused};
 use crate::errors::{ProxyError, unreadable_request};
 
 /// What hyper reads in place of a request that it must not take: no head may hold the first byte.
@@ -100,6 +100,8 @@ pub(super) struct IdleIo<T> {
     heads: Heads,
     /// Why nothing more is read.
     refused: Option<BadRequest>,
+    /// What is refused is within a body, whose reader is told by an error.
+    broken_body: bool,
     activity: Activity,
     /// What is written in place of hyper's own answer to what is no request.
     refusal: Bytes,
@@ -112,6 +114,7 @@ impl<T> IdleIo<T> {
             prefix: Bytes::new(),
             heads: Heads::new(max_header_bytes),
             refused: None,
+            broken_body: false,
             activity,
             refusal: Bytes::new(),
         }
@@ -144,7 +147,7 @@ impl<T: AsyncRead + Unpin> IdleIo<T> {
             match Pin::new(&mut self.inner).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) => {
                     // One byte ends no head that has not begun.
-                    self.heads.read(buffer.filled());
+                    let _ = self.heads.read(buffer.filled());
                     self.prefix = Bytes::copy_from_slice(buffer.filled());
                     Poll::Ready(Ok(!self.prefix.is_empty()))
                 }
@@ -157,10 +160,13 @@ impl<T: AsyncRead + Unpin> IdleIo<T> {
 }
 
 impl<T: AsyncRead + Unpin> IdleIo<T> {
-    /// Reads what hyper may see: the first request that is ambiguous is replaced by what is none.
+    /// Reads what hyper may see: the first request that is ambiguous is replaced by what is none, and a body that is
+    /// breaks off.
     fn poll_new(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.refused.is_some() {
-            return Poll::Ready(Ok(()));
+        match self.refused {
+            None => {}
+            Some(why) if self.broken_body => return Poll::Ready(Err(invalid_data(why))),
+            Some(_) => return Poll::Ready(Ok(())),
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
@@ -168,11 +174,18 @@ impl<T: AsyncRead + Unpin> IdleIo<T> {
             self.heads.stop();
         }
         let new = buffer.filled().get(before..).unwrap_or_default();
-        if let Some(good) = self.heads.read(new) {
-            self.refused = Some(BadRequest::LengthAndEncoding);
+        if let Err(Refused { good, why }) = self.heads.read(new) {
+            self.refused = Some(why);
             buffer.set_filled(before + good);
-            self.prefix = Bytes::from_static(UNREADABLE);
-            self.take_prefix(buffer);
+            if why != BadRequest::InvalidChunk {
+                self.prefix = Bytes::from_static(UNREADABLE);
+                self.take_prefix(buffer);
+                return Poll::Ready(Ok(()));
+            }
+            self.broken_body = true;
+            if good == 0 {
+                return Poll::Ready(Err(invalid_data(why)));
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -185,6 +198,10 @@ impl<T: AsyncRead + Unpin> IdleIo<T> {
             self.prefix = Bytes::new();
         }
     }
+}
+
+fn invalid_data(why: BadRequest) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for IdleIo<T> {

@@ -8,8 +8,9 @@ pub(crate) mod h1_server;
 pub(crate) mod h2_client;
 pub(crate) mod h2_server;
 pub(crate) mod headers;
-mod heads;
+pub(crate) mod heads;
 mod idle_io;
+mod opening;
 mod refusals;
 mod relay;
 pub(crate) mod send_body;
@@ -21,6 +22,7 @@ pub(crate) use h1_pool::{H1Pool, PoolKey, PoolLimits};
 pub(crate) use h1_server::{H1ServerError, H1ServerSettings, serve_h1, take_back};
 pub(crate) use h2_client::{H2Pool, H2SendError, send_h2};
 pub(crate) use h2_server::{H2ServerError, H2ServerSettings, serve_h2, serve_stream};
+pub(crate) use opening::broken_by_client;
 pub(crate) use refusals::{FarTooLarge, Refusals, WatchedIo, hard_header_bound};
 pub(crate) use watched_body::{BodyEnd, BodyWatcher};
 

@@ -11,10 +11,12 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use h2::StreamId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::opening::Opening;
 
 /// How many times larger than the limit a header may be for us to answer it; beyond, h2 does.
 const HARD_BOUND_FACTOR: usize = 2;
@@ -110,11 +112,12 @@ impl Accepted {
     }
 }
 
-/// A connection whose frames are looked at as they are written.
+/// A connection whose frames are looked at as they are written, and whose beginning as it is read.
 #[derive(Debug)]
 pub(crate) struct WatchedIo<T> {
     inner: T,
     refusals: Refusals,
+    opening: Opening,
     /// What of the present frame's header was written already.
     header: [u8; FRAME_HEADER_BYTES],
     header_bytes: usize,
@@ -128,6 +131,7 @@ impl<T> WatchedIo<T> {
         Self {
             inner,
             refusals,
+            opening: Opening::default(),
             header: [0; FRAME_HEADER_BYTES],
             header_bytes: 0,
             payload_left: 0,
@@ -172,7 +176,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedIo<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
+        if !self.opening.is_over() {
+            let new = buffer.filled().get(before..).unwrap_or_default();
+            self.opening.read(new)?;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

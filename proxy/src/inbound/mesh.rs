@@ -10,7 +10,7 @@ use tokio::{net::TcpStream, time::Instant};
 use super::{Caller, http::InboundHttp, tcp};
 use crate::{
     errors::{Chain, ErrorCode},
-    http::{FarTooLarge, serve_stream},
+    http::{FarTooLarge, broken_by_client, serve_stream},
     mesh::{self, AcceptError, DriverError, HandshakeGate, MeshServerConnection, ServerSettings},
     telemetry::{
         Direction,
@@ -78,9 +78,7 @@ pub(crate) async fn serve(
     let _open = worker.open_http(Direction::Inbound, true, "", caller.id());
     if let Err(error) = streams(&worker, caller, connection).await {
         let code = match &error {
-            DriverError::Http2(error) if !error.is_io() && !error.is_remote() => {
-                ErrorCode::BadRequest
-            }
+            DriverError::Http2(error) if broken_by_client(error) => ErrorCode::BadRequest,
             _ => ErrorCode::ClientClosed,
         };
         worker.not_http(Direction::Inbound, code, &error);

@@ -58,6 +58,7 @@ impl EndpointDesc {
                 let identity = worker.wait_for_identity().await?;
                 self.send_by_mesh(worker, exchange, &identity, mesh, request, http2)
                     .await
+                    .map_err(|error| exchange.blame(error))
             }
         }
     }

@@ -153,7 +153,8 @@ fn outcome(result: &Result<Response<Body>, ProxyError>) -> Option<Outcome> {
             ErrorCode::IdentityUnavailable
             | ErrorCode::IdentityExpired
             | ErrorCode::Overloaded
-            | ErrorCode::BadRequest => return None,
+            | ErrorCode::BadRequest
+            | ErrorCode::ClientClosed => return None,
             _ => Outcome::Failure,
         },
     })

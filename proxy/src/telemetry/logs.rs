@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -90,9 +91,16 @@ pub(crate) fn install(filter: &str, format: LogFormat) -> Result<LogHandle, LogE
             std::io::stderr,
             std::io::stderr().is_terminal(),
         ))
+        .with(filter_fn(is_not_of_h2))
         .try_init()
         .map_err(|error| LogError::Setup(error.into()))?;
     Ok(LogHandle { filter: handle })
+}
+
+/// h2 warns of each client that floods it, as often as there are any. What it then ends is counted, and logged once a
+/// minute, like all that clients do wrong ([`crate::complaints`]).
+fn is_not_of_h2(metadata: &tracing::Metadata<'_>) -> bool {
+    *metadata.level() != tracing::Level::WARN || !metadata.target().starts_with("h2::")
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {

@@ -1,8 +1,8 @@
 //! Finds what a proxy must not pass on, and refuses messages that two readers could take differently.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
-    UPGRADE,
+    self, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::Authority;
 use http::{Method, Request, Response, Version};
@@ -27,6 +27,14 @@ pub(crate) enum BadRequest {
     UnsupportedEncoding,
     #[error("the request's target has neither a path nor a host")]
     InvalidTarget,
+    #[error("the value of a header begins or ends with white space")]
+    PaddedValue,
+    #[error("a line of the request's head ends without a carriage return")]
+    BareLineFeed,
+    #[error("a chunk of the request's body is not as it must be")]
+    InvalidChunk,
+    #[error("a header is a length or an encoding to servers that read \"_\" as \"-\"")]
+    DisguisedFraming,
 }
 
 /// Why a response is refused with 502.
@@ -36,6 +44,8 @@ pub(crate) enum BadResponse {
     InvalidLength,
     #[error("the response's transfer-encoding is not \"chunked\"")]
     UnsupportedEncoding,
+    #[error("the value of a header begins or ends with white space")]
+    PaddedValue,
 }
 
 /// Whether a message's `connection: upgrade` is passed on.
@@ -52,6 +62,8 @@ pub(crate) enum Upgrade {
 pub(crate) struct Examined {
     found: u8,
     wants_upgrade: bool,
+    /// Servers that make variables of header names, as CGI does, would take one for a field of framing.
+    disguised_framing: bool,
     /// Fields that `connection` names.
     named_by_connection: Vec<HeaderName>,
     /// Fields that only proxies may set.
@@ -76,6 +88,8 @@ const PROXY_FIELDS: [&str; 4] = [
     "proxy-authentication-info",
 ];
 
+const DISGUISED_FRAMING: [&str; 2] = ["content_length", "transfer_encoding"];
+
 /// Looks through a request that arrived and refuses what is ambiguous.
 ///
 /// Much is settled before this: a request in HTTP/1 with both `content-length` and `transfer-encoding` is refused
@@ -87,6 +101,9 @@ const PROXY_FIELDS: [&str; 4] = [
 pub(crate) fn examine_request<B>(request: &Request<B>) -> Result<Examined, BadRequest> {
     let headers = request.headers();
     let examined = Examined::scan(headers);
+    if examined.disguised_framing {
+        return Err(BadRequest::DisguisedFraming);
+    }
     if examined.has(FOUND_TRANSFER_ENCODING) {
         if examined.has(FOUND_CONTENT_LENGTH) {
             return Err(BadRequest::LengthAndEncoding);
@@ -97,6 +114,13 @@ pub(crate) fn examine_request<B>(request: &Request<B>) -> Result<Examined, BadRe
     }
     if examined.has(FOUND_CONTENT_LENGTH) && !is_one_length(headers) {
         return Err(BadRequest::InvalidLength);
+    }
+    if request.version() == Version::HTTP_2 && has_padded_value(headers) {
+        return Err(BadRequest::PaddedValue);
+    }
+    // Of the whole server only its options may be asked (RFC 9112, section 3.2.4).
+    if request.uri().path() == "*" && request.method() != Method::OPTIONS {
+        return Err(BadRequest::InvalidTarget);
     }
     examined.check_host(request)?;
     Ok(examined)
@@ -118,7 +142,58 @@ pub(crate) fn examine_response<B>(response: &Response<B>) -> Result<Examined, Ba
     {
         return Err(BadResponse::InvalidLength);
     }
+    if response.version() == Version::HTTP_2 && has_padded_value(headers) {
+        return Err(BadResponse::PaddedValue);
+    }
     Ok(examined)
+}
+
+/// Fields that have no meaning after a body, or one that a reader of the head has settled already (RFC 9110, section
+/// 6.5.1). Servers that put trailers among the headers would believe them.
+const NO_TRAILERS: [HeaderName; 11] = [
+    CONTENT_LENGTH,
+    HOST,
+    header::AUTHORIZATION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::EXPECT,
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+];
+
+/// Removes from trailers what belongs in a head or concerns one connection, what only proxies may set, and what
+/// HTTP/2 forbids in a value.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    let examined = Examined::scan(trailers);
+    examined.strip_hop_by_hop(trailers, Upgrade::Strip);
+    examined.strip_reserved(trailers);
+    for name in DISGUISED_FRAMING {
+        trailers.remove(name);
+    }
+    for name in &NO_TRAILERS {
+        trailers.remove(name);
+    }
+    if has_padded_value(trailers) {
+        let padded = trailers.iter().filter(|(_, value)| is_padded(value));
+        let padded: Vec<HeaderName> = padded.map(|(name, _)| name.clone()).collect();
+        for name in padded {
+            trailers.remove(name);
+        }
+    }
+}
+
+/// HTTP/2 carries values as they are, and none may begin or end with white space (RFC 9113, section 8.2.1): in HTTP/1
+/// it would not be part of the value.
+fn has_padded_value(headers: &HeaderMap) -> bool {
+    headers.values().any(is_padded)
+}
+
+fn is_padded(value: &HeaderValue) -> bool {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    blank(value.as_bytes().first()) || blank(value.as_bytes().last())
 }
 
 impl Examined {
@@ -143,6 +218,10 @@ impl Examined {
         let bit = match text.as_bytes().first() {
             Some(b'c') if name == CONNECTION => FOUND_CONNECTION,
             Some(b'c') if name == CONTENT_LENGTH => FOUND_CONTENT_LENGTH,
+            Some(b'c' | b't') if DISGUISED_FRAMING.contains(&text) => {
+                self.disguised_framing = true;
+                0
+            }
             Some(b'h') if name == HOST => FOUND_HOST,
             Some(b'h') if text == "http2-settings" => FOUND_UPGRADE,
             Some(b'k') if text == "keep-alive" => FOUND_KEEP_ALIVE,

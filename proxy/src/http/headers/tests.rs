@@ -440,3 +440,95 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn trailers_lose_what_belongs_in_a_head_and_what_only_proxies_may_set() {
+    let cases: &[(Fields<'_>, Fields<'_>)] = &[
+        (
+            &[
+                ("grpc-status", "0"),
+                ("grpc-message", "fine"),
+                ("x-end", "a b"),
+            ],
+            &[
+                ("grpc-message", "fine"),
+                ("grpc-status", "0"),
+                ("x-end", "a b"),
+            ],
+        ),
+        (
+            &[
+                ("content-length", "5"),
+                ("transfer-encoding", "chunked"),
+                ("host", "other"),
+                ("authorization", "Bearer forged"),
+                ("cookie", "session=forged"),
+                ("trailer", "x"),
+                ("te", "trailers"),
+                ("x-end", "1"),
+            ],
+            &[("x-end", "1")],
+        ),
+        (
+            &[
+                ("x-forwarded-client-cert", "URI=forged"),
+                ("x_forwarded_client_cert", "URI=forged"),
+                ("sidewind-destination", "10.0.0.1:80"),
+                ("connection", "x-hop"),
+                ("x-hop", "1"),
+                ("x-end", "1"),
+            ],
+            &[("x-end", "1")],
+        ),
+        (
+            &[("x-padded", " 1"), ("x-tabbed", "1\t"), ("x-empty", "")],
+            &[("x-empty", "")],
+        ),
+    ];
+    for (given, expected) in cases {
+        let mut trailers = http1(given).headers().clone();
+        clean_trailers(&mut trailers);
+        assert_eq!(fields(&trailers), owned(expected), "{given:?}");
+    }
+}
+
+#[test]
+fn white_space_around_a_value_is_no_http2() {
+    for (value, right) in [
+        (" a", false),
+        ("a ", false),
+        ("\ta", false),
+        ("a\t", false),
+        ("a b", true),
+        ("", true),
+    ] {
+        let request = request(Version::HTTP_2, "http://a/", &[("x-value", value)]);
+        assert_eq!(
+            examine_request(&request).err(),
+            (!right).then_some(BadRequest::PaddedValue),
+            "{value:?}"
+        );
+        let response = Response::builder()
+            .version(Version::HTTP_2)
+            .header("x-value", value);
+        assert_eq!(
+            examine_response(&response.body(()).unwrap()).err(),
+            (!right).then_some(BadResponse::PaddedValue),
+            "{value:?}"
+        );
+    }
+}
+
+#[test]
+fn only_options_are_asked_of_a_whole_server() {
+    for (method, right) in [
+        (Method::OPTIONS, true),
+        (Method::GET, false),
+        (Method::POST, false),
+    ] {
+        let mut request = http1(&[("host", "a")]);
+        *request.uri_mut() = Uri::from_static("*");
+        *request.method_mut() = method;
+        assert_eq!(examine_request(&request).is_ok(), right, "{request:?}");
+    }
+}
