@@ -94,4 +94,11 @@ impl TestAuthority {
             key: scratch.write(&format!("{name}.key"), svid.key().to_pkcs8_pem().as_bytes()),
         }
     }
+
+    /// As [`TestAuthority::svid`], in one PEM file: its certificates and then its key.
+    pub fn svid_pem(&self, scratch: &Scratch, name: &str, id: &str, from: SystemTime) -> PathBuf {
+        let svid = self.svid(id, from);
+        let pem = svid.chain_pem() + &svid.key().to_pkcs8_pem();
+        scratch.write(&format!("{name}.pem"), pem)
+    }
 }

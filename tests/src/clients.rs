@@ -12,6 +12,9 @@ use crate::scratch::Scratch;
 /// How long PyPI may take.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(200);
 
+/// How long a suite of many cases may take.
+const SUITE_TIMEOUT: Duration = Duration::from_secs(200);
+
 const WORKLOAD: &str = include_str!("../clients/workload.py");
 const PEER: &str = include_str!("../clients/peer.py");
 
@@ -59,6 +62,43 @@ impl Clients {
     pub fn peer(&self, place: &Place, command: &str, socket: &Path) -> Invocation {
         let peer = place.program(&self.python).arg("-u").arg(&self.peer);
         peer.arg(command).arg(socket)
+    }
+
+    /// A program of `clients`, by its path there, in a network.
+    pub fn script(&self, place: &Place, script: &str) -> Invocation {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/").to_owned() + script;
+        // No compiled files beside the sources.
+        place.program(&self.python).args(["-B", "-u"]).arg(script)
+    }
+
+    /// Runs a suite of `clients`, which prints a line of JSON for each of its cases, and checks that all of them hold.
+    ///
+    /// # Panics
+    /// Where one does not, or fewer than `least` were run.
+    #[track_caller]
+    pub fn hold(&self, suite: Invocation, least: usize) {
+        let printed = suite.timeout(SUITE_TIMEOUT).finish().success();
+        let results: Vec<serde_json::Value> = printed
+            .lines()
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
+            .collect();
+        let broken: Vec<String> = results
+            .iter()
+            .filter(|result| result["holds"] != true)
+            .map(|result| {
+                let [case, problem, came] = ["case", "problem", "came"].map(|key| &result[key]);
+                format!("{case}: {problem}; came {came}")
+            })
+            .collect();
+        let (count, all) = (broken.len(), results.len());
+        assert!(
+            broken.is_empty(),
+            "{count} of {all} cases do not hold:\n{}",
+            broken.join("\n")
+        );
+        assert!(all >= least, "only {all} cases were run");
     }
 
     /// Envoy in a network, with a configuration.
