@@ -102,6 +102,10 @@ error_codes! {
         "The control plane has not yet said where the service is.";
     WrongDestination, "wrong-destination", StatusCode::MISDIRECTED_REQUEST, UNAVAILABLE, unsent,
         "The request names a destination that the answering proxy does not serve.";
+    NoRoute, "no-route", StatusCode::NOT_FOUND, UNIMPLEMENTED, unsent,
+        "The service has routes, and none of their rules matches the request.";
+    BackendInvalid, "backend-invalid", StatusCode::INTERNAL_SERVER_ERROR, UNAVAILABLE, unsent,
+        "The request's route leads to a backend that does not exist or may not be used, or cannot be read.";
     LoopDetected, "loop-detected", StatusCode::LOOP_DETECTED, INTERNAL, unsent,
         "The destination is the proxy itself.";
 

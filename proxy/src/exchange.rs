@@ -8,7 +8,7 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
     rc::Rc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use http::{
@@ -27,10 +27,10 @@ use crate::{
         headers::{AuthorityCache, BadRequest, Upgrade, examine_request, header_list_bytes},
     },
     mesh::StreamLease,
-    retry::RetryObserver,
+    retry::{Failed, RetryObserver},
     telemetry::{
-        Direction, Peer, Protocol, RequestRecord, Telemetry,
-        metrics::{RetryOutcome, RetryReason},
+        Direction, FailedAttempt, Peer, Protocol, RequestRecord, Telemetry,
+        metrics::{HoldOutcome, RetryOutcome, RetryReason},
         trace::TraceContext,
     },
     worker::Worker,
@@ -57,6 +57,10 @@ pub(crate) struct Exchange {
     endpoint: Cell<Option<SocketAddr>>,
     tls: Cell<bool>,
     attempts: Cell<u32>,
+    /// When the present attempt began, after `started`; 0 for the first.
+    attempt_began: Cell<Duration>,
+    failed_attempts: RefCell<Vec<FailedAttempt>>,
+    route: OnceCell<Rc<str>>,
     error: RefCell<Option<(ErrorCode, String)>>,
     status: Cell<Option<StatusCode>>,
     grpc_status: Cell<Option<u8>>,
@@ -154,6 +158,9 @@ impl Exchange {
             endpoint: Cell::new(None),
             tls: Cell::new(origin.tls),
             attempts: Cell::new(0),
+            attempt_began: Cell::default(),
+            failed_attempts: RefCell::default(),
+            route: OnceCell::new(),
             error: RefCell::new(None),
             status: Cell::new(None),
             grpc_status: Cell::new(None),
@@ -224,9 +231,20 @@ impl Exchange {
         let _ = self.service.set(Rc::clone(service));
     }
 
+    /// Notes which rule says where the request goes.
+    pub(crate) fn set_route(&self, route: &Rc<str>) {
+        let _ = self.route.set(Rc::clone(route));
+    }
+
+    pub(crate) fn route(&self) -> Option<Rc<str>> {
+        self.route.get().cloned()
+    }
+
     /// Notes that the request is sent to `endpoint`, whose proxy proved `id`, or in plaintext without one.
     pub(crate) fn sent_to(&self, endpoint: SocketAddr, id: Option<&SpiffeId>) {
-        self.attempts.set(self.attempts.get() + 1);
+        if self.attempts.replace(self.attempts.get() + 1) > 0 {
+            self.attempt_began.set(self.started.elapsed());
+        }
         self.endpoint.set(Some(endpoint));
         if self.direction == Direction::Outbound {
             self.tls.set(id.is_some());
@@ -342,6 +360,8 @@ impl Exchange {
             destination: destination.as_peer(),
             tls: self.tls.get(),
             attempts: self.attempts.get(),
+            failed_attempts: &self.failed_attempts.borrow(),
+            route: self.route.get().map_or("", |route| route),
             request_bytes: self.request_bytes.get(),
             response_bytes: self.response_bytes.get(),
             trace: Some(self.trace),
@@ -356,28 +376,51 @@ impl Exchange {
     }
 }
 
+/// How many failed attempts of one request are written down; the rest is counted.
+const MAX_FAILED_ATTEMPTS: usize = 16;
+
 impl RetryObserver for Exchange {
-    fn retried(&self, status: Option<StatusCode>) {
+    fn retried(&self, failed: Failed) {
         tracing::debug!(
             attempt = self.attempts.get(),
-            ?status,
+            ?failed,
             "a request is tried again"
         );
-        let reason = match status {
-            Some(status) if status.is_server_error() => RetryReason::Status,
-            Some(_) => RetryReason::GrpcStatus,
-            None => RetryReason::ConnectFailed,
-        };
-        self.note_retry(reason, RetryOutcome::Retried);
+        let began = self.attempt_began.get();
+        let mut attempts = self.failed_attempts.borrow_mut();
+        if attempts.len() < MAX_FAILED_ATTEMPTS {
+            attempts.push(FailedAttempt {
+                endpoint: self.endpoint.get(),
+                failed,
+                began,
+                duration: self.started.elapsed().saturating_sub(began),
+            });
+        }
+        drop(attempts);
+        self.note_retry(failed, RetryOutcome::Retried);
     }
 
-    fn budget_exhausted(&self) {
-        self.note_retry(RetryReason::Status, RetryOutcome::BudgetExhausted);
+    fn budget_exhausted(&self, failed: Failed) {
+        self.note_retry(failed, RetryOutcome::BudgetExhausted);
+    }
+
+    fn held(&self, has_place: bool) {
+        let service = self.service.get().map_or("", |service| service);
+        let outcome = match has_place {
+            true => HoldOutcome::Held,
+            false => HoldOutcome::Refused,
+        };
+        self.telemetry.metrics().held(service, outcome);
     }
 }
 
 impl Exchange {
-    fn note_retry(&self, reason: RetryReason, outcome: RetryOutcome) {
+    fn note_retry(&self, failed: Failed, outcome: RetryOutcome) {
+        let reason = match failed {
+            Failed::Response(_, Some(_)) => RetryReason::GrpcStatus,
+            Failed::Response(_, None) => RetryReason::Status,
+            Failed::Error(_) => RetryReason::ConnectFailed,
+        };
         let destination = self.destination.borrow();
         let peer = destination.id.as_ref().map(SpiffeId::as_str);
         let service = self.service.get().map_or("", |service| service);

@@ -5,8 +5,10 @@ mod access_log;
 mod authorization;
 mod detection;
 mod header_rewriting;
+mod route;
 
 pub use access_log::AccessLine;
 pub use authorization::Authorization;
 pub use detection::is_decided;
 pub use header_rewriting::HeaderRewriting;
+pub use route::Routing;

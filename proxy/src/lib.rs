@@ -12,7 +12,7 @@
 //! | [`outbound`] | the way of a connection that the workload makes |
 //! | [`inbound`] | the way of a connection to the workload |
 //! | [`detect`], [`http`], [`copy`], [`upgrade`] | protocols: what a client speaks, HTTP, bytes |
-//! | [`balance`], [`retry`], [`policy`] | which endpoint, whether again, whether at all |
+//! | [`route`], [`balance`], [`retry`], [`policy`] | where to, which endpoint, whether again, whether at all |
 //! | [`mesh`], [`plaintext`] | connections to other sidecars, and to those who have none |
 //! | [`workload_api`] | the workload's own programs get its identity: SPIFFE Workload API, Envoy SDS |
 //! | [`hot`] | the pieces that every request passes, for `benches/` alone |
@@ -47,6 +47,7 @@ mod plaintext;
 mod policy;
 mod redirect;
 mod retry;
+mod route;
 mod run;
 mod status;
 mod telemetry;

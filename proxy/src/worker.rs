@@ -39,6 +39,7 @@ use crate::{
     outbound::Destinations,
     plaintext::PlaintextClient,
     policy::InboundPolicy,
+    route::Copies,
     telemetry::{
         Direction, Protocol, Telemetry,
         logs::Throttle,
@@ -67,6 +68,8 @@ pub(crate) struct Worker {
     /// To endpoints without a sidecar, in the mesh's services or outside.
     pub(crate) endpoints: PlaintextClient,
     pub(crate) forwarding: Forwarding,
+    /// Copies of requests that are under way to mirrors.
+    pub(crate) copies: Copies,
     /// What the workload offers, by its ports.
     served: HashMap<u16, Served>,
     identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
@@ -116,6 +119,7 @@ impl Worker {
                 traffic.pool_idle_timeout,
             ),
             forwarding: Forwarding::new(&config),
+            copies: Copies::default(),
             served: served(&config.workload.serve),
             identity: control.identity.clone(),
             policy: RefCell::new(PolicySnapshot {

@@ -5,6 +5,7 @@
 //! - [`destination`]: how a proxy names what its workload connects to
 //! - [`service`]: names of services, and names of protocols
 //! - [`pattern`]: what an authorization rule may say about methods and paths
+//! - [`expression`], [`header_field`]: what a route may say
 //! - [`bans`]: identities and certificates that are refused although they are good
 //! - [`evidence`]: what is signed when a workload attests
 //! - [`clock`]: what each side says of its clock
@@ -20,12 +21,15 @@ pub mod codec;
 pub mod destination;
 pub mod duration;
 pub mod evidence;
+pub mod expression;
+pub mod header_field;
 pub mod pattern;
 pub mod reason;
 pub mod service;
 
 pub use bans::{BanList, Banned};
 pub use destination::{Destination, DestinationError};
+pub use expression::{Expression, ExpressionError};
 pub use reason::Reason;
 pub use service::{ServiceName, ServiceNameError};
 

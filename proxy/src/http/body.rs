@@ -13,7 +13,7 @@ use super::h1_client::DrivenBody;
 use super::h1_server::RequestBody;
 use super::headers::clean_trailers;
 use super::watched_body::{BodyWatcher, WatchedBody};
-use crate::retry::ReplayBody;
+use crate::{retry::ReplayBody, route::CopiedBody};
 
 /// Body of a request or response, wherever it comes from.
 ///
@@ -37,6 +37,8 @@ pub(crate) enum Body {
     Watched(Box<WatchedBody>),
     /// Request body that remembers what was sent, so that a retry can send it again.
     Replay(ReplayBody),
+    /// Request body that is copied for a mirror as it goes by.
+    Copied(Box<CopiedBody>),
 }
 
 /// Why a body broke off before its end.
@@ -162,6 +164,7 @@ impl http_body::Body for Body {
             Body::H2(stream) => clean(stream.poll_frame(cx)),
             Body::Watched(watched) => watched.poll_frame(cx),
             Body::Replay(replay) => replay.poll_frame(cx),
+            Body::Copied(copied) => copied.poll_frame(cx),
         }
     }
 
@@ -174,6 +177,7 @@ impl http_body::Body for Body {
             Body::Driven(driven) => driven.is_end_stream(),
             Body::H2(stream) => stream.is_end_stream(),
             Body::Replay(replay) => replay.is_end_stream(),
+            Body::Copied(copied) => copied.is_end_stream(),
         }
     }
 
@@ -188,6 +192,7 @@ impl http_body::Body for Body {
                 .remaining
                 .map_or_else(SizeHint::default, SizeHint::with_exact),
             Body::Replay(replay) => replay.size_hint(),
+            Body::Copied(copied) => copied.size_hint(),
         }
     }
 }

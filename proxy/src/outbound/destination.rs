@@ -56,6 +56,15 @@ impl Target {
     }
 }
 
+impl From<sidewind_api::Destination> for Target {
+    fn from(destination: sidewind_api::Destination) -> Self {
+        match destination {
+            sidewind_api::Destination::Address(address) => Self::Address(address),
+            sidewind_api::Destination::Host { host, port } => Self::Host(host.into(), port),
+        }
+    }
+}
+
 impl From<&config::Destination> for Target {
     fn from(destination: &config::Destination) -> Self {
         match destination.host.parse::<IpAddr>() {

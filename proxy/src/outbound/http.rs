@@ -1,6 +1,6 @@
 //! Outbound HTTP: the way of one request to a service.
 //!
-//! exchange (record, trace) → clean → retry → [`Balance`] → endpoint
+//! exchange (record, trace) → clean → [`Forward`]: route → retry → [`Balance`] → endpoint
 
 use std::{
     cell::Cell,
@@ -12,10 +12,10 @@ use std::{
 };
 
 use http::{Request, Response};
-use tower::{Layer, ServiceExt};
 
 use super::{
     destination::{Destination, Resolved},
+    forward::Forward,
     service::Service,
     tcp::outside_address,
 };
@@ -24,7 +24,8 @@ use crate::{
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
     http::Body,
-    retry::{Progress, RetryError, RetryObserver},
+    retry::{Progress, RetryError},
+    route::Front,
     telemetry::Direction,
     worker::{READY_WAIT, Worker},
 };
@@ -83,32 +84,28 @@ impl OutboundHttp {
                 return endpoint.send(worker, exchange, request, self.http2).await;
             }
         };
-        exchange.set_service(service.name());
-        let balance = Balance {
-            worker: Rc::clone(&self.worker),
-            exchange: Rc::clone(exchange),
-            service: Rc::clone(&service),
+        let forward = Forward {
+            worker: &self.worker,
+            origin: &self.origin,
+            exchange,
+            front: Front {
+                tls: false,
+                port: destination.target().port(),
+            },
             http2: self.http2,
-            tried: Rc::default(),
         };
-        if exchange.wants_upgrade() {
-            return balance.oneshot(request).await;
-        }
-        let retry = service
-            .retry()
-            .observed(Rc::clone(exchange) as Rc<dyn RetryObserver>);
-        retry.layer(balance).oneshot(request).await
+        forward.by_service(&service, request).await
     }
 }
 
 /// Sends each try of a request to an endpoint of the service: the better of two, and another than the last.
 #[derive(Clone, Debug)]
-struct Balance {
-    worker: Rc<Worker>,
-    exchange: Rc<Exchange>,
-    service: Rc<Service>,
-    http2: bool,
-    tried: Rc<Cell<Option<SocketAddr>>>,
+pub(super) struct Balance {
+    pub(super) worker: Rc<Worker>,
+    pub(super) exchange: Rc<Exchange>,
+    pub(super) service: Rc<Service>,
+    pub(super) http2: bool,
+    pub(super) tried: Rc<Cell<Option<SocketAddr>>>,
 }
 
 impl tower::Service<Request<Body>> for Balance {
@@ -162,7 +159,7 @@ fn outcome(result: &Result<Response<Body>, ProxyError>) -> Option<Outcome> {
 
 impl RetryError for ProxyError {
     fn progress(&self) -> Progress {
-        match self.code() {
+        match ProxyError::code(self) {
             ErrorCode::ConnectFailed
             | ErrorCode::ConnectTimeout
             | ErrorCode::TlsFailed
@@ -172,6 +169,20 @@ impl RetryError for ProxyError {
             ErrorCode::UpstreamReset | ErrorCode::RequestTimeout => Progress::Sent,
             _ => Progress::Final,
         }
+    }
+
+    fn is_down(&self) -> bool {
+        matches!(
+            ProxyError::code(self),
+            ErrorCode::NoEndpoints
+                | ErrorCode::ConnectFailed
+                | ErrorCode::ConnectTimeout
+                | ErrorCode::WorkloadUnavailable
+        )
+    }
+
+    fn code(&self) -> Option<ErrorCode> {
+        Some(ProxyError::code(self))
     }
 
     fn try_timeout(limit: Duration) -> Self {

@@ -1,10 +1,9 @@
-//! A service as one worker knows it: its endpoints with what has been measured of them, its timeouts and retries.
+//! A service as one worker knows it: its endpoints with what has been measured of them, and its routes.
 
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
-    time::Duration,
 };
 
 use sidewind_api::v1;
@@ -14,7 +13,8 @@ use crate::{
     balance::{Balancer, EndpointDesc, Pick},
     config::Config,
     errors::{ErrorCode, ProxyError},
-    retry::{RetryBudget, RetryLayer, RetryPolicy},
+    retry::{HoldQueue, RetryBudget, RetryLayer, RetryPolicy},
+    route::RouteTable,
 };
 
 #[derive(Debug)]
@@ -24,7 +24,10 @@ pub(crate) struct Service {
     declared: Cell<Declared>,
     endpoints: Balancer,
     budget: Rc<RetryBudget>,
-    policy: RefCell<Rc<RetryPolicy>>,
+    queue: Rc<HoldQueue>,
+    routes: RefCell<Routes>,
+    /// What `routes` was read from.
+    source: RefCell<(Option<v1::RouteTable>, Option<v1::RoutePolicy>)>,
 }
 
 impl Service {
@@ -35,7 +38,9 @@ impl Service {
             declared: Cell::new(service.protocol().into()),
             endpoints: Balancer::new(&endpoints(service)),
             budget: Rc::default(),
-            policy: RefCell::new(Rc::new(policy(service.route.as_ref(), config))),
+            queue: Rc::default(),
+            routes: RefCell::new(Routes::read(service, config)),
+            source: RefCell::new((service.routes.clone(), service.route.clone())),
         }
     }
 
@@ -48,7 +53,22 @@ impl Service {
     pub(crate) fn update(&self, service: &v1::Service, config: &Config) {
         self.declared.set(service.protocol().into());
         self.endpoints.update(&endpoints(service));
-        *self.policy.borrow_mut() = Rc::new(policy(service.route.as_ref(), config));
+        self.update_routes(service, config);
+        self.queue.release();
+    }
+
+    /// Endpoints change often and routes seldom. A new version that cannot be read does not replace one that can.
+    fn update_routes(&self, service: &v1::Service, config: &Config) {
+        let mut source = self.source.borrow_mut();
+        if source.0 == service.routes && source.1 == service.route {
+            return;
+        }
+        *source = (service.routes.clone(), service.route.clone());
+        let mut routes = self.routes.borrow_mut();
+        match Routes::read(service, config) {
+            Routes::Unreadable(_) if !matches!(*routes, Routes::Unreadable(_)) => {}
+            new => *routes = new,
+        }
     }
 
     pub(crate) fn name(&self) -> &Rc<str> {
@@ -59,9 +79,14 @@ impl Service {
         self.declared.get()
     }
 
-    /// The layer that tries this service's requests again.
-    pub(crate) fn retry(&self) -> RetryLayer {
-        RetryLayer::new(Rc::clone(&self.policy.borrow()), Rc::clone(&self.budget))
+    /// Where requests for it go.
+    pub(crate) fn routes(&self) -> Routes {
+        self.routes.borrow().clone()
+    }
+
+    /// The layer that tries requests that are sent to this service again, as `policy` says.
+    pub(crate) fn retry(&self, policy: Rc<RetryPolicy>) -> RetryLayer {
+        RetryLayer::new(policy, Rc::clone(&self.budget), Rc::clone(&self.queue))
     }
 
     /// An endpoint for the next try, another than `tried` where there is one.
@@ -80,30 +105,32 @@ impl Service {
     }
 }
 
-/// What a route says, and what the configuration says where it does not.
-fn policy(route: Option<&v1::RoutePolicy>, config: &Config) -> RetryPolicy {
-    let defaults = &config.traffic;
-    let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-    let mut route = route.cloned().unwrap_or_default();
-    let set = &mut route;
-    set.request_timeout_ms = set
-        .request_timeout_ms
-        .or(defaults.request_timeout.map(milliseconds));
-    set.backend_request_timeout_ms = set
-        .backend_request_timeout_ms
-        .or(defaults.per_try_timeout.map(milliseconds));
-    set.retry_attempts.get_or_insert(defaults.retry_attempts);
-    set.retry_backoff_ms
-        .get_or_insert(milliseconds(defaults.retry_backoff));
-    if set.retry_codes.is_empty() {
-        set.retry_codes = defaults
-            .retry_codes
-            .iter()
-            .copied()
-            .map(u32::from)
-            .collect();
+/// Where a service's requests go.
+#[derive(Clone, Debug)]
+pub(crate) enum Routes {
+    /// To the service itself, by this policy.
+    None(Rc<RetryPolicy>),
+    /// Where the rules say.
+    Table(Rc<RouteTable>),
+    /// Nowhere: the rules cannot be read.
+    Unreadable(Rc<str>),
+}
+
+impl Routes {
+    fn read(service: &v1::Service, config: &Config) -> Self {
+        let policy = |route: Option<&_>| RetryPolicy::new(route, &config.traffic);
+        let Some(table) = &service.routes else {
+            return Self::None(Rc::new(policy(service.route.as_ref())));
+        };
+        match RouteTable::compile(table, &policy) {
+            Ok(table) => Self::Table(Rc::new(table)),
+            Err(error) => {
+                let error = error.to_string();
+                tracing::error!(service = service.name, error, "a route cannot be read");
+                Self::Unreadable(error.into())
+            }
+        }
     }
-    RetryPolicy::from(&route)
 }
 
 /// The endpoints that make sense. Above all, one with a mesh port and no readable identity is left out, and never

@@ -5,6 +5,8 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Request, Response};
 
+use super::deadline::{AskAgain, ask_again};
+use super::layer::Failed;
 use super::policy::RetryPolicy;
 use crate::errors::ErrorCode;
 use crate::http::Body;
@@ -32,6 +34,16 @@ pub(crate) trait RetryError: Sized {
 
     /// The request with all its attempts took longer than `limit`.
     fn request_timeout(limit: Duration) -> Self;
+
+    /// Whether it says that the service has no endpoint that is up.
+    fn is_down(&self) -> bool {
+        false
+    }
+
+    /// Its code, for the log.
+    fn code(&self) -> Option<ErrorCode> {
+        None
+    }
 
     /// Told how many attempts were made before the error is given back.
     fn set_attempts(&mut self, _attempts: u32) {}
@@ -88,46 +100,79 @@ pub(crate) fn is_idempotent(method: &Method) -> bool {
 
 /// What kind of request it is, as far as repeating it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Idempotent,
-    Grpc,
-    Other,
+pub(super) struct Kind {
+    /// Idempotent, or named by the route.
+    repeatable: bool,
+    grpc: bool,
+}
+
+/// Another attempt may do better, and repeating the request is safe.
+#[derive(Debug)]
+pub(super) struct Again {
+    pub(super) failed: Failed,
+    /// The server surely did nothing with the request.
+    pub(super) unsent: bool,
+    /// No endpoint is up, as far as this attempt shows.
+    pub(super) down: bool,
+    /// It helps only to wait for an endpoint.
+    pub(super) only_held: bool,
+    pub(super) ask_again: Option<AskAgain>,
 }
 
 impl Kind {
-    pub(super) fn of(request: &Request<Body>) -> Kind {
-        if is_idempotent(request.method()) {
-            Kind::Idempotent
-        } else if is_grpc(request.headers()) {
-            Kind::Grpc
-        } else {
-            Kind::Other
+    pub(super) fn of(request: &Request<Body>, policy: &RetryPolicy) -> Kind {
+        let method = request.method();
+        let grpc = is_grpc(request.headers());
+        Kind {
+            // Each gRPC call is a POST, so that naming it says nothing of calls.
+            repeatable: is_idempotent(method) || !grpc && policy.methods.contains(method),
+            grpc,
         }
     }
 
-    /// Whether an attempt that failed this way may be repeated.
-    pub(super) fn may_repeat_after(self, progress: Progress) -> bool {
-        match progress {
-            Progress::Unsent => true,
-            Progress::Sent => self == Kind::Idempotent,
-            Progress::Final => false,
-        }
-    }
-
-    /// Whether the response says that another attempt may do better, and repeating the request is safe.
-    pub(super) fn may_repeat_response(
+    /// Whether and how the request is to be tried again after an attempt.
+    pub(super) fn judge<E: RetryError>(
         self,
-        response: &Response<Body>,
+        result: &Result<Response<Body>, E>,
         policy: &RetryPolicy,
-    ) -> bool {
-        match self {
-            // The common response is none of these, and costs two comparisons.
-            Kind::Idempotent => {
-                policy.statuses.contains(&response.status()) || was_undelivered(response)
-            }
-            Kind::Grpc => is_grpc_unavailable(response) || was_undelivered(response),
-            Kind::Other => was_undelivered(response),
+    ) -> Option<Again> {
+        match result {
+            Ok(response) => self.judge_response(response, policy),
+            Err(error) => self.judge_error(error),
         }
+    }
+
+    fn judge_error<E: RetryError>(self, error: &E) -> Option<Again> {
+        let repeat = match error.progress() {
+            Progress::Unsent => true,
+            Progress::Sent => self.repeatable,
+            Progress::Final => false,
+        };
+        let down = error.is_down();
+        (repeat || down).then(|| Again {
+            failed: Failed::Error(error.code()),
+            unsent: error.progress() == Progress::Unsent,
+            down,
+            only_held: !repeat,
+            ask_again: None,
+        })
+    }
+
+    fn judge_response(self, response: &Response<Body>, policy: &RetryPolicy) -> Option<Again> {
+        // The common response is none of these, and costs two comparisons.
+        let grpc_code = self.grpc.then(|| grpc_status(response)).flatten();
+        let repeat = match (self.grpc, grpc_code) {
+            (true, code) => code.is_some_and(|code| policy.grpc_codes.contains(&code)),
+            (false, _) => self.repeatable && policy.statuses.contains(&response.status()),
+        };
+        let undelivered = was_undelivered(response);
+        (repeat || undelivered).then(|| Again {
+            failed: Failed::Response(response.status(), grpc_code),
+            unsent: undelivered,
+            down: undelivered,
+            only_held: false,
+            ask_again: ask_again(response.headers()),
+        })
     }
 }
 
@@ -137,22 +182,18 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// True for a response with no message in it, whose status is UNAVAILABLE (14). Once messages have come, a repetition
-/// would repeat those too.
-fn is_grpc_unavailable(response: &Response<Body>) -> bool {
-    response.body().is_empty()
-        && response
-            .headers()
-            .get("grpc-status")
-            .is_some_and(|status| status == "14")
+/// The status of a response with no message in it. Once messages have come, a repetition would repeat those too.
+fn grpc_status(response: &Response<Body>) -> Option<u8> {
+    if !response.body().is_empty() {
+        return None;
+    }
+    let status = response.headers().get("grpc-status")?;
+    status.to_str().ok()?.parse().ok()
 }
 
 /// True when the proxy beside the workload says that the request did not reach it. It takes the header away from
 /// what workloads answer.
 fn was_undelivered(response: &Response<Body>) -> bool {
-    response.status().is_server_error()
-        && response
-            .headers()
-            .get(SIDEWIND_ERROR)
-            .is_some_and(|code| code == ErrorCode::WorkloadUnavailable.as_str())
+    let said = response.headers().get(SIDEWIND_ERROR);
+    said.is_some_and(|code| code == ErrorCode::WorkloadUnavailable.as_str())
 }

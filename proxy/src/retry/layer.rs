@@ -8,29 +8,45 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower::{Layer, Service, ServiceExt};
 
 use super::budget::RetryBudget;
-use super::classify::{Attempt, Attempts, Kind, Progress, RetryError};
+use super::classify::{Again, Attempt, Attempts, Kind, RetryError};
+use super::deadline::{AskAgain, Deadline, deadline, shorten_grpc_timeout};
+use super::hold::{Held, HoldQueue};
 use super::policy::RetryPolicy;
-use super::replay::{MAX_REPLAY_BYTES, ReplayBuffer};
+use super::spare::Spare;
 use crate::balance::Random;
+use crate::errors::ErrorCode;
 use crate::http::Body;
 
 /// Most bytes that are read of a response that is not passed on.
 const MAX_DISCARDED_BYTES: usize = 64 * 1024;
 /// Longest time for reading them.
 const MAX_DISCARD_TIME: Duration = Duration::from_secs(1);
+/// Longest `retry-after` that is waited for where nothing says how long the client does.
+const MAX_UNASKED_WAIT: Duration = Duration::from_secs(5);
 
-/// Who is told of retries, for metrics.
+/// How an attempt failed that is followed by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// A response of this status, or of this one of gRPC's in a response of 200.
+    Response(StatusCode, Option<u8>),
+    /// The proxy's own failure.
+    Error(Option<ErrorCode>),
+}
+
+/// Who is told of retries, for metrics, log and spans.
 pub(crate) trait RetryObserver {
-    /// Another attempt begins, after a response of this status or, with `None`, after an error.
-    fn retried(&self, status: Option<StatusCode>);
+    /// Another attempt begins.
+    fn retried(&self, failed: Failed);
     /// An attempt that would have been repeated was not, because the budget is used up.
-    fn budget_exhausted(&self);
+    fn budget_exhausted(&self, failed: Failed);
+    /// The request waits for an endpoint, or would have: there was no place for it.
+    fn held(&self, _has_place: bool) {}
 }
 
 /// Retries requests to one service.
@@ -38,6 +54,7 @@ pub(crate) trait RetryObserver {
 pub(crate) struct RetryLayer {
     policy: Rc<RetryPolicy>,
     budget: Rc<RetryBudget>,
+    queue: Rc<HoldQueue>,
     random: Rc<Random>,
     observer: Option<Rc<dyn RetryObserver>>,
 }
@@ -51,11 +68,16 @@ impl fmt::Debug for RetryLayer {
 }
 
 impl RetryLayer {
-    /// Retries by `policy`, with a budget that the service's other connections share.
-    pub(crate) fn new(policy: Rc<RetryPolicy>, budget: Rc<RetryBudget>) -> RetryLayer {
+    /// Retries by `policy`, with a budget and a queue for those who wait that the service's other connections share.
+    pub(crate) fn new(
+        policy: Rc<RetryPolicy>,
+        budget: Rc<RetryBudget>,
+        queue: Rc<HoldQueue>,
+    ) -> RetryLayer {
         RetryLayer {
             policy,
             budget,
+            queue,
             random: Rc::new(Random::new(rand::random())),
             observer: None,
         }
@@ -82,8 +104,8 @@ impl<S> Layer<S> for RetryLayer {
 /// The service that [`RetryLayer`] makes: calls `inner` again when an attempt failed in a way that another may not, when
 /// repeating the request is safe, and while attempts, budget and time are left.
 ///
-/// A retry needs the request once more: its head is copied, and its body is kept as it is sent, up to
-/// [`MAX_REPLAY_BYTES`].
+/// A retry needs the request once more: its head is copied, and its body is kept as it is sent, up to the policy's
+/// bound.
 #[derive(Clone, Debug)]
 pub(crate) struct Retry<S> {
     inner: S,
@@ -123,53 +145,45 @@ where
     S::Error: RetryError,
 {
     let policy = &*settings.policy;
-    let deadline = policy.request_timeout.map(|limit| Instant::now() + limit);
+    let began = Instant::now();
+    let deadline = deadline(attempt.request().headers(), policy.request_timeout, began);
     settings.budget.deposit();
-    let kind = Kind::of(attempt.request());
+    let kind = Kind::of(attempt.request(), policy);
+    let mut waiting: Option<Held> = None;
     let mut number = 1;
     loop {
-        let spare = (number <= policy.max_retries)
-            .then(|| Spare::of(&mut attempt))
+        // What surely was not sent is tried once more whatever the policy says.
+        let spare = (number <= policy.max_retries.max(1) || policy.hold.is_some())
+            .then(|| Spare::of(&mut attempt, policy.replay_bytes))
             .flatten();
         let limits = Limits {
             try_timeout: policy.try_timeout,
-            request_timeout: policy.request_timeout,
             deadline,
         };
         let result = limits.apply(service.call(attempt)).await;
-        let Some(spare) = spare else {
+        let again = kind.judge(&result, policy);
+        if !again.as_ref().is_some_and(|again| again.down)
+            && let Some(held) = waiting.take()
+        {
+            held.passed();
+        }
+        let (Some(spare), Some(again)) = (spare, again) else {
             return finish(result, number);
         };
-        let (repeat, delay) = match &result {
-            Ok(response) => (kind.may_repeat_response(response, policy), true),
-            // Another endpoint or a new connection is there at once; the first time.
-            Err(error) => {
-                let progress = error.progress();
-                let delay = progress != Progress::Unsent || number > 1;
-                (kind.may_repeat_after(progress), delay)
-            }
-        };
-        if !repeat || !spare.is_replayable() {
+        if !spare.is_replayable()
+            || !settings
+                .wait(&again, number, &spare, &mut waiting, deadline)
+                .await
+        {
             return finish(result, number);
         }
-        let delay = if delay {
-            policy.backoff.delay(number, &settings.random)
-        } else {
-            Duration::ZERO
-        };
-        let in_time = deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
-        if !in_time || !settings.withdraw() {
-            return finish(result, number);
-        }
-        settings.tell(&result);
+        settings.tell(&again);
         if let Ok(response) = result {
             discard(response.into_body());
         }
-        if !delay.is_zero() {
-            sleep(delay).await;
-        }
         number += 1;
         attempt = spare.into_attempt(number);
+        shorten_grpc_timeout(attempt.request_mut().headers_mut(), began.elapsed());
         service.ready().await?;
     }
 }
@@ -197,17 +211,80 @@ fn discard(mut body: Body) {
 }
 
 impl RetryLayer {
-    fn withdraw(&self) -> bool {
+    /// Waits until the next attempt is due; false when there is to be none.
+    async fn wait<A: Attempt>(
+        &self,
+        again: &Again,
+        number: u32,
+        spare: &Spare<A>,
+        waiting: &mut Option<Held>,
+        deadline: Option<Deadline>,
+    ) -> bool {
+        if waiting.is_none()
+            && let Some(delay) = self.delay(again, number, deadline)
+            && self.withdraw(again)
+        {
+            if !delay.is_zero() {
+                sleep(delay).await;
+            }
+            return true;
+        }
+        let Some(limits) = self.policy.hold.as_ref().filter(|_| again.down) else {
+            return false;
+        };
+        if waiting.is_none() {
+            *waiting = self.queue.enter(limits, spare.bytes());
+            if let Some(observer) = &self.observer {
+                observer.held(waiting.is_some());
+            }
+        }
+        match waiting {
+            Some(held) => {
+                held.wait(deadline.map(|deadline| deadline.at), &self.random)
+                    .await
+            }
+            None => false,
+        }
+    }
+
+    /// How long to wait before a further attempt; none where the policy, the server or the time left allows no more.
+    fn delay(&self, again: &Again, number: u32, deadline: Option<Deadline>) -> Option<Duration> {
+        let most = match again.unsent {
+            true => self.policy.max_retries.max(1),
+            false => self.policy.max_retries,
+        };
+        if number > most || again.only_held {
+            return None;
+        }
+        // Another endpoint or a new connection is there at once; the first time.
+        let at_once = again.unsent && matches!(again.failed, Failed::Error(_)) && number == 1;
+        let backoff = match at_once {
+            true => Duration::ZERO,
+            false => self.policy.backoff.delay(number, &self.random),
+        };
+        let delay = match again.ask_again {
+            None => backoff,
+            Some(AskAgain::Never) => return None,
+            Some(AskAgain::After(wait)) => wait.max(backoff),
+        };
+        let in_time = match deadline {
+            Some(deadline) => Instant::now() + delay < deadline.at,
+            None => delay <= MAX_UNASKED_WAIT.max(backoff),
+        };
+        in_time.then_some(delay)
+    }
+
+    fn withdraw(&self, again: &Again) -> bool {
         let allowed = self.budget.withdraw();
         if !allowed && let Some(observer) = &self.observer {
-            observer.budget_exhausted();
+            observer.budget_exhausted(again.failed);
         }
         allowed
     }
 
-    fn tell<E>(&self, result: &Result<Response<Body>, E>) {
+    fn tell(&self, again: &Again) {
         if let Some(observer) = &self.observer {
-            observer.retried(result.as_ref().ok().map(Response::status));
+            observer.retried(again.failed);
         }
     }
 }
@@ -233,8 +310,7 @@ fn finish<E: RetryError>(
 
 struct Limits {
     try_timeout: Option<Duration>,
-    request_timeout: Option<Duration>,
-    deadline: Option<Instant>,
+    deadline: Option<Deadline>,
 }
 
 impl Limits {
@@ -252,8 +328,7 @@ impl Limits {
         });
         let of_request = self
             .deadline
-            .zip(self.request_timeout)
-            .map(|(deadline, limit)| (deadline, E::request_timeout as fn(Duration) -> E, limit));
+            .map(|end| (end.at, E::request_timeout as fn(Duration) -> E, end.limit));
         let first = match (of_try, of_request) {
             (Some(of_try), Some(of_request)) if of_try.0 < of_request.0 => Some(of_try),
             (of_try, of_request) => of_request.or(of_try),
@@ -266,80 +341,4 @@ impl Limits {
             },
         }
     }
-}
-
-/// What it takes to make one more attempt.
-struct Spare<A> {
-    attempt: A,
-    body: SpareBody,
-}
-
-enum SpareBody {
-    Whole(Option<Bytes>),
-    Kept(ReplayBuffer),
-}
-
-impl<A: Attempt> Spare<A> {
-    /// Copies a call that is about to be made. A body that is not there as a whole is replaced by one that can be
-    /// sent again. `None` for a request that takes its connection along, which cannot be repeated.
-    fn of(attempt: &mut A) -> Option<Spare<A>> {
-        let request = attempt.request_mut();
-        if request
-            .extensions()
-            .get::<hyper::upgrade::OnUpgrade>()
-            .is_some()
-        {
-            return None;
-        }
-        let body = match std::mem::take(request.body_mut()) {
-            Body::Empty => SpareBody::Whole(None),
-            Body::Full(bytes) => {
-                *request.body_mut() = Body::Full(bytes.clone());
-                SpareBody::Whole(Some(bytes))
-            }
-            Body::Replay(body) => {
-                let buffer = body.buffer();
-                *request.body_mut() = Body::Replay(body);
-                SpareBody::Kept(buffer)
-            }
-            body => {
-                let buffer = ReplayBuffer::new(body, MAX_REPLAY_BYTES);
-                *request.body_mut() = buffer.attempt();
-                SpareBody::Kept(buffer)
-            }
-        };
-        let head = copy_head(attempt.request());
-        Some(Spare {
-            attempt: attempt.with_request(head),
-            body,
-        })
-    }
-
-    fn is_replayable(&self) -> bool {
-        match &self.body {
-            SpareBody::Whole(_) => true,
-            SpareBody::Kept(buffer) => buffer.is_replayable(),
-        }
-    }
-
-    fn into_attempt(self, number: u32) -> A {
-        let mut attempt = self.attempt;
-        *attempt.request_mut().body_mut() = match self.body {
-            SpareBody::Whole(None) => Body::Empty,
-            SpareBody::Whole(Some(bytes)) => Body::Full(bytes),
-            SpareBody::Kept(buffer) => buffer.attempt(),
-        };
-        attempt.begin(number);
-        attempt
-    }
-}
-
-fn copy_head(request: &Request<Body>) -> Request<Body> {
-    let mut copy = Request::new(Body::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    copy
 }

@@ -1,15 +1,20 @@
-//! Retries that cannot make things worse: of what is safe to repeat, within a budget, after a jittered wait.
+//! Retries that cannot make things worse: of what is safe to repeat, within a budget, after a jittered wait, and before
+//! the client gives up. [`hold`]: requests that wait while no endpoint is up.
 
 mod backoff;
 mod budget;
 mod classify;
+mod deadline;
+mod hold;
 mod layer;
 mod policy;
 mod replay;
+mod spare;
 
 pub(crate) use budget::RetryBudget;
 pub(crate) use classify::{Progress, RetryError};
-pub(crate) use layer::{RetryLayer, RetryObserver};
+pub(crate) use hold::HoldQueue;
+pub(crate) use layer::{Failed, RetryLayer, RetryObserver};
 pub(crate) use policy::RetryPolicy;
 pub(crate) use replay::ReplayBody;
 

@@ -1,28 +1,43 @@
-//! What a service's route says about timeouts and retries.
+//! What a route says about timeouts and retries.
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use sidewind_api::v1;
 
-use super::backoff::Backoff;
+use super::{backoff::Backoff, hold::HoldLimits, replay::MAX_REPLAY_BYTES};
+use crate::config::TrafficConfig;
 
 /// Most retries of one request, whatever is configured.
 const MAX_RETRIES: u32 = 10;
 
-/// Timeouts and retries of a service.
+/// Most bytes of one request that are kept for a retry, whatever is configured.
+const MOST_REPLAY_BYTES: usize = 16 * 1024 * 1024;
+
+/// UNAVAILABLE, which gRPC's own clients retry.
+const UNAVAILABLE: u8 = 14;
+
+/// Timeouts and retries of a service's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RetryPolicy {
     /// Retries after the first attempt.
     pub(crate) max_retries: u32,
     /// Responses to idempotent requests that are worth another attempt.
     pub(crate) statuses: Vec<StatusCode>,
+    /// The same of gRPC.
+    pub(crate) grpc_codes: Vec<u8>,
+    /// Methods that may be repeated although they are not idempotent.
+    pub(crate) methods: Vec<Method>,
     /// Waits between attempts.
     pub(crate) backoff: Backoff,
+    /// Most bytes of a body that are kept for another attempt.
+    pub(crate) replay_bytes: usize,
     /// How long one attempt may take to the head of its response.
     pub(crate) try_timeout: Option<Duration>,
     /// How long all attempts with the waits between them may take to the head of the response.
     pub(crate) request_timeout: Option<Duration>,
+    /// Whether and how requests wait while no endpoint is up.
+    pub(crate) hold: Option<HoldLimits>,
 }
 
 impl Default for RetryPolicy {
@@ -35,10 +50,37 @@ impl Default for RetryPolicy {
                 StatusCode::SERVICE_UNAVAILABLE,
                 StatusCode::GATEWAY_TIMEOUT,
             ],
+            grpc_codes: vec![UNAVAILABLE],
+            methods: Vec::new(),
             backoff: Backoff::default(),
+            replay_bytes: MAX_REPLAY_BYTES,
             try_timeout: None,
             request_timeout: None,
+            hold: None,
         }
+    }
+}
+
+impl RetryPolicy {
+    /// What a route says, and what the configuration says where it does not.
+    pub(crate) fn new(route: Option<&v1::RoutePolicy>, defaults: &TrafficConfig) -> RetryPolicy {
+        let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let mut route = route.cloned().unwrap_or_default();
+        let set = &mut route;
+        set.request_timeout_ms = set
+            .request_timeout_ms
+            .or(defaults.request_timeout.map(milliseconds));
+        set.backend_request_timeout_ms = set
+            .backend_request_timeout_ms
+            .or(defaults.per_try_timeout.map(milliseconds));
+        set.retry_attempts.get_or_insert(defaults.retry_attempts);
+        set.retry_backoff_ms
+            .get_or_insert(milliseconds(defaults.retry_backoff));
+        if set.retry_codes.is_empty() {
+            let codes = defaults.retry_codes.iter().copied();
+            set.retry_codes = codes.map(u32::from).collect();
+        }
+        RetryPolicy::from(&route)
     }
 }
 
@@ -56,12 +98,22 @@ impl From<&v1::RoutePolicy> for RetryPolicy {
             .iter()
             .filter_map(|code| StatusCode::from_u16(u16::try_from(*code).ok()?).ok())
             .collect();
+        let grpc_codes = route.retry_grpc_codes.iter();
+        let grpc_codes: Vec<u8> = grpc_codes
+            .filter_map(|code| u8::try_from(*code).ok())
+            .collect();
+        let methods = route.retry_methods.iter();
+        let methods = methods.filter_map(|method| Method::from_bytes(method.as_bytes()).ok());
         let backoff = match route.retry_backoff_ms {
             Some(milliseconds) => Backoff {
                 base: Duration::from_millis(milliseconds),
                 cap: Duration::from_millis(milliseconds.saturating_mul(10)),
             },
             None => default.backoff,
+        };
+        let replay_bytes = match route.retry_body_bytes {
+            Some(bytes) => usize::try_from(bytes).unwrap_or(MOST_REPLAY_BYTES),
+            None => default.replay_bytes,
         };
         RetryPolicy {
             max_retries: route
@@ -73,9 +125,17 @@ impl From<&v1::RoutePolicy> for RetryPolicy {
             } else {
                 statuses
             },
+            grpc_codes: if route.retry_grpc_codes.is_empty() {
+                default.grpc_codes
+            } else {
+                grpc_codes
+            },
+            methods: methods.collect(),
             backoff,
+            replay_bytes: replay_bytes.min(MOST_REPLAY_BYTES),
             try_timeout: timeout(route.backend_request_timeout_ms),
             request_timeout: timeout(route.request_timeout_ms),
+            hold: route.hold.as_ref().map(HoldLimits::from),
         }
     }
 }

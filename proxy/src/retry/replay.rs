@@ -70,6 +70,11 @@ impl ReplayBuffer {
         self.0.borrow().state != SourceState::Spent
     }
 
+    /// How many bytes are kept.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.0.borrow().kept_bytes
+    }
+
     /// The body for the next attempt, from its beginning; the one before gets no more.
     pub(crate) fn attempt(&self) -> Body {
         let mut shared = self.0.borrow_mut();

@@ -34,6 +34,10 @@ impl RetryError for Failure {
         }
     }
 
+    fn is_down(&self) -> bool {
+        *self == Failure::Connect
+    }
+
     fn try_timeout(limit: Duration) -> Failure {
         Failure::TryTimeout(limit)
     }
@@ -77,7 +81,7 @@ async fn play(policy: RetryPolicy, request: Request<Body>, steps: Vec<Step>) -> 
             step
         }
     });
-    let layer = RetryLayer::new(Rc::new(policy), Rc::default());
+    let layer = RetryLayer::new(Rc::new(policy), Rc::default(), Rc::default());
     let result = layer.layer(service).oneshot(request).await;
     (result, bodies.take())
 }
@@ -252,13 +256,19 @@ async fn a_response_that_is_not_passed_on_is_read_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_retries_nothing_is_copied_or_repeated() {
-    let policy = RetryPolicy {
+async fn without_retries_only_what_was_not_sent_is_repeated_and_once() {
+    let policy = || RetryPolicy {
         max_retries: 0,
         ..RetryPolicy::default()
     };
-    let (result, _) = play(policy, request(Method::GET, Body::Empty), vec![status(503)]).await;
-    assert_eq!(result.code(), 503);
+    let get = || request(Method::GET, Body::Empty);
+    let (result, _) = play(policy(), get(), vec![status(503)]).await;
+    assert_eq!((result.code(), result.attempts()), (503, 1));
+    let (result, _) = play(policy(), get(), vec![Err(Failure::Connect), status(200)]).await;
+    assert_eq!((result.code(), result.attempts()), (200, 2));
+    let steps = vec![Err(Failure::Connect), Err(Failure::Connect)];
+    let (result, _) = play(policy(), get(), steps).await;
+    assert_eq!(result.attempts(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -301,7 +311,7 @@ async fn time(policy: RetryPolicy, each: Duration) -> (Step, u32, Duration) {
         }
     });
     let began = Instant::now();
-    let layer = RetryLayer::new(Rc::new(policy), Rc::default());
+    let layer = RetryLayer::new(Rc::new(policy), Rc::default(), Rc::default());
     let result = layer
         .layer(service)
         .oneshot(request(Method::GET, Body::Empty))
@@ -353,12 +363,15 @@ struct Count {
 }
 
 impl RetryObserver for Count {
-    fn retried(&self, status: Option<StatusCode>) {
-        assert_eq!(status, Some(StatusCode::SERVICE_UNAVAILABLE));
+    fn retried(&self, failed: Failed) {
+        assert_eq!(
+            failed,
+            Failed::Response(StatusCode::SERVICE_UNAVAILABLE, None)
+        );
         self.retried.set(self.retried.get() + 1);
     }
 
-    fn budget_exhausted(&self) {
+    fn budget_exhausted(&self, _: Failed) {
         self.exhausted.set(self.exhausted.get() + 1);
     }
 }
@@ -379,7 +392,7 @@ async fn a_service_that_is_down_gets_a_fifth_more_requests_and_not_three_times_a
         },
         ..RetryPolicy::default()
     };
-    let mut service = RetryLayer::new(Rc::new(policy), Rc::default())
+    let mut service = RetryLayer::new(Rc::new(policy), Rc::default(), Rc::default())
         .observed(observer.clone())
         .layer(service);
     for _ in 0..1000 {
@@ -395,4 +408,184 @@ async fn a_service_that_is_down_gets_a_fifth_more_requests_and_not_three_times_a
     );
     assert_eq!(observer.retried.get(), 210);
     assert!(observer.exhausted.get() > 700);
+}
+
+fn with_header(code: u16, name: &'static str, value: &str) -> Step {
+    status(code).map(|mut response| {
+        response.headers_mut().insert(name, value.parse().unwrap());
+        response
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_that_the_route_names_is_retried_like_an_idempotent_one() {
+    let policy = RetryPolicy {
+        methods: vec![Method::POST],
+        ..RetryPolicy::default()
+    };
+    for first in [status(503), Err(Failure::Reset)] {
+        let post = request(Method::POST, Body::from("hello"));
+        let (result, bodies) = play(policy.clone(), post, vec![first, status(200)]).await;
+        assert_eq!((result.code(), result.attempts()), (200, 2));
+        assert_eq!(bodies, ["hello"; 2]);
+    }
+    let patch = request(Method::PATCH, Body::Empty);
+    let (result, _) = play(policy, patch, vec![status(503)]).await;
+    assert_eq!(result.attempts(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_grpc_statuses_of_the_route_are_retried_and_a_server_may_forbid_it() {
+    let policy = RetryPolicy {
+        grpc_codes: vec![8],
+        ..RetryPolicy::default()
+    };
+    for (code, pushback, attempts) in [("8", None, 2), ("14", None, 1), ("8", Some("-1"), 1)] {
+        let mut call = request(Method::POST, Body::from("question"));
+        let grpc = "application/grpc".parse().unwrap();
+        call.headers_mut().insert("content-type", grpc);
+        let first = with_header(200, "grpc-status", code).map(|mut response| {
+            if let Some(pushback) = pushback {
+                let value = pushback.parse().unwrap();
+                response
+                    .headers_mut()
+                    .insert("grpc-retry-pushback-ms", value);
+            }
+            response
+        });
+        let (result, _) = play(policy.clone(), call, vec![first, status(200)]).await;
+        assert_eq!(result.attempts(), attempts, "{code} {pushback:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_waited_for_when_it_ends_before_the_deadline() {
+    let seconds = Duration::from_secs;
+    for (after, timeout, attempts) in [
+        ("3", Some(seconds(10)), 2),
+        ("30", Some(seconds(10)), 1),
+        // Nobody knows how long the client waits.
+        ("3", None, 2),
+        ("30", None, 1),
+    ] {
+        let policy = RetryPolicy {
+            request_timeout: timeout,
+            ..RetryPolicy::default()
+        };
+        let began = Instant::now();
+        let steps = vec![with_header(503, "retry-after", after), status(200)];
+        let (result, _) = play(policy, request(Method::GET, Body::Empty), steps).await;
+        assert_eq!(result.attempts(), attempts, "{after} {timeout:?}");
+        let expected = if attempts == 2 {
+            seconds(3)
+        } else {
+            Duration::ZERO
+        };
+        assert_eq!(began.elapsed(), expected, "{after} {timeout:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_clients_own_deadline_ends_the_request_before_it_does() {
+    let service = service_fn(|_: Request<Body>| async {
+        sleep(Duration::from_secs(60)).await;
+        status(200)
+    });
+    let layer = RetryLayer::new(Rc::default(), Rc::default(), Rc::default());
+    let mut call = request(Method::POST, Body::Empty);
+    call.headers_mut()
+        .insert("grpc-timeout", "2S".parse().unwrap());
+    let began = Instant::now();
+    let result: Step = layer.layer(service).oneshot(call).await;
+    let limit = Duration::from_millis(1900);
+    assert_eq!(result.unwrap_err(), Failure::RequestTimeout(limit));
+    assert_eq!(began.elapsed(), limit);
+}
+
+/// A service that is down until `up`, and how often it was tried.
+fn outage(
+    up: Instant,
+) -> (
+    impl Service<Request<Body>, Response = Response<Body>, Error = Failure, Future: 'static> + Clone,
+    Rc<Cell<u32>>,
+) {
+    let tries = Rc::new(Cell::new(0));
+    let count = tries.clone();
+    let service = service_fn(move |_: Request<Body>| {
+        count.set(count.get() + 1);
+        std::future::ready(match Instant::now() < up {
+            true => Err(Failure::Connect),
+            false => status(200),
+        })
+    });
+    (service, tries)
+}
+
+fn holding(timeout: Duration, requests: u32) -> Rc<RetryPolicy> {
+    Rc::new(RetryPolicy {
+        hold: Some(hold::HoldLimits {
+            timeout,
+            requests,
+            bytes: 1000,
+        }),
+        ..RetryPolicy::default()
+    })
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn requests_wait_for_an_endpoint_and_one_of_them_tries() {
+    let (service, tries) = outage(Instant::now() + Duration::from_secs(2));
+    let queue: Rc<HoldQueue> = Rc::default();
+    let layer = RetryLayer::new(
+        holding(Duration::from_secs(10), 50),
+        Rc::default(),
+        Rc::clone(&queue),
+    );
+    let began = Instant::now();
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let post = request(Method::POST, Body::from("x"));
+            tokio::task::spawn_local(layer.layer(service.clone()).oneshot(post))
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().status(), 200);
+    }
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_secs(2) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
+    assert_eq!(queue.len(), 0);
+    // Each of them when it came, and within its budget of retries; in the end each again; and in between one at a time.
+    assert!(tries.get() < 50 + 10 + 50 + 40, "{}", tries.get());
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn what_waits_is_bounded_in_number_bytes_and_time() {
+    let (service, _) = outage(Instant::now() + Duration::from_secs(60));
+    let layer = RetryLayer::new(
+        holding(Duration::from_secs(10), 1),
+        Rc::default(),
+        Rc::default(),
+    );
+    let call = |body: Body| {
+        layer
+            .layer(service.clone())
+            .oneshot(request(Method::GET, body))
+    };
+    let began = Instant::now();
+    let large = call(Body::from("x".repeat(1001))).await;
+    assert!(matches!(large.unwrap_err(), Failure::After(_, error) if *error == Failure::Connect));
+    assert!(began.elapsed() < Duration::from_secs(1));
+    let first = tokio::task::spawn_local(call(Body::Empty));
+    sleep(Duration::from_secs(1)).await;
+    assert!(call(Body::Empty).await.is_err());
+    assert!(began.elapsed() < Duration::from_secs(3));
+    assert!(first.await.unwrap().is_err());
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_secs(10) && took < Duration::from_secs(13),
+        "{took:?}"
+    );
 }

@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-pub(crate) use record::{ConnectionRecord, Direction, Peer, Protocol, RequestRecord};
+pub(crate) use record::{
+    ConnectionRecord, Direction, FailedAttempt, Peer, Protocol, RequestRecord,
+};
 
 use access_log::{AccessLog, LineBuffer};
 use metrics::{FinishedRequest, Metrics, WorkerMetrics};

@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use super::metrics::{ConnectionHandles, RequestHandles};
 use super::trace::TraceContext;
 use crate::errors::ErrorCode;
+use crate::retry::Failed;
 
 /// Which way traffic goes, seen from the workload that the proxy stands beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,6 +85,19 @@ pub(crate) struct TaskContext {
     pub(crate) triggered_by: Option<String>,
 }
 
+/// An attempt to send a request that was followed by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FailedAttempt {
+    /// Where it went; none where there was no endpoint.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// How it failed.
+    pub(crate) failed: Failed,
+    /// From the first byte of the request to the beginning of the attempt.
+    pub(crate) began: Duration,
+    /// How long it took.
+    pub(crate) duration: Duration,
+}
+
 /// A finished request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestRecord<'a> {
@@ -121,6 +135,10 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) tls: bool,
     /// How often the request was sent, retries and the first attempt counted.
     pub(crate) attempts: u32,
+    /// Those of them that failed and were followed by another.
+    pub(crate) failed_attempts: &'a [FailedAttempt],
+    /// The rule that said where the request goes; empty where none did.
+    pub(crate) route: &'a str,
     /// Bytes of the request's body.
     pub(crate) request_bytes: u64,
     /// Bytes of the response's body.
@@ -158,6 +176,8 @@ impl<'a> RequestRecord<'a> {
             destination: Peer::default(),
             tls: false,
             attempts: 0,
+            failed_attempts: &[],
+            route: "",
             request_bytes: 0,
             response_bytes: 0,
             trace: None,

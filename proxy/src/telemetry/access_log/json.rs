@@ -50,6 +50,22 @@ impl<'a> Object<'a> {
         self.0.push(b',');
     }
 
+    /// A member that is a list of objects, each written by `write`.
+    pub(super) fn list<T>(&mut self, key: Key, items: &[T], write: impl Fn(&mut Object<'_>, &T)) {
+        self.key(key);
+        self.0.push(b'[');
+        for item in items {
+            let mut object = Object::open(self.0);
+            write(&mut object, item);
+            object.close();
+            self.0.push(b',');
+        }
+        if self.0.ends_with(b",") {
+            self.0.pop();
+        }
+        self.0.extend_from_slice(b"],");
+    }
+
     /// A string that needs no escaping: a constant, or digits.
     pub(super) fn plain(&mut self, key: Key, value: &[u8]) {
         self.quoted(key, |out| out.extend_from_slice(value));

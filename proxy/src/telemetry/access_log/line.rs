@@ -2,7 +2,8 @@
 
 use super::json::{Object, key};
 use super::timestamp::Timestamps;
-use crate::telemetry::record::{ConnectionRecord, Peer, RequestRecord, TaskContext};
+use crate::retry::Failed;
+use crate::telemetry::record::{ConnectionRecord, FailedAttempt, Peer, RequestRecord, TaskContext};
 use crate::telemetry::trace::TraceContext;
 
 /// Bounds of what comes from outside, in bytes. A line is below 16 KiB with all of them used up.
@@ -50,8 +51,18 @@ pub(super) fn request(
         record.source,
         record.destination,
     );
+    if !record.route.is_empty() {
+        line.string(key!("route"), record.route, MAX_NAME_BYTES);
+    }
     line.boolean(key!("tls"), record.tls);
     line.number(key!("attempts"), record.attempts.into());
+    if !record.failed_attempts.is_empty() {
+        line.list(
+            key!("failed_attempts"),
+            record.failed_attempts,
+            failed_attempt,
+        );
+    }
     line.number(key!("request_bytes"), record.request_bytes);
     line.number(key!("response_bytes"), record.response_bytes);
     line.milliseconds(key!("duration_ms"), record.duration);
@@ -97,6 +108,26 @@ pub(super) fn connection(
     task(&mut line, record.task);
     line.close();
     out.push(b'\n');
+}
+
+fn failed_attempt(line: &mut Object<'_>, attempt: &FailedAttempt) {
+    if let Some(endpoint) = attempt.endpoint {
+        line.address(key!("endpoint"), endpoint);
+    }
+    match attempt.failed {
+        Failed::Response(status, grpc_status) => {
+            line.number(key!("status"), status.as_u16().into());
+            if let Some(status) = grpc_status {
+                line.number(key!("grpc_status"), status.into());
+            }
+        }
+        Failed::Error(code) => {
+            let code = code.map_or("unknown", |code| code.as_str());
+            line.plain(key!("error"), code.as_bytes());
+        }
+    }
+    line.milliseconds(key!("began_ms"), attempt.began);
+    line.milliseconds(key!("duration_ms"), attempt.duration);
 }
 
 fn ends(

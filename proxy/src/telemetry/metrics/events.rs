@@ -130,6 +130,28 @@ words! {
 }
 
 words! {
+    /// What became of a request that met no endpoint that is up, under a route that lets requests wait.
+    HoldOutcome {
+        /// It waits.
+        Held = "held",
+        /// As many wait as may.
+        Refused = "refused",
+    }
+}
+
+words! {
+    /// What became of a copy of a request.
+    MirrorOutcome {
+        /// It was answered.
+        Answered = "answered",
+        /// It was not.
+        Failed = "failed",
+        /// As many copies were under way as may be, or its body was too large or incomplete.
+        Dropped = "dropped",
+    }
+}
+
+words! {
     /// Why a mesh connection was cut off.
     CutOff {
         /// Its peer was banned.
@@ -177,6 +199,8 @@ encode_as_str!(
     Side,
     RetryReason,
     RetryOutcome,
+    HoldOutcome,
+    MirrorOutcome,
     Outcome,
     AdminRefusal
 );
@@ -232,6 +256,20 @@ pub(super) struct RetryLabels {
     pub(super) outcome: RetryOutcome,
 }
 
+/// Labels of `sidewind_held_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct HoldLabels {
+    pub(super) service: Name,
+    pub(super) outcome: HoldOutcome,
+}
+
+/// Labels of `sidewind_mirrored_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct MirrorLabels {
+    pub(super) service: Name,
+    pub(super) outcome: MirrorOutcome,
+}
+
 macro_rules! closed_set {
     ($($labels:ty),+) => { $(
         impl Labels for $labels {
@@ -249,14 +287,19 @@ closed_set!(
     AdminLabels
 );
 
-impl Labels for RetryLabels {
-    fn overflow(&self) -> Self {
-        Self {
-            service: Name::overflow(),
-            ..self.clone()
+macro_rules! by_service {
+    ($($labels:ty),+) => { $(
+        impl Labels for $labels {
+            fn overflow(&self) -> Self {
+                Self {
+                    service: Name::overflow(),
+                    ..self.clone()
+                }
+            }
         }
-    }
+    )+ };
 }
+by_service!(RetryLabels, HoldLabels, MirrorLabels);
 
 #[cfg(test)]
 mod tests {

@@ -12,8 +12,9 @@ use http::{Method, StatusCode};
 use super::Metrics;
 use super::cell::{Counter, Gauge, Histogram, Latency, Lifetime};
 use super::events::{
-    CodeLabels, CutLabels, CutOff, FailureLabel, HandshakeFailure, HandshakeLabels, Outcome,
-    RetryLabels, RetryOutcome, RetryReason, Side, SideLabels,
+    CodeLabels, CutLabels, CutOff, FailureLabel, HandshakeFailure, HandshakeLabels, HoldLabels,
+    HoldOutcome, MirrorLabels, MirrorOutcome, Outcome, RetryLabels, RetryOutcome, RetryReason,
+    Side, SideLabels,
 };
 use super::labels::{
     ConnectionLabels, ErrorLabel, GrpcStatus, MethodLabel, Name, PairLabels, RequestLabels,
@@ -136,6 +137,28 @@ impl WorkerMetrics {
         let counter = self.shared.errors.cell(self.worker, &labels);
         counter.inc();
         errors.push(ErrorCounter { labels, counter });
+    }
+
+    /// Counts a request that waits for an endpoint, or had no place to.
+    pub(crate) fn held(&self, service: &str, outcome: HoldOutcome) {
+        let service = Name::new(service);
+        let cell = self
+            .shared
+            .requests
+            .held
+            .cell(self.worker, &HoldLabels { service, outcome });
+        cell.inc();
+    }
+
+    /// Counts a copy of a request that was for a service.
+    pub(crate) fn mirrored(&self, service: &str, outcome: MirrorOutcome) {
+        let service = Name::new(service);
+        let labels = MirrorLabels { service, outcome };
+        self.shared
+            .requests
+            .mirrored
+            .cell(self.worker, &labels)
+            .inc();
     }
 
     /// Counts mesh connections that were cut off.

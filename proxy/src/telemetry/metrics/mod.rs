@@ -24,7 +24,10 @@ use prometheus_client::registry::Registry;
 
 pub(crate) use cell::{Counter, Gauge};
 pub(crate) use control::ControlNumbers;
-pub(crate) use events::{AdminRefusal, CutOff, HandshakeFailure, RetryOutcome, RetryReason, Side};
+pub(crate) use events::{
+    AdminRefusal, CutOff, HandshakeFailure, HoldOutcome, MirrorOutcome, RetryOutcome, RetryReason,
+    Side,
+};
 pub(crate) use exposition::Format;
 pub(crate) use handles::{
     ConnectionHandles, FinishedRequest, OpenConnection, RequestHandles, WorkerMetrics,
@@ -32,7 +35,10 @@ pub(crate) use handles::{
 pub(crate) use workload_api::{ClosedConnection, WorkloadApiFamilies};
 
 use cell::{Cell, Histogram, Latency, Lifetime};
-use events::{AdminLabels, CodeLabels, CutLabels, HandshakeLabels, RetryLabels, SideLabels};
+use events::{
+    AdminLabels, CodeLabels, CutLabels, HandshakeLabels, HoldLabels, MirrorLabels, RetryLabels,
+    SideLabels,
+};
 use family::{Family, Labels, Single};
 use labels::{ConnectionLabels, PairLabels, RequestLabels};
 
@@ -153,6 +159,8 @@ struct RequestFamilies {
     request_bytes: Family<PairLabels, Counter>,
     response_bytes: Family<PairLabels, Counter>,
     retries: Family<RetryLabels, Counter>,
+    held: Family<HoldLabels, Counter>,
+    mirrored: Family<MirrorLabels, Counter>,
 }
 
 impl RequestFamilies {
@@ -172,6 +180,14 @@ impl RequestFamilies {
             retries: families.add(
                 "sidewind_retries",
                 "Reasons to retry and what became of them",
+            ),
+            held: families.add(
+                "sidewind_held_requests",
+                "Requests that met no endpoint that is up, under a route that lets requests wait",
+            ),
+            mirrored: families.add(
+                "sidewind_mirrored_requests",
+                "Copies of requests and what became of them",
             ),
         }
     }

@@ -7,12 +7,13 @@ use std::sync::OnceLock;
 
 use http::Method;
 use opentelemetry::trace::{
-    SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+    Event, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
 };
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use super::TraceContext;
+use crate::retry::Failed;
 use crate::telemetry::record::{
     ConnectionRecord, Direction, Peer, Protocol, RequestRecord, TaskContext,
 };
@@ -22,6 +23,9 @@ pub(crate) fn request_span(record: &RequestRecord<'_>, context: &TraceContext) -
     let mut attributes = Attributes(Vec::with_capacity(24));
     http_attributes(&mut attributes, record);
     attributes.common(&Common::from(record));
+    if !record.route.is_empty() {
+        attributes.text("sidewind.route", record.route.to_owned());
+    }
     let error_type = request_error_type(record);
     let failed = error_type.is_some();
     attributes.text_if("error.type", error_type);
@@ -37,8 +41,38 @@ pub(crate) fn request_span(record: &RequestRecord<'_>, context: &TraceContext) -
         start_time: record.started,
         end_time: record.started + record.duration,
         status: status(failed, record.error_detail),
+        events: failed_attempts(record),
         ..empty(record.direction, context, attributes)
     }
+}
+
+/// One event for each attempt that was followed by another, at its end.
+fn failed_attempts(record: &RequestRecord<'_>) -> SpanEvents {
+    let events = record.failed_attempts.iter().enumerate();
+    let events = events.map(|(index, attempt)| {
+        let mut attributes = Attributes(Vec::with_capacity(5));
+        attributes.number("http.request.resend_count", index as u64);
+        if let Some(endpoint) = attempt.endpoint {
+            attributes.text("network.peer.address", endpoint.ip().to_string());
+            attributes.number("network.peer.port", u64::from(endpoint.port()));
+        }
+        match attempt.failed {
+            Failed::Response(status, grpc_status) => {
+                attributes.number("http.response.status_code", u64::from(status.as_u16()));
+                if let Some(status) = grpc_status {
+                    attributes.number("rpc.grpc.status_code", u64::from(status));
+                }
+            }
+            Failed::Error(code) => {
+                attributes.text_if("error.type", code.map(|code| code.as_str()));
+            }
+        }
+        let at = record.started + attempt.began + attempt.duration;
+        Event::new("attempt failed", at, attributes.0, 0)
+    });
+    let mut list = SpanEvents::default();
+    list.events = events.collect();
+    list
 }
 
 /// The span of a finished connection.
