@@ -4,7 +4,7 @@ use super::error::Place;
 use super::tree::{Find as _, Node, join};
 use super::{
     ConfigError, ConfigErrors, Draft, attestor_config, authorization_policy,
-    federated_trust_domain, gateway, http_route, registration, service_entry, tls_route,
+    federated_trust_domain, gateway, registration, route, service_entry, tls_route,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
@@ -144,17 +144,21 @@ impl Document<'_> {
             (Some(SIDEWIND_API), Some("FederatedTrustDomain")) => {
                 federated_trust_domain::read(&mut reader, draft);
             }
-            (Some(GATEWAY_API), Some("HTTPRoute")) => http_route::read(&mut reader, draft),
             (Some(GATEWAY_API), Some("Gateway")) => gateway::read(&mut reader, draft),
             // Stable since version 1.5 of Gateway API.
             (Some(GATEWAY_API | "gateway.networking.k8s.io/v1alpha2"), Some("TLSRoute")) => {
                 tls_route::read(&mut reader, draft);
             }
+            (Some(SIDEWIND_API), Some("RouteExtension")) => {
+                route::read_extension(&mut reader, draft);
+            }
+            (Some(GATEWAY_API), Some("HTTPRoute")) => route::read_http(&mut reader, draft),
+            (Some(GATEWAY_API), Some("GRPCRoute")) => route::read_grpc(&mut reader, draft),
             (None, _) => reader.miss("apiVersion"),
             (_, None) => reader.miss("kind"),
             (Some(api), Some(kind)) => {
                 let message = format!(
-                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration, AttestorConfig and FederatedTrustDomain of {SIDEWIND_API}, and HTTPRoute, TLSRoute and Gateway of {GATEWAY_API}"
+                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, RouteExtension, Registration, AttestorConfig and FederatedTrustDomain of {SIDEWIND_API}, and HTTPRoute, GRPCRoute, TLSRoute and Gateway of {GATEWAY_API}"
                 );
                 let at = reader.place_of("kind");
                 reader.errors.push(self.error_at(at, "kind", message));
@@ -304,6 +308,8 @@ pub(super) struct Metadata {
     #[serde(default)]
     namespace: Option<Spanned<String>>,
     // Read for their form alone: tools put them there.
+    #[serde(default)]
+    creation_timestamp: Option<String>,
     #[serde(default, rename = "labels")]
     _labels: Option<std::collections::BTreeMap<String, String>>,
     #[serde(default)]
@@ -314,6 +320,11 @@ impl Metadata {
     /// The value of an annotation, where it is there.
     pub(super) fn annotation(&self, name: &str) -> Option<&Spanned<String>> {
         self.annotations.as_ref()?.get(name)
+    }
+
+    /// When the resource's cluster has it from, where it says so.
+    pub(super) fn created(&self) -> Option<&str> {
+        self.creation_timestamp.as_deref()
     }
 
     /// Checks the name, takes it, and gives it back as namespace and name.

@@ -1,8 +1,8 @@
 //! The resources of `--config DIR`: YAML documents in, a checked model out.
 //!
 //! - [`document`]: splits files into documents and reads each by its kind
-//! - `authorization_policy`, `service_entry`, `http_route`, `gateway`, `tls_route`, `registration`, `attestor_config`,
-//!   [`federated_trust_domain`]: one kind each, from its text to the model
+//! - `authorization_policy`, `service_entry`, `gateway`, `tls_route`, `registration`, `attestor_config`,
+//!   [`federated_trust_domain`]: one kind each, from its text to the model; `route`: those that say where requests go
 //! - [`template`], [`vocabulary`]: texts with placeholders, and the words that they and selectors have
 //! - `across`: what documents say together
 //! - [`watch`]: reads again on change; a bad new version never replaces a good running one
@@ -17,8 +17,8 @@ mod error;
 pub mod federated_trust_domain;
 mod gateway;
 mod gateway_options;
-mod http_route;
 mod registration;
+mod route;
 mod service_entry;
 pub mod template;
 mod tls_route;
@@ -39,6 +39,7 @@ use attestor_config::{Airflow, AwsRegion, KubernetesCluster, OidcIssuer, X509Aut
 use error::Place;
 use federated_trust_domain::PlacedTrustDomain;
 use gateway::Gateway;
+use route::{RouteDraft, Routes};
 use sidewind_api::{ServiceName, v1};
 use sidewind_identity::{SpiffeId, TrustDomain};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -57,7 +58,7 @@ pub struct Config {
     by_address: HashMap<(std::net::IpAddr, u16), Arc<ServiceEntry>>,
     /// Services that stand behind an entry.
     backends: HashSet<ServiceName>,
-    routes: HashMap<(ServiceName, Option<u16>), v1::RoutePolicy>,
+    routes: Routes,
     gateways: Vec<Gateway>,
     registrations: Vec<Arc<RegistrationRule>>,
     attestors: AttestorConfigs,
@@ -142,6 +143,7 @@ struct PlacedRule {
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
     config: Config,
+    routes: RouteDraft,
     expectations: Expectations,
     registrations: Vec<PlacedRule>,
     /// Where clusters are said to give default identities, and their names.
@@ -193,6 +195,7 @@ impl Config {
         }
         if errors.is_empty() {
             errors = across::check(&draft);
+            errors.extend(draft.routes.complete());
             errors.extend(draft.attach_routes());
         }
         if errors.is_empty() {
@@ -280,11 +283,15 @@ impl Config {
         self.by_address.get(&(address, port))
     }
 
-    /// Timeouts and retries of a service's port: those of the port, else those of the service.
+    /// Where requests to a service's port go: the policy of those that no rule treats in its own way, for proxies that
+    /// know nothing else, and the table where there is more to it.
     #[must_use]
-    pub fn route(&self, service: &ServiceName, port: u16) -> Option<&v1::RoutePolicy> {
-        let of = |port| self.routes.get(&(service.clone(), port));
-        of(Some(port)).or_else(|| of(None))
+    pub fn routes(
+        &self,
+        service: &ServiceName,
+        port: u16,
+    ) -> (Option<v1::RoutePolicy>, Option<v1::RouteTable>) {
+        self.routes.of_service(service, port)
     }
 
     /// What a proxy of this identity listens on as a gateway.
@@ -363,6 +370,7 @@ impl Draft {
             specific.then_with(|| a.name.cmp(&b.name))
         });
         self.config.registrations = rules;
+        self.config.routes = self.routes.finish();
         self.config
     }
 
@@ -376,7 +384,12 @@ impl Draft {
 
     /// Attaches routes to the listeners of gateways; says which cannot be.
     fn attach_routes(&mut self) -> Vec<ConfigError> {
-        tls_route::attach_all(&self.tls_routes, &mut self.config.gateways)
+        let mut errors = self.routes.attach_all(&mut self.config.gateways);
+        errors.extend(tls_route::attach_all(
+            &self.tls_routes,
+            &mut self.config.gateways,
+        ));
+        errors
     }
 
     fn add_policy(&mut self, policy: AuthorizationPolicy) {
@@ -399,10 +412,6 @@ impl Draft {
             }
         }
         self.config.entries.push(entry);
-    }
-
-    fn add_route(&mut self, service: ServiceName, port: Option<u16>, route: v1::RoutePolicy) {
-        self.config.routes.insert((service, port), route);
     }
 }
 

@@ -88,11 +88,13 @@ fn a_file_of_several_documents_is_read_whole() {
         "data/orders"
     );
     let service = "orders-api.data".parse().unwrap();
-    let route = config.route(&service, 8080).unwrap();
+    let (route, table) = config.routes(&service, 8080);
+    let route = route.unwrap();
     assert_eq!(route.request_timeout_ms, Some(10_000));
     assert_eq!(route.backend_request_timeout_ms, Some(2_500));
     assert_eq!(route.retry_codes, [502, 503]);
-    assert!(config.route(&service, 9090).is_none());
+    assert_eq!(table, None);
+    assert_eq!(config.routes(&service, 9090), (None, None));
 }
 
 #[test]
@@ -111,18 +113,6 @@ fn a_policy_without_rules_denies_everything() {
     assert!(selected && rules.is_empty());
 }
 
-#[test]
-fn the_route_of_a_port_comes_before_that_of_its_service() {
-    let whole = ROUTE
-        .replace(", port: 8080", "")
-        .replace("name: orders,", "name: all,")
-        .replace("10s", "9s");
-    let config = parse(&format!("{ROUTE}---{whole}")).unwrap();
-    let service = "orders-api.data".parse().unwrap();
-    let timeout = |port| config.route(&service, port).unwrap().request_timeout_ms;
-    assert_eq!((timeout(8080), timeout(9090)), (Some(10_000), Some(9_000)));
-}
-
 /// What is replaced in a right document, by what, and the one error that this must be.
 type Mistake = (&'static str, &'static str, &'static str, &'static str);
 
@@ -130,7 +120,7 @@ type Mistake = (&'static str, &'static str, &'static str, &'static str);
 const MISTAKES: &[Mistake] = &[
     (POLICY, "  rules:", "  rule:", "mesh.yaml:7:3: spec.rule: unknown field `rule`, expected one of selector, rules"),
     (POLICY, "  selector: { spiffeIds: [\"spiffe://sidewind.local/ns/data/sa/orders-api\"] }\n", "", "mesh.yaml:6:3: spec.selector: is missing"),
-    (POLICY, "kind: AuthorizationPolicy", "kind: AuthorisationPolicy", "mesh.yaml:3:7: kind: AuthorisationPolicy of sidewind.dev/v1alpha1 is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, Registration, AttestorConfig and FederatedTrustDomain of sidewind.dev/v1alpha1, and HTTPRoute, TLSRoute and Gateway of gateway.networking.k8s.io/v1"),
+    (POLICY, "kind: AuthorizationPolicy", "kind: AuthorisationPolicy", "mesh.yaml:3:7: kind: AuthorisationPolicy of sidewind.dev/v1alpha1 is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, RouteExtension, Registration, AttestorConfig and FederatedTrustDomain of sidewind.dev/v1alpha1, and HTTPRoute, GRPCRoute, TLSRoute and Gateway of gateway.networking.k8s.io/v1"),
     (POLICY, "kind: AuthorizationPolicy\n", "", "mesh.yaml:1:1: kind: is missing"),
     (POLICY, "apiVersion: sidewind.dev/v1alpha1\n", "", "mesh.yaml:1:1: apiVersion: is missing"),
     (POLICY, "[8080]", "[80800]", "mesh.yaml:9:24: spec.rules[0].to[0].ports[0]: must be a whole number from 0 to 65535"),
@@ -152,14 +142,10 @@ const MISTAKES: &[Mistake] = &[
     (ENTRY, "  service: orders-api.data\n", "", "mesh.yaml:6:3: spec: must have either `service` or `endpoints`: what stands behind"),
     (ENTRY, "orders-api.data", "orders-api", "mesh.yaml:9:12: spec.service: \"orders-api\" is not a service name; it must be `name.namespace`, each of lower-case letters, digits and `-`, at most 63 characters"),
     (ENTRY, "targetPort", "target_port", "mesh.yaml:8:38: spec.ports[0].target_port: unknown field `target_port`, expected one of port, protocol, targetPort"),
-    (ROUTE, "kind: Service", "kind: Gateway", "mesh.yaml:6:16: spec.parentRefs[0]: must be a service: `group: \"\"` and `kind: Service`; this version has no routes of gateways"),
     (ROUTE, "request: 10s", "request: 10", "mesh.yaml:8:28: spec.rules[0].timeouts.request: \"10\" is not a duration; write it like 250ms, 90s, 10m, 1h or 1h30m"),
     (ROUTE, "request: 10s", "request: 1s", "mesh.yaml:8:48: spec.rules[0].timeouts.backendRequest: must not be longer than the request's (2500 ms > 1000 ms)"),
     (ROUTE, "503]", "200]", "mesh.yaml:9:42: spec.rules[0].retry.codes[1]: must be a status code from 400 to 599"),
     (ROUTE, "attempts: 3", "attempts: 11", "mesh.yaml:9:26: spec.rules[0].retry.attempts: must be at most 10"),
-    (ROUTE, "backendRefs: [{ name: orders-api,", "backendRefs: [{ name: other,", "mesh.yaml:10:21: spec.rules[0].backendRefs[0]: must be the service of parentRefs; this version does not send elsewhere"),
-    (ROUTE, "    - timeouts", "    - matches: []\n    - timeouts", "mesh.yaml:8:7: spec.rules[0].matches: unknown field `matches`, expected one of timeouts, retry, backendRefs"),
-    (ROUTE, "    - timeouts", "    - {}\n    - timeouts", "mesh.yaml:8:5: spec.rules: must have exactly one rule; this version routes by service alone"),
     (FAR, "spiffe://partner.example/prices", "spiffe://partner.example", "mesh.yaml:8:47: spec.endpoints[0].spiffeId: is a trust domain's and no workload's"),
     (FAR, "spiffe://partner.example/prices", "prices", "mesh.yaml:8:47: spec.endpoints[0].spiffeId: "),
     (FAR, "meshPort: 15009", "meshPort: 0", "mesh.yaml:8:92: spec.endpoints[0].meshPort: must be a port from 1 to 65535"),

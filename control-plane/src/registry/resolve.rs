@@ -127,12 +127,14 @@ impl<'a> View<'a> {
         // Workloads that disagree are told apart by what each connection carries.
         let mut protocols = protocols.into_iter();
         let agreed = protocols.next().filter(|_| protocols.next().is_none());
+        let (route, routes) = self.config.routes(name, port);
         v1::Service {
             name: name.to_string(),
             port: port.into(),
             protocol: protocol.or(agreed).unwrap_or_default().into(),
             endpoints: endpoints.into_values().collect(),
-            route: self.config.route(name, port).cloned(),
+            route,
+            routes,
             ..Default::default()
         }
     }
@@ -161,7 +163,7 @@ impl<'a> View<'a> {
         if let Some((name, service_port)) = &served.service {
             service.name = name.to_string();
             service.port = (*service_port).into();
-            service.route = self.config.route(name, *service_port).cloned();
+            (service.route, service.routes) = self.config.routes(name, *service_port);
         }
         Some(service)
     }
@@ -196,16 +198,17 @@ impl<'a> View<'a> {
                 };
                 let endpoints = endpoints.iter().filter_map(endpoint).collect();
                 let name = entry.display_name();
-                let route = name
-                    .parse()
-                    .ok()
-                    .and_then(|name| self.config.route(&name, port.port));
+                let parsed = name.parse().ok();
+                let (route, routes) = parsed
+                    .map(|name| self.config.routes(&name, port.port))
+                    .unwrap_or_default();
                 v1::Service {
                     name,
                     port: port.port.into(),
                     protocol: port.protocol.into(),
                     endpoints,
-                    route: route.cloned(),
+                    route,
+                    routes,
                     ..Default::default()
                 }
             }
