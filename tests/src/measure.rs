@@ -107,17 +107,27 @@ pub fn machine() -> BTreeMap<String, String> {
     ])
 }
 
-/// Raises the soft limit of open files to the hard one; children inherit it.
+/// Raises the soft limit of open files to the hard one, which is given back; children inherit it.
 ///
 /// # Errors
 /// When the system refuses.
-pub fn raise_open_files() -> io::Result<()> {
+pub fn raise_open_files() -> io::Result<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    Ok(setrlimit(Resource::Nofile, raised)?)
+    setrlimit(Resource::Nofile, raised)?;
+    Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// Stops this thread, which is one that keeps a schedule and does nothing else.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nothing else runs on the thread, and the schedule is what is measured by"
+)]
+pub fn pause(length: Duration) {
+    std::thread::sleep(length);
 }
 
 /// The middle one, or the mean of the two in the middle; `None` of nothing.

@@ -4,20 +4,28 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 
+use crate::clients::server;
+use crate::service::Service;
 use crate::{Result, RunArgs, load};
 use sidewind_tests::measure::Pss;
+use sidewind_tests::place::Place;
 
 pub(crate) const CLIENT_ADDRESS: &str = "10.81.0.1";
 pub(crate) const SERVER_ADDRESS: &str = "10.81.0.2";
-/// What clients call; connections to it are redirected to the outbound proxy.
-pub(crate) const SERVICE: &str = "10.81.0.2:8080";
 /// The proxies run as this user, whose connections are not redirected.
 pub(crate) const PROXY_USER: u32 = 1337;
 const BODY_BYTES: usize = 1024;
+/// What stalled readers ask for.
+const LARGE_BODY_BYTES: u64 = 100 << 20;
+/// The client of Sidewind's policy.
+pub(crate) const CLIENT_ID: &str = "spiffe://sidewind.local/ns/bench/sa/client";
+/// The workload beside the inbound proxy.
+pub(crate) const SERVER_ID: &str = "spiffe://sidewind.local/ns/bench/sa/server";
 
 /// Everything that all peers share. Dropping it removes it.
 #[derive(Debug)]
@@ -27,7 +35,9 @@ pub(crate) struct Lab {
     pub(crate) sidewind: PathBuf,
     pub(crate) sidewind_proxy: PathBuf,
     pub(crate) envoy: PathBuf,
-    _backend: Child,
+    /// Most connections that every proxy can hold.
+    pub(crate) most_idle: usize,
+    _backends: Vec<Child>,
     // Last, so that the files outlive the processes.
     directory: tempfile::TempDir,
 }
@@ -39,7 +49,7 @@ pub(crate) struct Namespace {
 }
 
 impl Lab {
-    pub(crate) async fn new(args: &RunArgs) -> Result<Self> {
+    pub(crate) async fn new(args: &RunArgs, most_idle: usize) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("sidewind-bench-")
             .tempdir()?;
@@ -48,7 +58,7 @@ impl Lab {
         let server = Namespace::new("server").await?;
         let client = Namespace::new("client").await?;
         join(&client, &server).await?;
-        let backend = start_backend(&server, directory.path()).await?;
+        let backends = start_backends(&server, directory.path()).await?;
         // The proxies' user may not reach the build directory, so they run from copies.
         let copy = |from: PathBuf| -> Result<PathBuf> {
             let Some(name) = from.file_name() else {
@@ -64,9 +74,10 @@ impl Lab {
             sidewind: copy(args.binaries.join("sidewind"))?,
             sidewind_proxy: copy(args.binaries.join("sidewind-proxy"))?,
             envoy: copy(args.envoy.clone())?,
+            most_idle,
             client,
             server,
-            _backend: backend,
+            _backends: backends,
             directory,
         };
         load::wait_until_served(&lab).await?;
@@ -87,11 +98,20 @@ impl Lab {
     }
 
     /// Sends the client's connections to the outbound proxy, by the same rule for every peer.
-    pub(crate) async fn redirect(&self) -> Result<()> {
+    ///
+    /// `port` says where the connections for a service are taken.
+    pub(crate) async fn redirect(&self, port: impl Fn(Service) -> u16) -> Result<()> {
+        let rules: String = Service::ALL
+            .into_iter()
+            .map(|service| {
+                let (from, to) = (service.port(), port(service));
+                format!("ip daddr {SERVER_ADDRESS} tcp dport {from} redirect to :{to}\n")
+            })
+            .collect();
         let rules = format!(
             "table ip bench {{ chain output {{ type nat hook output priority -100;
              meta skuid {PROXY_USER} return
-             ip daddr {SERVER_ADDRESS} tcp dport 8080 redirect to :15001\n}}\n}}\n"
+             {rules}}}\n}}\n"
         );
         self.stop_redirecting().await?;
         self.nft(&rules).await
@@ -121,7 +141,9 @@ impl Lab {
             ("nginx", Path::new("nginx"), "-v"),
             ("envoy", self.envoy.as_path(), "--version"),
             ("sidewind-proxy", self.sidewind_proxy.as_path(), "--version"),
+            ("redis-server", Path::new("redis-server"), "--version"),
             ("wrk", Path::new("wrk"), "-v"),
+            ("h2load", Path::new("h2load"), "--version"),
         ] {
             let Ok(output) = Command::new(program).arg(flag).output().await else {
                 continue;
@@ -146,7 +168,24 @@ impl Namespace {
         ip(&["netns", "add", &name]).await?;
         let namespace = Self { name };
         namespace.ip(&["link", "set", "lo", "up"]).await?;
+        // Tens of thousands of connections to one address.
+        for setting in [
+            "net.ipv4.ip_local_port_range=1024 65535",
+            "net.ipv4.tcp_tw_reuse=1",
+            "net.core.somaxconn=8192",
+        ] {
+            let set = namespace
+                .command("sysctl", ["-qw", setting])
+                .status()
+                .await?;
+            check("sysctl", set)?;
+        }
         Ok(namespace)
+    }
+
+    /// For threads of this process.
+    pub(crate) fn place(&self) -> Place {
+        Place::Namespace(self.name.as_str().into())
     }
 
     /// A command inside the namespace. `ip` and `setpriv` replace themselves, so that the child's process id is
@@ -245,8 +284,11 @@ async fn join(client: &Namespace, server: &Namespace) -> Result<()> {
     Ok(())
 }
 
-async fn start_backend(server: &Namespace, directory: &Path) -> Result<Child> {
+/// nginx for HTTP, Redis, and what this process serves itself.
+async fn start_backends(server: &Namespace, directory: &Path) -> Result<Vec<Child>> {
     let body = "x".repeat(BODY_BYTES);
+    std::fs::File::create(directory.join("large"))?.set_len(LARGE_BODY_BYTES)?;
+    set_mode(&directory.join("large"), 0o644)?;
     let config = directory.join("backend.conf");
     std::fs::write(
         &config,
@@ -257,14 +299,39 @@ http {{
   access_log off;
   keepalive_timeout 1h;
   keepalive_requests 1000000000;
-  server {{ listen {SERVICE} backlog=4096; location / {{ default_type text/plain; return 200 \"{body}\"; }} }}
+  default_type text/plain;
+  server {{
+    listen {http} backlog=8192;
+    location / {{ return 200 \"{body}\"; }}
+    location = /large {{ root {directory}; }}
+  }}
+  server {{ listen {http2} http2 backlog=8192; location / {{ return 200 \"{body}\"; }} }}
 }}
 ",
             preamble = nginx_preamble(directory, "backend"),
             temporary = nginx_temporary(directory),
+            http = Service::Http.address(),
+            http2 = Service::Http2.address(),
+            directory = directory.display(),
         ),
     )?;
-    nginx(server, &config)
+    let redis = server
+        .command(
+            "redis-server",
+            ["--save", "", "--appendonly", "no", "--protected-mode", "no"],
+        )
+        .args([
+            "--bind",
+            SERVER_ADDRESS,
+            "--port",
+            &Service::Redis.port().to_string(),
+        ])
+        .args(["--dir".as_ref(), directory.as_os_str()])
+        .stdout(Stdio::null())
+        .spawn()?;
+    let address = |service: Service| service.address().parse();
+    server::start(server, address(Service::Bytes)?, address(Service::Grpc)?).await?;
+    Ok(vec![nginx(server, &config)?, redis])
 }
 
 /// What every nginx here begins with: one process, so that its process id is the worker's.
@@ -272,7 +339,7 @@ pub(crate) fn nginx_preamble(directory: &Path, name: &str) -> String {
     format!(
         "daemon off; master_process off; worker_processes 1;
 error_log stderr warn; pid {}/{name}.pid;
-events {{ worker_connections 9000; }}",
+events {{ worker_connections 19500; }}",
         directory.display()
     )
 }
@@ -299,7 +366,8 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
 /// A CA and one P-256 certificate for each side, as `ca.pem`, `SIDE.pem`, `SIDE.key` and both in `SIDE.both.pem`.
 fn write_certificates(directory: &Path) -> Result<()> {
     use rcgen::{
-        BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+        KeyPair, KeyUsagePurpose, SanType,
     };
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
@@ -310,11 +378,23 @@ fn write_certificates(directory: &Path) -> Result<()> {
         .push(DnType::CommonName, "bench CA");
     let authority = params.self_signed(&key)?;
     std::fs::write(directory.join("ca.pem"), authority.pem())?;
+    // Sidewind's control plane signs by the same authority, and takes no key that others may read.
+    std::fs::write(directory.join("ca.key"), key.serialize_pem())?;
+    set_mode(&directory.join("ca.key"), 0o600)?;
     let issuer = Issuer::new(params, key);
-    for side in ["outbound", "inbound"] {
+    for (side, id) in [("outbound", CLIENT_ID), ("inbound", SERVER_ID)] {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![format!("{side}.bench")])?;
         params.distinguished_name.push(DnType::CommonName, side);
+        params.subject_alt_names.push(SanType::URI(id.try_into()?));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let now = std::time::SystemTime::now();
+        params.not_before = (now - Duration::from_secs(60)).into();
+        params.not_after = (now + Duration::from_secs(86_400)).into();
         let certificate = params.signed_by(&key, &issuer)?;
         let (certificate, key) = (certificate.pem(), key.serialize_pem());
         std::fs::write(directory.join(format!("{side}.pem")), &certificate)?;

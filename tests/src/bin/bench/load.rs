@@ -1,18 +1,13 @@
-//! Requests: one to see that a pair works, many by wrk, and connections that are held idle.
+//! Load by other people's programs: wrk, h2load, redis-benchmark, and curl for one request.
 
-use std::io::Read as _;
-use std::net::SocketAddr;
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
-use tokio::process::Child;
 use tokio::time::Instant;
 
 use crate::Result;
-use crate::lab::{Lab, SERVER_ADDRESS, SERVICE, check, expected_answer};
+use crate::lab::{Lab, SERVER_ADDRESS, check, expected_answer};
+use crate::service::Service;
 
 /// A pair that serves nothing after this long has failed.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -44,6 +39,21 @@ end
 
 /// Runs wrk with so many keep-alive connections for so long (whole seconds, at least one).
 pub(crate) async fn wrk(lab: &Lab, connections: u32, duration: Duration) -> Result<WrkResult> {
+    let result = run_wrk(lab, connections, duration).await?;
+    match result.requests {
+        0 => Err("not one request was answered".into()),
+        _ => Ok(result),
+    }
+}
+
+/// Requests per second, which may be none at all.
+pub(crate) async fn wrk_or_nothing(lab: &Lab, connections: u32, duration: Duration) -> Result<f64> {
+    let result = run_wrk(lab, connections, duration).await?;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    Ok(result.requests as f64 / (result.duration / 1e6))
+}
+
+async fn run_wrk(lab: &Lab, connections: u32, duration: Duration) -> Result<WrkResult> {
     let script = lab.write("report.lua", WRK_REPORT)?;
     let output = lab
         .client
@@ -54,7 +64,7 @@ pub(crate) async fn wrk(lab: &Lab, connections: u32, duration: Duration) -> Resu
                 format!("--connections={connections}"),
                 format!("--duration={}s", duration.as_secs().max(1)),
                 format!("--script={}", script.display()),
-                format!("http://{SERVICE}/"),
+                format!("http://{}/", Service::Http.address()),
             ],
         )
         .output()
@@ -68,18 +78,14 @@ fn parse_wrk(output: &str) -> Result<WrkResult> {
         .lines()
         .find_map(|line| line.strip_prefix("bench "))
         .ok_or_else(|| format!("wrk printed no result: {output}"))?;
-    let result: WrkResult = serde_json::from_str(line)?;
-    if result.requests == 0 {
-        return Err(format!("not one request was answered: {output}").into());
-    }
-    Ok(result)
+    Ok(serde_json::from_str(line)?)
 }
 
 /// Waits for the first right answer from the service.
 pub(crate) async fn wait_until_served(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
-        let answer = fetch(lab, &format!("http://{SERVICE}/")).await?;
+        let answer = fetch(lab, &format!("http://{}/", Service::Http.address())).await?;
         if answer == expected_answer() {
             return Ok(());
         }
@@ -125,88 +131,109 @@ async fn fetch(lab: &Lab, url: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Idle connections, held by a process in the client's namespace.
-#[derive(Debug)]
-pub(crate) struct Held {
-    child: Child,
+/// What h2load or redis-benchmark measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Counted {
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    pub(crate) per_second: f64,
 }
 
-impl Held {
-    /// Returns once each connection has had one answer.
-    pub(crate) async fn start(lab: &Lab, connections: u32) -> Result<Self> {
-        let mut child = lab
-            .client
-            .command(
-                std::env::current_exe()?,
-                ["hold", SERVICE, &connections.to_string()],
-            )
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdout = child.stdout.take().ok_or("no standard output")?;
-        let first = BufReader::new(stdout).lines().next_line().await?;
-        if first.as_deref() != Some("held") {
-            return Err("the idle connections could not be opened".into());
-        }
-        // Proxies give back buffers a moment after a connection falls idle; the figure is the settled one.
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        Ok(Self { child })
+/// Runs h2load: `clients` connections of `streams` streams each, `requests` in all.
+pub(crate) async fn h2load(
+    lab: &Lab,
+    service: Service,
+    clients: u32,
+    streams: u32,
+    requests: u64,
+) -> Result<Counted> {
+    let mut args = vec![
+        format!("--clients={clients}"),
+        format!("--max-concurrent-streams={streams}"),
+        format!("--requests={requests}"),
+    ];
+    if service == Service::Grpc {
+        // A message of 100 bytes, after the five that gRPC puts before it.
+        let mut message = vec![0, 0, 0, 0, 100];
+        message.extend_from_slice(&[b'x'; 100]);
+        let path = lab.path("message.grpc");
+        std::fs::write(&path, message)?;
+        args.extend([
+            format!("--data={}", path.display()),
+            "--header=content-type: application/grpc".to_owned(),
+            "--header=te: trailers".to_owned(),
+        ]);
     }
-
-    pub(crate) async fn release(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
-        check("hold", self.child.wait().await?)
-    }
-}
-
-/// The process behind [`Held`].
-pub(crate) async fn hold(address: SocketAddr, connections: u32) -> Result<()> {
-    let mut held = Vec::new();
-    for _ in 0..connections {
-        let mut stream = TcpStream::connect(address).await?;
-        stream
-            .write_all(format!("GET / HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes())
-            .await?;
-        read_answer(&mut stream).await?;
-        held.push(stream);
-    }
-    println!("held");
-    // Blocks, which is well here: the connections are to stay as they are.
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    Ok(())
-}
-
-/// Reads up to the end of the body, by its content-length.
-async fn read_answer(stream: &mut TcpStream) -> Result<()> {
-    let mut answer = Vec::new();
-    let mut chunk = [0; 4096];
-    loop {
-        let count = stream.read(&mut chunk).await?;
-        if count == 0 {
-            return Err("a connection was closed before its answer".into());
-        }
-        answer.extend_from_slice(chunk.get(..count).unwrap_or_default());
-        if is_whole(&answer)? {
-            return Ok(());
-        }
-    }
-}
-
-fn is_whole(answer: &[u8]) -> Result<bool> {
-    let text = String::from_utf8_lossy(answer).to_ascii_lowercase();
-    let Some((head, body)) = text.split_once("\r\n\r\n") else {
-        return Ok(false);
+    let path = match service {
+        Service::Grpc => "bench.Echo/Say",
+        _ => "",
     };
-    if !head.starts_with("http/1.1 200 ") {
-        return Err(format!("an idle connection's request was answered with: {head}").into());
-    }
-    let length: usize = head
+    args.push(format!("http://{}/{path}", service.address()));
+    let output = lab.client.command("h2load", args).output().await?;
+    check("h2load", output.status)?;
+    parse_h2load(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn parse_h2load(output: &str) -> Result<Counted> {
+    let unclear = || format!("h2load printed no result: {output}");
+    let line = |start| {
+        output
+            .lines()
+            .find_map(|line: &str| line.strip_prefix(start))
+    };
+    let first =
+        |text: &'static str| line(text).and_then(|rest| rest.split_ascii_whitespace().next());
+    let count = |text| first(text).and_then(|word| word.parse::<u64>().ok());
+    let requests = count("requests: ").ok_or_else(unclear)?;
+    let good = count("status codes: ").ok_or_else(unclear)?;
+    let finished = line("finished in ").and_then(|rest| rest.split_once(", "));
+    let per_second =
+        finished.and_then(|(_, rate)| rate.split_ascii_whitespace().next()?.parse().ok());
+    Ok(Counted {
+        requests,
+        errors: requests.saturating_sub(good),
+        per_second: per_second.ok_or_else(unclear)?,
+    })
+}
+
+/// Runs redis-benchmark: PING from so many connections, one at a time on each.
+pub(crate) async fn redis(lab: &Lab, connections: u32, requests: u64) -> Result<Counted> {
+    let output = lab
+        .client
+        .command(
+            "redis-benchmark",
+            [
+                "-h".to_owned(),
+                SERVER_ADDRESS.to_owned(),
+                "-p".to_owned(),
+                Service::Redis.port().to_string(),
+                "-c".to_owned(),
+                connections.to_string(),
+                "-n".to_owned(),
+                requests.to_string(),
+                "-t".to_owned(),
+                "ping_mbulk".to_owned(),
+                "--csv".to_owned(),
+            ],
+        )
+        .output()
+        .await?;
+    check("redis-benchmark", output.status)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(Counted {
+        requests,
+        errors: 0,
+        per_second: parse_redis(&text)?,
+    })
+}
+
+fn parse_redis(output: &str) -> Result<f64> {
+    let line = output
         .lines()
-        .find_map(|line| line.strip_prefix("content-length:"))
-        .ok_or("an answer without content-length")?
-        .trim()
-        .parse()?;
-    Ok(body.len() >= length)
+        .find(|line| line.starts_with("\"PING_MBULK\""));
+    let rate = line.and_then(|line| line.split(',').nth(1));
+    let rate = rate.and_then(|rate| rate.trim_matches('"').parse().ok());
+    rate.ok_or_else(|| format!("redis-benchmark printed no result: {output}").into())
 }
 
 #[cfg(test)]
@@ -221,17 +248,24 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_a_request_is_an_error() {
-        let output = "bench {\"requests\":0,\"duration\":1000000,\"p50\":0,\"p99\":0,\"errors\":3}";
-        assert!(parse_wrk(output).is_err());
+    fn a_run_without_a_result_is_an_error() {
         assert!(parse_wrk("unable to connect").is_err());
     }
 
     #[test]
-    fn an_answer_is_whole_when_its_body_is() {
-        assert!(!is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n").unwrap());
-        assert!(!is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab").unwrap());
-        assert!(is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc").unwrap());
-        assert!(is_whole(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").is_err());
+    fn what_h2load_says_is_read() {
+        let output = "finished in 1.50s, 26666.67 req/s, 27.5MB/s\nrequests: 40000 total, 40000 started, 40000 done, \
+39990 succeeded, 10 failed\nstatus codes: 39990 2xx, 0 3xx, 0 4xx, 10 5xx\n";
+        let counted = parse_h2load(output).unwrap();
+        assert_eq!((counted.requests, counted.errors), (40_000, 10));
+        assert!((counted.per_second - 26_666.67).abs() < 0.01);
+        assert!(parse_h2load("").is_err());
+    }
+
+    #[test]
+    fn what_redis_benchmark_says_is_read() {
+        let output = "\"test\",\"rps\",\"avg_latency_ms\"\n\"PING_MBULK\",\"51000.50\",\"0.2\"\n";
+        assert_eq!(parse_redis(output).unwrap(), 51_000.5);
+        assert!(parse_redis("").is_err());
     }
 }

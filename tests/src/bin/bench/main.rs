@@ -2,37 +2,40 @@
 //!
 //! ```text
 //!  namespace "client"                     veth        namespace "server"
-//!  wrk ─redirect→ outbound proxy ══ mutual TLS 1.3 ══ inbound proxy → nginx (1 KiB body)
+//!  client ─redirect→ outbound proxy ══ mutual TLS 1.3 ══ inbound proxy → server
 //! ```
 //!
-//! Rooms: [`lab`] makes the namespaces, certificates and processes; [`peers`] knows how each proxy is set up;
-//! [`load`] drives requests; [`report`] makes the table. Each peer has its turn in
-//! every round, so that a machine that slows down slows all of them.
+//! Rooms: [`lab`] makes the namespaces, certificates and processes; [`service`] names what is called; [`peers`]
+//! knows how each proxy is set up, and [`floor`] is the two smallest of them; [`load`] and [`clients`] drive the work,
+//! [`turn`] measures it, [`report`] makes the table and holds it against the bars of [`bars`].
+//! Each peer has its turn in every round, so that a machine that slows down slows all of them.
 
+mod bars;
+mod clients;
+mod floor;
 mod lab;
 mod load;
 mod peers;
 mod report;
+mod service;
+mod turn;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::time::Instant;
 
-use lab::Lab;
+use lab::{Lab, Namespace};
 use peers::Peer;
-use report::{LoadSample, MemorySample, Results, Round};
+use report::{Results, Round};
+use sidewind_tests::collector::Collector;
 use sidewind_tests::measure;
+use turn::Work;
 
 /// What fails ends the run with one sentence; nothing here is recovered from.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-/// Client connections of the keep-alive runs.
-const CONNECTIONS: [u32; 3] = [1, 16, 128];
-/// Idle client connections whose memory is measured.
-const IDLE_CONNECTIONS: u32 = 1000;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures Sidewind beside HAProxy, nginx and Envoy")]
@@ -45,12 +48,9 @@ struct Cli {
 enum Command {
     /// Run the peers in turn and print the table.
     Run(RunArgs),
-    /// Open connections, make one request on each, and hold them until standard input closes.
+    /// One half of a pair that does nothing but the work.
     #[command(hide = true)]
-    Hold {
-        address: std::net::SocketAddr,
-        connections: u32,
-    },
+    Floor(floor::FloorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -67,11 +67,15 @@ struct RunArgs {
     /// Peers in the order of their turns.
     #[arg(long, value_delimiter = ',', default_values_t = Peer::ALL)]
     peers: Vec<Peer>,
-    /// Rounds; the table shows medians.
+    /// What is measured.
+    #[arg(long, value_delimiter = ',', default_values_t = Work::ALL)]
+    work: Vec<Work>,
+    /// Rounds; the table shows medians. Memory and stalled readers are measured in the first alone.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Length of each measured run, in seconds; half of it goes before as a warm-up.
-    #[arg(long, default_value_t = 6)]
+    /// Length of each measured run that has one, in seconds; half of it goes before as a warm-up. The others are
+    /// scaled with it.
+    #[arg(long, default_value_t = 4)]
     seconds: u32,
 }
 
@@ -103,10 +107,7 @@ async fn interrupted() -> Result<()> {
 
 async fn dispatch(command: Command) -> Result<()> {
     match command {
-        Command::Hold {
-            address,
-            connections,
-        } => load::hold(address, connections).await,
+        Command::Floor(args) => floor::run(&args).await,
         Command::Run(args) => run(&args).await,
     }
 }
@@ -115,20 +116,31 @@ async fn run(args: &RunArgs) -> Result<()> {
     if !rustix::process::getuid().is_root() {
         return Err("needs root, for network namespaces".into());
     }
-    measure::raise_open_files()?;
-    let lab = Lab::new(args).await?;
+    let most_idle = turn::most_idle(measure::raise_open_files()?);
+    let lab = Lab::new(args, most_idle).await?;
+    let _collectors = [collect(&lab.client)?, collect(&lab.server)?];
+    let begun = Instant::now();
     let mut rounds = Vec::new();
     for round in 1..=args.rounds {
         for &peer in &args.peers {
-            eprintln!("round {round} of {}: {}", args.rounds, peer.title());
-            rounds.push(
-                one_turn(&lab, peer, args)
-                    .await
-                    .map_err(|error| format!("{}: {error}", peer.title()))?,
+            eprintln!(
+                "{:4} s  round {round} of {}: {}",
+                begun.elapsed().as_secs(),
+                args.rounds,
+                peer.title()
             );
+            let turn = turn::take(&lab, peer, args, round == 1).await;
+            let figures = turn.map_err(|error| format!("{}: {error}", peer.title()))?;
+            rounds.push(Round { peer, figures });
         }
     }
-    let results = Results::new(args, measure::machine(), lab.versions().await, rounds);
+    let results = Results::new(
+        args,
+        most_idle,
+        measure::machine(),
+        lab.versions().await,
+        rounds,
+    );
     std::fs::create_dir_all(&args.output)?;
     std::fs::write(
         args.output.join("results.json"),
@@ -140,33 +152,10 @@ async fn run(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// One peer's turn: started, measured at each load and at rest, stopped.
-async fn one_turn(lab: &Lab, peer: Peer, args: &RunArgs) -> Result<Round> {
-    let pair = peers::start(lab, peer).await?;
-    let mut memory = MemorySample {
-        at_rest: pair.memory()?,
-        ..MemorySample::default()
-    };
-    let mut loads = Vec::new();
-    let measured = Duration::from_secs(u64::from(args.seconds));
-    for connections in CONNECTIONS {
-        load::wrk(lab, connections, measured / 2).await?;
-        let before = pair.cpu_time()?;
-        let load = load::wrk(lab, connections, measured).await?;
-        let cpu = pair.cpu_time()?.saturating_sub(before);
-        loads.push(LoadSample::new(connections, &load, cpu));
-    }
-    if peer != Peer::Direct {
-        let before = pair.memory()?;
-        let held = load::Held::start(lab, IDLE_CONNECTIONS).await?;
-        memory.before_idle = before;
-        memory.with_idle = pair.memory()?;
-        held.release().await?;
-    }
-    pair.stop().await?;
-    Ok(Round {
-        peer,
-        loads,
-        memory,
-    })
+/// Takes the spans of the proxy in a namespace.
+fn collect(namespace: &Namespace) -> Result<Collector> {
+    Ok(Collector::start(
+        &namespace.place(),
+        peers::COLLECTOR.parse()?,
+    ))
 }

@@ -5,15 +5,21 @@ mod configs;
 mod sidewind;
 
 use std::fmt;
+use std::future::Future;
+use std::net::TcpStream;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::process::Child;
+use tokio::time::Instant;
 
-use crate::lab::{Lab, memory_of, nginx, process_id};
+use crate::lab::{Lab, Namespace, memory_of, nginx, process_id};
+use crate::service::Service;
 use crate::{Result, load};
-use sidewind_tests::measure::{Pss, cpu_time};
+use sidewind_tests::measure::{Pss, cpu_time, pause};
+
+pub(crate) use sidewind::COLLECTOR;
 
 /// A pair of proxies, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -21,6 +27,10 @@ use sidewind_tests::measure::{Pss, cpu_time};
 pub(crate) enum Peer {
     /// No proxy, no TLS.
     Direct,
+    /// The least that HTTP can cost with hyper and rustls.
+    FloorHttp,
+    /// The least that bytes can cost with tokio and rustls.
+    FloorTcp,
     Haproxy,
     HaproxyH2,
     Nginx,
@@ -30,8 +40,10 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Direct,
+        Self::FloorHttp,
+        Self::FloorTcp,
         Self::Haproxy,
         Self::HaproxyH2,
         Self::Nginx,
@@ -43,25 +55,74 @@ impl Peer {
     /// For the head of a table.
     pub(crate) fn title(self) -> &'static str {
         match self {
-            Self::Direct => "direct",
-            Self::Haproxy => "HAProxy (HTTP/1.1 between)",
-            Self::HaproxyH2 => "HAProxy (HTTP/2 between)",
+            Self::Direct => "no proxy",
+            Self::FloorHttp => "floor, hyper",
+            Self::FloorTcp => "floor, splice",
+            Self::Haproxy => "HAProxy",
+            Self::HaproxyH2 => "HAProxy, HTTP/2 between",
             Self::Nginx => "nginx",
-            Self::Envoy => "Envoy (HTTP/1.1 between)",
-            Self::EnvoyH2 => "Envoy (HTTP/2 between)",
+            Self::Envoy => "Envoy",
+            Self::EnvoyH2 => "Envoy, HTTP/2 between",
             Self::Sidewind => "Sidewind",
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::FloorHttp => "floor-http",
+            Self::FloorTcp => "floor-tcp",
             Self::Haproxy => "haproxy",
             Self::HaproxyH2 => "haproxy-h2",
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
             Self::EnvoyH2 => "envoy-h2",
             Self::Sidewind => "sidewind",
+        }
+    }
+}
+
+impl Peer {
+    /// What the pair carries as it should be carried: HTTP/2 from the client goes only where it stays HTTP/2, and
+    /// bytes are the same whatever a proxy speaks for HTTP.
+    pub(crate) fn carries(self, service: Service) -> bool {
+        let (http2, opaque) = (service.is_http2(), service.is_opaque());
+        match self {
+            Self::Direct | Self::FloorTcp | Self::Sidewind => true,
+            Self::FloorHttp => !http2 && !opaque,
+            Self::Haproxy | Self::Nginx | Self::Envoy => !http2,
+            Self::HaproxyH2 | Self::EnvoyH2 => !opaque,
+        }
+    }
+
+    fn services(self) -> Vec<Service> {
+        let carried = Service::ALL.into_iter();
+        carried.filter(|service| self.carries(*service)).collect()
+    }
+
+    /// What a client of the inbound proxy offers by ALPN for HTTP.
+    pub(crate) fn alpn(self) -> Option<&'static str> {
+        match self {
+            Self::Direct | Self::FloorTcp => None,
+            Self::Haproxy | Self::Nginx | Self::Envoy => Some("http/1.1"),
+            Self::FloorHttp | Self::HaproxyH2 | Self::EnvoyH2 => Some("h2"),
+            Self::Sidewind => Some("sidewind/1"),
+        }
+    }
+
+    /// The name in the inbound proxy's certificate; Sidewind's has a SPIFFE ID alone.
+    pub(crate) fn server_name(self) -> Option<&'static str> {
+        (self != Self::Sidewind).then_some("inbound.bench")
+    }
+
+    /// The program, for its size.
+    pub(crate) fn program(self, lab: &Lab) -> Option<std::path::PathBuf> {
+        match self {
+            Self::Direct | Self::FloorHttp | Self::FloorTcp => None,
+            Self::Haproxy | Self::HaproxyH2 => Some("/usr/sbin/haproxy".into()),
+            Self::Nginx => Some("/usr/sbin/nginx".into()),
+            Self::Envoy | Self::EnvoyH2 => Some(lab.envoy.clone()),
+            Self::Sidewind => Some(lab.sidewind_proxy.clone()),
         }
     }
 }
@@ -95,6 +156,8 @@ pub(crate) struct Pair {
     proxies: Vec<Child>,
     /// What runs beside and is not measured.
     others: Vec<Child>,
+    /// From the outbound proxy's start until it was ready.
+    pub(crate) start: Duration,
 }
 
 /// Memory of the two proxies.
@@ -111,6 +174,12 @@ impl Pair {
             .iter()
             .map(|child| Ok(cpu_time(process_id(child)?)?))
             .sum()
+    }
+
+    /// Of the inbound proxy alone.
+    pub(crate) fn inbound_cpu_time(&self) -> Result<Duration> {
+        let inbound = self.proxies.last().ok_or("there is no proxy")?;
+        Ok(cpu_time(process_id(inbound)?)?)
     }
 
     pub(crate) fn memory(&self) -> Result<PairMemory> {
@@ -140,12 +209,19 @@ pub(crate) async fn start(lab: &Lab, peer: Peer) -> Result<Pair> {
         lab.stop_redirecting().await?;
         return Ok(Pair::default());
     }
-    lab.redirect().await?;
+    match peer {
+        // It asks where a connection was going.
+        Peer::Sidewind => lab.redirect(|_| Service::Http.outbound_port()).await?,
+        _ => lab.redirect(Service::outbound_port).await?,
+    }
+    let services = peer.services();
     let pair = match peer {
         Peer::Direct => Pair::default(),
-        Peer::Haproxy | Peer::HaproxyH2 => haproxy(lab, peer == Peer::HaproxyH2)?,
-        Peer::Nginx => nginx_pair(lab)?,
-        Peer::Envoy | Peer::EnvoyH2 => envoy(lab, peer == Peer::EnvoyH2)?,
+        Peer::FloorHttp => floor(lab, "http", &services).await?,
+        Peer::FloorTcp => floor(lab, "tcp", &services).await?,
+        Peer::Haproxy | Peer::HaproxyH2 => haproxy(lab, peer == Peer::HaproxyH2, &services).await?,
+        Peer::Nginx => nginx_pair(lab, &services).await?,
+        Peer::Envoy | Peer::EnvoyH2 => envoy(lab, peer == Peer::EnvoyH2, &services).await?,
         Peer::Sidewind => sidewind::start(lab).await?,
     };
     load::wait_until_served(lab).await?;
@@ -153,43 +229,108 @@ pub(crate) async fn start(lab: &Lab, peer: Peer) -> Result<Pair> {
     Ok(pair)
 }
 
-fn pair(outbound: Child, inbound: Child) -> Pair {
-    Pair {
+/// Starts the inbound proxy, then, timed until it takes connections, the outbound one.
+async fn pair(
+    lab: &Lab,
+    inbound: impl FnOnce() -> Result<Child>,
+    outbound: impl FnOnce() -> Result<Child>,
+) -> Result<Pair> {
+    let inbound = inbound()?;
+    let listening = Service::Http.outbound_listen();
+    let ready = started(&lab.client, move || {
+        TcpStream::connect_timeout(&listening, Duration::from_secs(1)).is_ok()
+    });
+    let begun = Instant::now();
+    let outbound = outbound()?;
+    Ok(Pair {
         proxies: vec![outbound, inbound],
         others: Vec::new(),
+        start: ready.await?.saturating_duration_since(begun),
+    })
+}
+
+/// The moment from which `ready` holds, asked every half millisecond inside the namespace.
+fn started(
+    namespace: &Namespace,
+    ready: impl Fn() -> bool + Send + 'static,
+) -> impl Future<Output = Result<Instant>> {
+    const LONGEST: Duration = Duration::from_secs(20);
+    let asking = namespace.place().spawn(move || {
+        let begun = Instant::now();
+        while !ready() {
+            if begun.elapsed() > LONGEST {
+                return None;
+            }
+            pause(Duration::from_micros(500));
+        }
+        Some(Instant::now())
+    });
+    async {
+        let joined = tokio::task::spawn_blocking(move || asking.join()).await?;
+        let moment = joined.map_err(|_| "asking whether it is ready panicked")?;
+        moment.ok_or_else(|| "a proxy did not get ready".into())
     }
 }
 
-fn haproxy(lab: &Lab, http2: bool) -> Result<Pair> {
-    let run = |namespace: &crate::lab::Namespace, name: &str, config: &str| -> Result<Child> {
-        let path = lab.write(name, config)?.display().to_string();
-        Ok(namespace.command("haproxy", ["-db", "-f", &path]).spawn()?)
+async fn floor(lab: &Lab, kind: &str, services: &[Service]) -> Result<Pair> {
+    let program = std::env::current_exe()?;
+    let run = |namespace: &Namespace, side: &str, route: fn(&Service) -> String| {
+        let routes = services
+            .iter()
+            .map(|service| format!("--route={}", route(service)));
+        let certificates = format!("--certificates={}", lab.path("").display());
+        let half = format!("{kind}-{side}");
+        let args = ["floor".to_owned(), half, certificates]
+            .into_iter()
+            .chain(routes);
+        Result::Ok(namespace.command(&program, args).spawn()?)
     };
-    Ok(pair(
-        run(
-            &lab.client,
-            "haproxy-out.cfg",
-            &configs::haproxy_outbound(lab, http2),
-        )?,
-        run(
-            &lab.server,
-            "haproxy-in.cfg",
-            &configs::haproxy_inbound(lab, http2),
-        )?,
-    ))
+    pair(
+        lab,
+        || {
+            run(&lab.server, "inbound", |service| {
+                format!("{}={}", service.mesh_address(), service.address())
+            })
+        },
+        || {
+            run(&lab.client, "outbound", |service| {
+                format!("{}={}", service.outbound_listen(), service.mesh_address())
+            })
+        },
+    )
+    .await
 }
 
-fn nginx_pair(lab: &Lab) -> Result<Pair> {
-    let outbound = lab.write("nginx-out.conf", &configs::nginx_outbound(lab))?;
-    let inbound = lab.write("nginx-in.conf", &configs::nginx_inbound(lab))?;
-    Ok(pair(
-        nginx(&lab.client, &outbound)?,
-        nginx(&lab.server, &inbound)?,
-    ))
+async fn haproxy(lab: &Lab, http2: bool, services: &[Service]) -> Result<Pair> {
+    let run = |namespace: &Namespace, name: &str, config: &str| -> Result<Child> {
+        let path = lab.write(name, config)?.display().to_string();
+        Ok(namespace
+            .command("haproxy", ["-q", "-db", "-f", &path])
+            .spawn()?)
+    };
+    let outbound = configs::haproxy_outbound(lab, http2, services);
+    let inbound = configs::haproxy_inbound(lab, http2, services);
+    pair(
+        lab,
+        || run(&lab.server, "haproxy-in.cfg", &inbound),
+        || run(&lab.client, "haproxy-out.cfg", &outbound),
+    )
+    .await
 }
 
-fn envoy(lab: &Lab, http2: bool) -> Result<Pair> {
-    let run = |namespace: &crate::lab::Namespace, name: &str, config: &str| -> Result<Child> {
+async fn nginx_pair(lab: &Lab, services: &[Service]) -> Result<Pair> {
+    let outbound = lab.write("nginx-out.conf", &configs::nginx_outbound(lab, services))?;
+    let inbound = lab.write("nginx-in.conf", &configs::nginx_inbound(lab, services))?;
+    pair(
+        lab,
+        || nginx(&lab.server, &inbound),
+        || nginx(&lab.client, &outbound),
+    )
+    .await
+}
+
+async fn envoy(lab: &Lab, http2: bool, services: &[Service]) -> Result<Pair> {
+    let run = |namespace: &Namespace, name: &str, config: &str| -> Result<Child> {
         let path = lab.write(name, config)?.display().to_string();
         let args = [
             "--concurrency",
@@ -202,18 +343,14 @@ fn envoy(lab: &Lab, http2: bool) -> Result<Pair> {
         ];
         Ok(namespace.command(&lab.envoy, args).spawn()?)
     };
-    Ok(pair(
-        run(
-            &lab.client,
-            "envoy-out.json",
-            &configs::envoy_outbound(lab, http2),
-        )?,
-        run(
-            &lab.server,
-            "envoy-in.json",
-            &configs::envoy_inbound(lab, http2),
-        )?,
-    ))
+    let outbound = configs::envoy_outbound(lab, http2, services);
+    let inbound = configs::envoy_inbound(lab, http2, services);
+    pair(
+        lab,
+        || run(&lab.server, "envoy-in.json", &inbound),
+        || run(&lab.client, "envoy-out.json", &outbound),
+    )
+    .await
 }
 
 #[cfg(test)]
