@@ -12,8 +12,8 @@ use std::time::Duration;
 use crate::telemetry::logs::Throttle;
 use crate::telemetry::metrics::{Counter, Metrics};
 
-/// Batches that may wait for the writer: at 16 KiB or a little more each, about 1 MiB.
-const QUEUE_BATCHES: usize = 64;
+/// Batches that may wait for the writer: at 64 KiB or a little more each, about 1 MiB.
+const QUEUE_BATCHES: usize = 16;
 
 /// Where the log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
