@@ -160,37 +160,46 @@ pub(crate) async fn accept(worker: Rc<Worker>, plan: ListenPlan, listener: TcpLi
             worker.overloaded(plan.purpose.direction());
             continue;
         };
-        let (worker, purpose, mesh_port) =
-            (Rc::clone(&worker), plan.purpose.clone(), mesh_port.clone());
-        tokio::task::spawn_local(serve(worker, purpose, mesh_port, stream, client, place));
+        if let Err(error) = capture::set_options(&stream) {
+            tracing::debug!(%client, %error, "a connection was closed before it was served");
+            continue;
+        }
+        serve(&worker, &plan.purpose, &mesh_port, stream, client, place);
     }
 }
 
-async fn serve(
-    worker: Rc<Worker>,
-    purpose: Purpose,
-    mesh_port: MeshPort,
+/// Serves a connection in a task of its own, which is as large as this purpose needs and no other.
+fn serve(
+    worker: &Rc<Worker>,
+    purpose: &Purpose,
+    mesh_port: &MeshPort,
     stream: TcpStream,
     client: SocketAddr,
     place: Place,
 ) {
-    if let Err(error) = capture::set_options(&stream) {
-        tracing::debug!(%client, %error, "a connection was closed before it was served");
-        return;
-    }
-    if let Purpose::Mesh = purpose {
-        inbound::serve_mesh(worker, mesh_port, stream, client).await;
-        return drop(place);
-    }
-    // What becomes of these may outlive this task: a tunnel that a client asked for, an upgrade.
-    let stream = Placed {
-        io: stream,
-        _place: place,
-    };
+    let worker = Rc::clone(worker);
     match purpose {
-        Purpose::Outbound(listening) => outbound::serve(worker, listening, stream, client).await,
-        Purpose::Plaintext(port) => inbound::serve_plaintext(worker, port, stream, client).await,
-        Purpose::Mesh => {}
+        Purpose::Outbound(listening) => {
+            let serving = outbound::serve(
+                worker,
+                listening.clone(),
+                Placed::new(stream, place),
+                client,
+            );
+            tokio::task::spawn_local(serving);
+        }
+        Purpose::Plaintext(port) => {
+            let serving =
+                inbound::serve_plaintext(worker, *port, Placed::new(stream, place), client);
+            tokio::task::spawn_local(serving);
+        }
+        Purpose::Mesh => {
+            let mesh_port = mesh_port.clone();
+            tokio::task::spawn_local(async move {
+                inbound::serve_mesh(worker, mesh_port, stream, client).await;
+                drop(place);
+            });
+        }
     }
 }
 
@@ -206,7 +215,8 @@ async fn not_accepted(plan: &ListenPlan, error: &io::Error) {
     tokio::time::sleep(EXHAUSTED_PAUSE).await;
 }
 
-/// An accepted connection, which keeps its place until it is closed, whoever holds it then.
+/// An accepted connection, which keeps its place until it is closed, whoever holds it then: a tunnel that a client
+/// asked for and an upgrade outlive the task that served the connection.
 #[derive(Debug)]
 pub(crate) struct Placed<T> {
     io: T,
@@ -214,6 +224,10 @@ pub(crate) struct Placed<T> {
 }
 
 impl<T> Placed<T> {
+    fn new(io: T, place: Place) -> Self {
+        Self { io, _place: place }
+    }
+
     /// The connection.
     pub(crate) fn get_ref(&self) -> &T {
         &self.io
@@ -281,5 +295,28 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Every idle connection holds its task, so its size is a matter of memory.
+#[cfg(test)]
+mod task_sizes {
+    use super::*;
+
+    /// The size of the future that `make` gives back; it is never called.
+    fn size_of_future<F: Future>(_: impl FnOnce() -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn any<T>() -> T {
+        unreachable!("nothing here is run")
+    }
+
+    #[test]
+    fn the_tasks_of_connections_stay_small() {
+        let outbound = size_of_future(|| outbound::serve(any(), any(), any(), any()));
+        let plaintext = size_of_future(|| inbound::serve_plaintext(any(), any(), any(), any()));
+        assert!(outbound <= 704, "outbound: {outbound} bytes");
+        assert!(plaintext <= 1024, "plaintext inbound: {plaintext} bytes");
     }
 }

@@ -268,7 +268,8 @@ impl Worker {
             let worker = Rc::clone(self);
             let far_too_large =
                 move || worker.not_http(direction, ErrorCode::HeaderTooLarge, &FarTooLarge);
-            let served = serve_h2(stream, Rc::new(service), &settings, drain, far_too_large).await;
+            let serving = serve_h2(stream, Rc::new(service), &settings, drain, far_too_large);
+            let served = Box::pin(serving).await;
             if let Err(error) = served {
                 let code = match &error {
                     H2ServerError::HandshakeTimeout(_) => ErrorCode::ClientTimeout,
@@ -285,7 +286,7 @@ impl Worker {
                 half_close,
                 ..H1ServerSettings::default()
             };
-            let served = serve_h1(stream, &service, &settings, drain).await;
+            let served = Box::pin(serve_h1(stream, &service, &settings, drain)).await;
             if let Err(error) = served {
                 let code = match &error {
                     H1ServerError::HeaderTimeout(_) => ErrorCode::ClientTimeout,

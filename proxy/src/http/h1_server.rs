@@ -86,7 +86,9 @@ where
     let mut shutdown = pin!(shutdown);
     let mut partial_head: Option<PartialHead> = None;
     loop {
-        let step = drive(io, service, &activity, settings, shutdown.as_mut()).await?;
+        // In a box, which is gone while the connection is parked.
+        let driving = drive(io, service, &activity, settings, shutdown.as_mut());
+        let step = Box::pin(driving).await?;
         let Step::Idle {
             io: idle,
             read_ahead,
@@ -181,7 +183,6 @@ where
         .max_buf_size(MAX_BUFFER_BYTES.max(settings.max_header_bytes))
         .serve_connection(TokioIo::new(io), hyper_service)
         .with_upgrades();
-    // In a box, so that it takes no room in the task once the connection is idle.
     let mut connection = Box::pin(connection);
     let mut check = pin!(tokio::time::sleep(period));
     let mut requests = activity.requests();

@@ -23,11 +23,11 @@ use crate::{
     worker::Worker,
 };
 
-/// Serves the requests of one inbound connection.
-#[derive(Clone, Debug)]
+/// Serves the requests of one inbound connection, which share it.
+#[derive(Debug)]
 pub(crate) struct InboundHttp {
-    worker: Rc<Worker>,
-    caller: Caller,
+    pub(super) worker: Rc<Worker>,
+    pub(super) caller: Caller,
     gate: Gate,
     origin: Origin,
 }

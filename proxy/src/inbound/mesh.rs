@@ -90,14 +90,13 @@ async fn streams(
     caller: Caller,
     connection: MeshServerConnection,
 ) -> Result<(), DriverError> {
-    let http = InboundHttp::new(worker, caller.clone());
+    let http = Rc::new(InboundHttp::new(worker, caller));
     let handler = |request: Request<RecvStream>, respond| {
-        let worker = Rc::clone(worker);
-        let caller = caller.clone();
-        let http = http.clone();
+        let http = Rc::clone(&http);
         async move {
             if request.method() == Method::CONNECT {
-                tcp::from_peer(&worker, &caller, request, respond).await;
+                // In a box, since it is larger than what a request needs.
+                Box::pin(tcp::from_peer(http, request, respond)).await;
             } else {
                 let answer = |request| async move { Ok(http.answer_peer(request).await) };
                 if let Err(error) = serve_stream(request, respond, answer).await {

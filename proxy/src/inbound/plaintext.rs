@@ -41,7 +41,7 @@ pub(crate) async fn serve(
     } else {
         (worker.config.traffic.detect_timeout, port.address.port())
     };
-    let found = match detect::detect(&mut stream, hint, limit).await {
+    let found = match Box::pin(detect::detect(&mut stream, hint, limit)).await {
         Ok(found) => found,
         Err(error) => {
             tracing::debug!(%client, %error, "a client closed its connection unused");
@@ -60,20 +60,20 @@ pub(crate) async fn serve(
         Detected::Http1 | Detected::Http2 => {
             let http2 = found.protocol == Detected::Http2;
             let _open = worker.open_http(Direction::Inbound, http2, "", None);
-            let http = InboundHttp::new(&worker, caller);
+            let http = Rc::new(InboundHttp::new(&worker, caller));
             let service = move |request| {
-                let http = http.clone();
+                let http = Rc::clone(&http);
                 async move { Ok(http.answer_outside(port, http2, request).await) }
             };
             let drain = worker.drain.begun();
-            return worker
-                .serve_http(stream, http2, Direction::Inbound, false, drain, service)
-                .await;
+            let serving =
+                worker.serve_http(stream, http2, Direction::Inbound, false, drain, service);
+            return Box::pin(serving).await;
         }
         Detected::Tls { .. } => Protocol::Tls,
         Detected::Opaque => Protocol::Tcp,
     };
-    tcp::from_outside(&worker, &caller, port, opaque, stream).await;
+    Box::pin(tcp::from_outside(&worker, &caller, port, opaque, stream)).await;
 }
 
 /// What is said of bytes that are for a port that is declared as HTTP.

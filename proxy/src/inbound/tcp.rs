@@ -27,13 +27,14 @@ use crate::{
 /// Bytes between a tunnel and the HTTP that is read from it.
 const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Serves a CONNECT stream: answers it once the workload has accepted a connection, then carries bytes.
+/// Serves a CONNECT stream of the connection whose requests `connection` answers: answers it once the workload has
+/// accepted a connection, then carries bytes.
 pub(super) async fn from_peer(
-    worker: &Rc<Worker>,
-    caller: &Caller,
+    connection: Rc<InboundHttp>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
+    let (worker, caller) = (&connection.worker, &connection.caller);
     let _active = worker.drain.active();
     let mut inbound = Inbound::begin(worker, caller, Protocol::Tcp);
     let authority = request
@@ -54,10 +55,11 @@ pub(super) async fn from_peer(
         .ok()
         .filter(|port| worker.serves_http(port.address.port()));
     if let Some(port) = http {
-        return http_from_peer(worker, caller, *port, request, respond, inbound).await;
+        let serving = http_from_peer(&connection, *port, request, respond, inbound);
+        return Box::pin(serving).await;
     }
     let connected = match &port {
-        Ok(port) => connect(worker, caller, *port).await,
+        Ok(port) => Box::pin(connect(worker, caller, *port)).await,
         Err(error) => Err(ProxyError::new(error.code(), error.message())),
     };
     let workload = match connected {
@@ -89,13 +91,13 @@ pub(super) async fn from_peer(
 /// Serves a tunnel to a port that is declared as HTTP: an upgrade, or a peer that speaks HBONE alone. Each request is
 /// read, judged and told who its caller is, like any other.
 async fn http_from_peer(
-    worker: &Rc<Worker>,
-    caller: &Caller,
+    connection: &Rc<InboundHttp>,
     port: WorkloadPort,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     inbound: Inbound<'_>,
 ) {
+    let worker = &connection.worker;
     // A failure is a peer that has gone.
     let Ok(send) = respond.send_response(Response::new(()), false) else {
         return;
@@ -112,9 +114,9 @@ async fn http_from_peer(
     };
     inbound.leave_out();
     let http2 = found.protocol == Detected::Http2;
-    let http = InboundHttp::new(worker, caller.clone());
+    let shared = Rc::clone(connection);
     let service = move |request| {
-        let http = http.clone();
+        let http = Rc::clone(&shared);
         async move { Ok(http.answer_outside(port, http2, request).await) }
     };
     // hyper wants what it reads to be movable between threads, which a tunnel is not.

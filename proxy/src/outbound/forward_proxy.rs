@@ -18,17 +18,15 @@ use crate::{
 /// Serves one client of the proxy to the end of its connection.
 pub(super) async fn serve(worker: Rc<Worker>, stream: Placed<TcpStream>, client: SocketAddr) {
     let _open = worker.open_http(Direction::Outbound, false, "", None);
-    let http = OutboundHttp::new(&worker, client, false);
+    let http = Rc::new(OutboundHttp::new(&worker, client, false));
     let proxy = Rc::clone(&worker);
     let service = move |request: Request<Body>| {
-        let (http, worker) = (http.clone(), Rc::clone(&proxy));
+        let (http, worker) = (Rc::clone(&http), Rc::clone(&proxy));
         async move { Ok(respond(worker, &http, client, request).await) }
     };
     // Outbound goes on for the workload while the proxy drains.
     let never = std::future::pending();
-    worker
-        .serve_http(stream, false, Direction::Outbound, false, never, service)
-        .await;
+    Box::pin(worker.serve_http(stream, false, Direction::Outbound, false, never, service)).await;
 }
 
 async fn respond(

@@ -86,13 +86,18 @@ async fn connection<T: Connection + Send + 'static>(
     mut stream: T,
     client: SocketAddr,
 ) {
+    // What a connection passes on its way is in boxes, so that its task has room for none of it when it is idle.
     let mut destination = worker.destinations.get(&target);
-    let (declared, service) = match destination.resolve(&worker, READY_WAIT).await {
+    let resolved = match destination.current() {
+        Some(resolved) => Ok(resolved),
+        None => Box::pin(destination.resolve(&worker, READY_WAIT)).await,
+    };
+    let (declared, service) = match resolved {
         Ok(Resolved::Service(service)) => (service.declared(), Some(service)),
         // What it is decides whether it may go on without the control plane's word.
         Ok(Resolved::Outside) | Err(_) => (Declared::Detect, None),
     };
-    let found = match protocol(&worker, &target, declared, &mut stream).await {
+    let found = match Box::pin(protocol(&worker, &target, declared, &mut stream)).await {
         Ok(found) => found,
         Err(error) => {
             tracing::debug!(%client, %target, %error, "a client closed its connection unused");
@@ -105,19 +110,20 @@ async fn connection<T: Connection + Send + 'static>(
             let http2 = found.protocol == Detected::Http2;
             let name = service.as_ref().map_or("", |service| service.name());
             let _open = worker.open_http(Direction::Outbound, http2, name, None);
-            let http = OutboundHttp::new(&worker, client, http2);
+            let http = Rc::new(OutboundHttp::new(&worker, client, http2));
             let service = move |request| {
-                let (http, destination) = (http.clone(), Rc::clone(&destination));
+                let (http, destination) = (Rc::clone(&http), Rc::clone(&destination));
                 async move { Ok(http.respond(destination, request).await) }
             };
             // Outbound goes on for the workload while the proxy drains.
             let never = std::future::pending();
-            return worker
-                .serve_http(stream, http2, Direction::Outbound, false, never, service)
-                .await;
+            let serving =
+                worker.serve_http(stream, http2, Direction::Outbound, false, never, service);
+            return Box::pin(serving).await;
         }
         Detected::Tls { server_name } => {
-            if let Some(named) = by_server_name(&worker, &destination, server_name).await {
+            if let Some(named) = Box::pin(by_server_name(&worker, &destination, server_name)).await
+            {
                 destination = named;
             }
             Protocol::Tls
@@ -129,7 +135,7 @@ async fn connection<T: Connection + Send + 'static>(
         client,
         protocol,
     };
-    tcp::forward(&worker, &destination, opaque).await;
+    Box::pin(tcp::forward(&worker, &destination, opaque)).await;
 }
 
 /// The service of the mesh that TLS names, where the address that was dialled belongs to none: a name server outside

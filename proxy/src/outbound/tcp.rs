@@ -127,7 +127,9 @@ pub(crate) async fn forward<T: Connection>(
     connection: OpaqueConnection<T>,
 ) {
     let mut journey = Journey::begin(worker, connection.client, connection.protocol);
-    let connected = connect(worker, destination, connection.protocol, &mut journey).await;
+    // In a box, since it is over when bytes flow.
+    let connecting = connect(worker, destination, connection.protocol, &mut journey);
+    let connected = Box::pin(connecting).await;
     journey.open();
     let result = match connected {
         Ok(upstream) => relay(connection.stream, upstream, &journey.progress).await,
