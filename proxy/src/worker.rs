@@ -274,7 +274,7 @@ impl Worker {
                 let code = match &error {
                     H2ServerError::HandshakeTimeout(_) => ErrorCode::ClientTimeout,
                     H2ServerError::Http2(error) if broken_by_client(error) => ErrorCode::BadRequest,
-                    H2ServerError::Http2(_) => ErrorCode::ClientClosed,
+                    H2ServerError::Http2(_) | H2ServerError::Io(_) => ErrorCode::ClientClosed,
                 };
                 self.not_http(direction, code, &error);
             }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::body::Body;
+use super::gathering::Gathering;
 use super::h1_pool::PoolKey;
 use super::send_body::{SendBodyError, send_body};
 use super::{CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, STREAM_WINDOW_BYTES};
@@ -190,14 +191,21 @@ impl H2Pool {
         if let Some(connection) = entry.open_connection() {
             return Ok(connection);
         }
-        let io = connect().await?;
-        let (sender, connection) = client_builder().handshake::<_, Bytes>(io).await?;
+        let io = Gathering::new(connect().await?);
+        let (sender, mut connection) = client_builder().handshake::<_, Bytes>(io.clone()).await?;
         let pooled = H2Connection { sender };
         let generation = entry.replace(pooled.clone());
         let weak = Rc::downgrade(&entry);
         tokio::task::spawn_local(async move {
             // Its failure reaches the streams that are open.
-            let _ = connection.await;
+            poll_fn(|cx| {
+                let ended = Pin::new(&mut connection).poll(cx).map(drop);
+                match io.poll_flush_gathered(cx) {
+                    Poll::Ready(Err(_)) => Poll::Ready(()),
+                    _ => ended,
+                }
+            })
+            .await;
             Entry::forget(&weak, generation);
         });
         Ok(pooled)

@@ -14,6 +14,7 @@ use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::Body;
+use super::gathering::Gathering;
 use super::send_body::{SendBodyError, send_body};
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, Refusals, STREAM_WINDOW_BYTES, WatchedIo,
@@ -47,6 +48,8 @@ impl Default for H2ServerSettings {
 pub(crate) enum H2ServerError {
     #[error("HTTP/2 connection failed")]
     Http2(#[from] h2::Error),
+    #[error("HTTP/2 connection could not be written to")]
+    Io(#[from] std::io::Error),
     #[error("the HTTP/2 preface took longer than {0:?} to arrive")]
     HandshakeTimeout(Duration),
 }
@@ -78,10 +81,21 @@ where
         .max_send_buffer_size(STREAM_WINDOW_BYTES as usize);
     let refusals = Refusals::default();
     refusals.on_refusal(far_too_large);
-    let handshake = builder.handshake::<_, Bytes>(WatchedIo::new(io, refusals.clone()));
-    let mut connection = tokio::time::timeout(settings.handshake_timeout, handshake)
-        .await
-        .map_err(|_| H2ServerError::HandshakeTimeout(settings.handshake_timeout))??;
+    let io = Gathering::new(io);
+    let mut connection = {
+        let watched = WatchedIo::new(io.clone(), refusals.clone());
+        let mut handshake = pin!(builder.handshake::<_, Bytes>(watched));
+        let starting = poll_fn(|cx| {
+            let started = handshake.as_mut().poll(cx);
+            match io.poll_flush_gathered(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(H2ServerError::Io(error))),
+                _ => started.map_err(H2ServerError::Http2),
+            }
+        });
+        tokio::time::timeout(settings.handshake_timeout, starting)
+            .await
+            .map_err(|_| H2ServerError::HandshakeTimeout(settings.handshake_timeout))??
+    };
     let mut shutdown = pin!(shutdown);
     let mut draining = false;
     loop {
@@ -90,9 +104,16 @@ where
                 draining = true;
                 connection.graceful_shutdown();
             }
-            connection.poll_accept(cx)
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(Ok(accepted));
+            }
+            // All that is ready has been taken and written; it leaves at once.
+            match io.poll_flush_gathered(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                _ => Poll::Pending,
+            }
         })
-        .await;
+        .await?;
         match accepted {
             None => return Ok(()),
             Some(Err(error)) => return Err(error.into()),

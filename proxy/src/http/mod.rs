@@ -2,6 +2,7 @@
 //! happens to headers on the way through a proxy.
 
 pub(crate) mod body;
+mod gathering;
 pub(crate) mod h1_client;
 pub(crate) mod h1_pool;
 pub(crate) mod h1_server;
