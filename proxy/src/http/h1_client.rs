@@ -21,7 +21,7 @@ use tokio::task::coop::unconstrained;
 use super::body::{Body, BodyError};
 use super::h1_pool::Home;
 use super::relay::{CountingIo, Relay};
-use super::{MAX_BUFFER_BYTES, MAX_HEADER_BYTES, MAX_HEADERS};
+use super::{MAX_BUFFER_BYTES, MAX_HEADER_BYTES};
 
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
 
@@ -95,7 +95,6 @@ impl H1Connection {
         let relay = Relay::new();
         let io = TokioIo::new(CountingIo::new(io, relay.clone()));
         let (sender, connection) = http1::Builder::new()
-            .max_headers(MAX_HEADERS)
             .max_header_size(MAX_HEADER_BYTES)
             .max_buf_size(MAX_BUFFER_BYTES)
             .handshake(io)

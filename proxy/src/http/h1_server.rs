@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::body::{Body, BodyError};
 use super::idle_io::{Activity, Busy, IdleIo};
-use super::{MAX_BUFFER_BYTES, MAX_HEADER_BYTES, MAX_HEADERS};
+use super::{MAX_BUFFER_BYTES, MAX_HEADER_BYTES};
 use crate::detect::Prefixed;
 
 /// Bounds of a client connection.
@@ -178,7 +178,6 @@ where
         .keep_alive(true)
         .pipeline_flush(false)
         .half_close(settings.half_close)
-        .max_headers(MAX_HEADERS)
         .max_header_size(settings.max_header_bytes)
         .max_buf_size(MAX_BUFFER_BYTES.max(settings.max_header_bytes))
         .serve_connection(TokioIo::new(io), hyper_service)

@@ -33,8 +33,9 @@ pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 /// Most bytes of a message's head, in HTTP/1 and HTTP/2.
 pub(crate) const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// Most header fields of an HTTP/1 message.
-pub(crate) const MAX_HEADERS: usize = 200;
+/// Most header fields of an HTTP/1 message: hyper's own default. For another one it makes two arrays on the heap, which it
+/// fills field by field, for each head that it parses.
+pub(crate) const MAX_HEADERS: usize = 100;
 /// Most bytes of an HTTP/1 body that are read ahead of its reader.
 pub(crate) const MAX_BUFFER_BYTES: usize = 128 * 1024;
 
