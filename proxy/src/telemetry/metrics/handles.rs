@@ -26,12 +26,17 @@ use crate::telemetry::record::{Direction, Protocol};
 /// Handles that a worker keeps; beyond, it forgets them all and looks them up again.
 const MAX_CACHED_HANDLES: usize = 1024;
 
+/// How many of them are looked through one by one before.
+const MAX_RECENT_HANDLES: usize = 8;
+
 /// A worker's way to the metrics. Not shared between threads.
 #[derive(Debug)]
 pub(crate) struct WorkerMetrics {
     shared: Arc<Metrics>,
     worker: usize,
     requests: RefCell<HashMap<PairLabels, Rc<RequestHandles>>>,
+    /// Those used of late, found without a hash and without an allocation.
+    recent_requests: RefCell<Vec<(PairLabels, Rc<RequestHandles>)>>,
     connections: RefCell<HashMap<ConnectionLabels, Rc<ConnectionHandles>>>,
     errors: RefCell<Vec<ErrorCounter>>,
 }
@@ -49,6 +54,7 @@ impl WorkerMetrics {
             shared,
             worker,
             requests: RefCell::default(),
+            recent_requests: RefCell::default(),
             connections: RefCell::default(),
             errors: RefCell::default(),
         }
@@ -69,7 +75,30 @@ impl WorkerMetrics {
         peer: Option<&str>,
         tls: bool,
     ) -> Rc<RequestHandles> {
-        let (service, peer) = (Name::new(service), Name::new(peer.unwrap_or_default()));
+        let peer = peer.unwrap_or_default();
+        let mut recent = self.recent_requests.borrow_mut();
+        let known = recent
+            .iter()
+            .find(|(labels, _)| labels.is_of(direction, service, peer, tls));
+        if let Some((_, handles)) = known {
+            return Rc::clone(handles);
+        }
+        let (labels, handles) = self.cached_request_handles(direction, service, peer, tls);
+        if recent.len() >= MAX_RECENT_HANDLES {
+            recent.clear();
+        }
+        recent.push((labels, Rc::clone(&handles)));
+        handles
+    }
+
+    fn cached_request_handles(
+        &self,
+        direction: Direction,
+        service: &str,
+        peer: &str,
+        tls: bool,
+    ) -> (PairLabels, Rc<RequestHandles>) {
+        let (service, peer) = (Name::new(service), Name::new(peer));
         let labels = PairLabels {
             direction,
             service,
@@ -77,8 +106,8 @@ impl WorkerMetrics {
             tls,
         };
         let mut cache = self.requests.borrow_mut();
-        if let Some(handles) = cache.get(&labels) {
-            return Rc::clone(handles);
+        if let Some(handles) = cache.get(&labels).map(Rc::clone) {
+            return (labels, handles);
         }
         if cache.len() >= MAX_CACHED_HANDLES {
             cache.clear();
@@ -88,8 +117,8 @@ impl WorkerMetrics {
             self.worker,
             labels.clone(),
         ));
-        cache.insert(labels, Rc::clone(&handles));
-        handles
+        cache.insert(labels.clone(), Rc::clone(&handles));
+        (labels, handles)
     }
 
     #[cfg(test)]

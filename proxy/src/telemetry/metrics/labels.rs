@@ -55,6 +55,11 @@ impl Name {
     pub(super) fn overflow() -> Self {
         Self(OVERFLOW.into())
     }
+
+    /// Whether this is what `name` becomes. May say no of names that are cut or cleaned.
+    fn is_of(&self, name: &str) -> bool {
+        *self.0 == *name || (name.is_empty() && *self.0 == *NONE)
+    }
 }
 
 impl EncodeLabelValue for Name {
@@ -269,6 +274,16 @@ pub(crate) struct PairLabels {
     pub(super) service: Name,
     pub(super) peer: Name,
     pub(super) tls: bool,
+}
+
+impl PairLabels {
+    /// Whether these are the labels of such requests.
+    pub(super) fn is_of(&self, direction: Direction, service: &str, peer: &str, tls: bool) -> bool {
+        self.direction == direction
+            && self.tls == tls
+            && self.service.is_of(service)
+            && self.peer.is_of(peer)
+    }
 }
 
 impl Labels for PairLabels {
