@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR
 .PHONY: help
 help: ## List these targets
 	@echo 'make TARGET:'
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  %-20s %s\n' "$$name" "$$text"; done
 
 .PHONY: build
 build: ## Build the control plane and the proxy for development
@@ -50,10 +50,8 @@ bench: ## Measure Sidewind beside HAProxy, nginx and Envoy (root; BENCH_SHORT=1 
 	@.ci/bench
 
 .PHONY: bench-control-plane
-bench-control-plane: ## Measure what one control plane carries: signing, memory, pushes, returns (ARGS='--proxies 1000')
-	@cargo build --locked --release -p sidewind
-	@cargo build --locked -p sidewind-tests --bin bench_control_plane
-	@target=$${CARGO_TARGET_DIR:-target}; "$$target/debug/bench_control_plane" --program "$$target/release/sidewind" $(ARGS)
+bench-control-plane: ## Measure what one control plane carries: 10,000 simulated proxies (BENCH_SHORT=1 for 200 of them)
+	@.ci/bench-control-plane
 
 .PHONY: bench-pieces
 bench-pieces: ## Measure single pieces of the data path: authorization, header rewriting, detection, the access-log line

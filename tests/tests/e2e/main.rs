@@ -8,6 +8,7 @@ mod aws;
 mod bad_input;
 mod bad_requests;
 mod bans;
+mod bench;
 mod conformance;
 mod control_plane;
 mod demo;

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::process::{Resource, getrlimit};
 use sidewind_tests::measure;
 use sidewind_tests::scratch::Scratch;
 use tokio::time::Instant;
@@ -52,6 +53,9 @@ struct Cli {
     /// Renewals under way at once.
     #[arg(long, default_value_t = 64)]
     concurrency: usize,
+    /// How long the connected proxies stand idle before their memory is measured, in seconds.
+    #[arg(long, default_value_t = 20)]
+    idle: u64,
     /// How long the control plane stays away after it was killed, in seconds.
     #[arg(long, default_value_t = 5)]
     away: u64,
@@ -87,7 +91,7 @@ async fn interrupted() -> Result<()> {
 }
 
 async fn run(cli: Cli) -> Result<()> {
-    measure::raise_open_files()?;
+    raise_open_files(cli.proxies, cli.concurrency)?;
     let scratch = Scratch::new();
     let mut report = Report::new(&cli);
     let mut server = Server::new(cli.program.clone(), scratch.path(), &cli.serve)?;
@@ -95,7 +99,7 @@ async fn run(cli: Cli) -> Result<()> {
     report.memory_at_start = server.memory()?.now;
     let fleet = Fleet::new(cli.proxies, &server)?;
 
-    come(&server, &fleet, &mut report).await?;
+    come(&cli, &server, &fleet, &mut report).await?;
     renew(&cli, &server, &fleet, &mut report).await?;
     push(&server, &fleet, &mut report).await?;
     report.metrics(&server.metrics().await?);
@@ -119,8 +123,21 @@ async fn run(cli: Cli) -> Result<()> {
     Ok(())
 }
 
+/// Each proxy takes a socket here and one in the control plane, which inherits the limit.
+fn raise_open_files(proxies: u32, concurrency: usize) -> Result<()> {
+    measure::raise_open_files()?;
+    let needed = u64::from(proxies) + concurrency as u64 + 200;
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < needed => Err(format!(
+            "{proxies} proxies need {needed} open files, and the limit is {limit}: raise it (ulimit -Hn), or give --proxies"
+        )
+        .into()),
+        _ => Ok(()),
+    }
+}
+
 /// The proxies attest, then connect.
-async fn come(server: &Server, fleet: &Fleet, report: &mut Report) -> Result<()> {
+async fn come(cli: &Cli, server: &Server, fleet: &Fleet, report: &mut Report) -> Result<()> {
     say("making join tokens");
     fleet.give_tokens(&server.admin().await?).await?;
     say("attesting");
@@ -137,7 +154,7 @@ async fn come(server: &Server, fleet: &Fleet, report: &mut Report) -> Result<()>
     report.connected(fleet.len(), spread, server.cpu()? - cpu);
 
     say("standing idle");
-    let idle = Duration::from_secs(10);
+    let idle = Duration::from_secs(cli.idle);
     let cpu = server.cpu()?;
     tokio::time::sleep(idle).await;
     report.idle(server.memory()?.now, server.cpu()? - cpu, idle);

@@ -124,7 +124,7 @@ impl Report {
 
     pub(crate) fn idle(&mut self, memory: u64, cpu: Duration, time: Duration) {
         self.memory_connected = memory;
-        self.idle_cores = cpu.as_secs_f64() / time.as_secs_f64();
+        self.idle_cores = cpu.as_secs_f64() / time.as_secs_f64().max(1.0);
     }
 
     pub(crate) fn idle_cores(&self) -> f64 {
