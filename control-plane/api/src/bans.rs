@@ -250,6 +250,7 @@ mod tests {
                 ban(Some(good.into())),
                 ban(Some(Subject::Serial("0f".to_owned()))),
             ],
+            ..v1::Bans::default()
         };
         let (list, problems) = BanList::from_api(&api);
         assert_eq!((list.version(), problems.len()), (3, 2));

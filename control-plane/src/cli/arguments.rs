@@ -146,14 +146,17 @@ pub struct SocketFlags {
 pub enum AuthorityCommand {
     /// Show the root and signing certificates with their states and key ids.
     Show(AuthorityShowFlags),
-    /// Go one step further in replacing the signing certificate or the root: prepare the next, or use the prepared one.
+    /// Go one step further in replacing the signing certificate, the root or the key of JWT-SVIDs: prepare the next, or
+    /// use the prepared one.
     ///
-    /// Both are replaced by themselves in time; this is for doing it now. A root that is prepared is in the trust
-    /// bundle, and is used once every live proxy has acknowledged that. Ends with 1 when it has to wait.
+    /// All are replaced by themselves in time; this is for doing it now. A root that is prepared is in the trust
+    /// bundle, and is used once every live proxy has acknowledged that; a key of JWT-SVIDs once those who fetch the bundle have it. Ends
+    /// with 1 when it has to wait.
     Rotate(AuthorityRotateFlags),
-    /// Declare an old certificate unreliable: every proxy whose certificate chains through it renews at once.
+    /// Declare an old certificate unreliable: every proxy whose certificate chains through it renews at once. An old key of
+    /// JWT-SVIDs: proxies ask for new tokens, and it is believed an hour more.
     Taint(AuthorityTaintFlags),
-    /// Take an old root out of the trust bundle: what was signed below it is believed no longer.
+    /// Take an old root, or an old key of JWT-SVIDs, out of the trust bundle: what it signed is believed no longer.
     Revoke(AuthorityRevokeFlags),
 }
 
@@ -164,11 +167,16 @@ pub struct AuthorityRotateFlags {
     #[arg(long)]
     pub root: bool,
 
+    /// The key that signs JWT-SVIDs.
+    #[arg(long, conflicts_with = "root")]
+    pub jwt: bool,
+
     /// Say what would be done, and do nothing.
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Use the prepared root although some proxies have not acknowledged it.
+    /// Use the prepared root although some proxies have not acknowledged it, or the prepared key of JWT-SVIDs although it
+    /// was not published for long.
     #[arg(long)]
     pub force: bool,
 
@@ -180,8 +188,8 @@ pub struct AuthorityRotateFlags {
 /// Flags of `ca taint`.
 #[derive(Debug, Args)]
 pub struct AuthorityTaintFlags {
-    /// Key id of the certificate, as `ca show` prints it.
-    #[arg(value_name = "KEY_ID")]
+    /// Key id of the certificate or key, as `ca show` prints it.
+    #[arg(value_name = "KEY_ID", allow_hyphen_values = true)]
     pub key_id: String,
 
     /// Which control plane to ask.
@@ -192,8 +200,8 @@ pub struct AuthorityTaintFlags {
 /// Flags of `ca revoke`.
 #[derive(Debug, Args)]
 pub struct AuthorityRevokeFlags {
-    /// Key id of the root, as `ca show` prints it.
-    #[arg(value_name = "KEY_ID")]
+    /// Key id of the root or key, as `ca show` prints it.
+    #[arg(value_name = "KEY_ID", allow_hyphen_values = true)]
     pub key_id: String,
 
     /// Although certificates below it are still good.

@@ -20,10 +20,10 @@ pub(super) fn show(flags: &AuthorityShowFlags) -> Result<(), Failure> {
 }
 
 pub(super) fn rotate(flags: &AuthorityRotateFlags) -> Result<(), Failure> {
-    let kind = if flags.root {
-        v1::AuthorityKind::Root
-    } else {
-        v1::AuthorityKind::Signing
+    let kind = match (flags.root, flags.jwt) {
+        (true, _) => v1::AuthorityKind::Root,
+        (_, true) => v1::AuthorityKind::Jwt,
+        _ => v1::AuthorityKind::Signing,
     };
     let request = v1::RotateAuthorityRequest {
         kind: kind.into(),

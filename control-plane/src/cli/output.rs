@@ -36,14 +36,16 @@ pub(super) fn authority(answer: &v1::GetAuthorityResponse) -> String {
     let _ = writeln!(text, "trust domain     {trust_domain}");
     let _ = writeln!(text, "bundle sequence  {bundle_sequence}");
     for authority in authorities {
-        let _ = writeln!(
-            text,
-            "\n{} certificate ({})",
-            authority.role, authority.state
-        );
+        let what = match authority.role.as_str() {
+            "jwt" => "JWT key".to_owned(),
+            role => format!("{role} certificate"),
+        };
+        let _ = writeln!(text, "\n{what} ({})", authority.state);
         let _ = writeln!(text, "  key id   {}", authority.subject_key_id);
-        let _ = writeln!(text, "  subject  {}", authority.subject);
-        let _ = writeln!(text, "  serial   {}", authority.serial);
+        if !authority.certificate.is_empty() {
+            let _ = writeln!(text, "  subject  {}", authority.subject);
+            let _ = writeln!(text, "  serial   {}", authority.serial);
+        }
         let _ = writeln!(text, "  sha256   {}", authority.sha256);
         let _ = writeln!(
             text,

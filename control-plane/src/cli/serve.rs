@@ -108,6 +108,7 @@ fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
             sign_per_second: flags.sign_rate,
         },
         rotation_deadline: flags.rotation_deadline,
+        trust_clock: flags.trust_clock,
     })
 }
 

@@ -1,16 +1,27 @@
 //! Who gets no certificate although their evidence is good, and is cut off everywhere.
 
+mod returned;
+mod seal;
+
+pub use returned::{Returned, TooMuch};
+
 use super::Refusal;
-use crate::store::{AuditRecord, BanRecord, BanRecords, Store, StoreError, unix_seconds};
+use crate::store::{
+    AuditRecord, BanRecord, BanRecords, Store, StoreError, from_unix_seconds, unix_seconds,
+};
+use crate::telemetry::Throttle;
 use arc_swap::ArcSwap;
+use seal::Sealer;
 use sidewind_api::bans::{MAX_BAN_REASON_BYTES, MAX_BANS};
 use sidewind_api::{BanList, Banned, Reason, v1};
 use sidewind_identity::SpiffeId;
 use sidewind_identity::authority::MAX_SVID_TTL;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
 
+/// Lists that wait to be taken up.
+const MAX_RETURNED: usize = 4;
 /// How long the ban of a certificate is kept: longer than any certificate lives.
 const CERTIFICATE_BAN: Duration = MAX_SVID_TTL.saturating_mul(2);
 
@@ -19,6 +30,9 @@ const CERTIFICATE_BAN: Duration = MAX_SVID_TTL.saturating_mul(2);
 pub struct Bans {
     store: Store,
     current: ArcSwap<Current>,
+    sealer: Sealer,
+    /// Lists that proxies gave back, to be taken up.
+    returned: std::sync::Mutex<Vec<v1::Bans>>,
     /// One change at a time, so that an older list never replaces a newer one.
     changing: Mutex<()>,
 }
@@ -30,15 +44,17 @@ struct Current {
 }
 
 impl Current {
-    fn new(records: BanRecords) -> Self {
+    fn new(records: BanRecords, sealer: &Sealer) -> Self {
         let list = BanList::new(
             records.version,
             records.bans.iter().map(|ban| ban.banned.clone()),
         );
-        let api = v1::Bans {
+        let mut api = v1::Bans {
             version: records.version,
             bans: records.bans.into_iter().map(to_api).collect(),
+            seal: Vec::new(),
         };
+        api.seal = sealer.seal(&api);
         Self { list, api }
     }
 }
@@ -49,10 +65,13 @@ impl Bans {
     /// # Errors
     /// When the store fails: without its bans a control plane must not begin.
     pub async fn open(store: Store) -> Result<Self, StoreError> {
-        let current = Current::new(store.bans().await?);
+        let sealer = Sealer::new(&store.bans_secret().await?);
+        let current = Current::new(store.bans().await?, &sealer);
         Ok(Self {
             store,
             current: ArcSwap::from_pointee(current),
+            sealer,
+            returned: std::sync::Mutex::default(),
             changing: Mutex::default(),
         })
     }
@@ -119,6 +138,59 @@ impl Bans {
         self.read().await.map_err(|error| Refusal::store(&error))
     }
 
+    /// The version of the list.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.current.load().list.version()
+    }
+
+    /// Notes a list that a proxy gave back, when it is one that was made here and that the store has lost. It is taken
+    /// up at the next look.
+    pub fn give_back(&self, list: v1::Bans) {
+        static STRANGE: Throttle = Throttle::new();
+        if list.version <= self.version() {
+            return;
+        }
+        if !self.sealer.knows(&list) {
+            if let Some(unsaid) = STRANGE.admit("seal") {
+                tracing::warn!(
+                    version = list.version,
+                    unsaid,
+                    "a proxy gave back a list of bans that was not made here; it is not believed"
+                );
+            }
+            return;
+        }
+        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+        // One stream is asked at a time.
+        if returned.len() < MAX_RETURNED {
+            returned.push(list);
+        }
+    }
+
+    /// Takes up what proxies gave back.
+    async fn take_returned(&self, now: SystemTime) -> Result<(), StoreError> {
+        let returned = {
+            let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *returned)
+        };
+        for list in &returned {
+            let bans: Vec<BanRecord> = list.bans.iter().filter_map(from_api).collect();
+            let found = self.store.restore_bans(list.version, &bans, now).await;
+            let found = found.inspect_err(|_| {
+                let mut kept = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.clone_from(&returned);
+            })?;
+            tracing::error!(
+                version = list.version,
+                found,
+                "the store was restored from an older copy: its list of bans was completed by what a proxy has. Bans that \
+                 were lifted since that copy may be back; look with `sidewind bans`"
+            );
+        }
+        Ok(())
+    }
+
     /// Takes up what another process has changed, and forgets bans of certificates that have ended. Gives back
     /// whether anything changed.
     ///
@@ -132,6 +204,7 @@ impl Bans {
         {
             self.store.forget_bans_of_certificates(end).await?;
         }
+        self.take_returned(now).await?;
         self.read().await?;
         Ok(self.current.load().list.version() != before)
     }
@@ -148,10 +221,19 @@ impl Bans {
     async fn read(&self) -> Result<(), StoreError> {
         let records = self.store.bans().await?;
         if records.version != self.current.load().list.version() {
-            self.current.store(Arc::new(Current::new(records)));
+            let current = Current::new(records, &self.sealer);
+            self.current.store(Arc::new(current));
         }
         Ok(())
     }
+}
+
+fn from_api(ban: &v1::Ban) -> Option<BanRecord> {
+    Some(BanRecord {
+        banned: Banned::try_from(ban.subject.as_ref()?).ok()?,
+        reason: ban.reason.clone(),
+        since: from_unix_seconds(ban.since_unix),
+    })
 }
 
 fn to_api(ban: BanRecord) -> v1::Ban {

@@ -82,6 +82,8 @@ struct Record {
     /// Key identifier of the authority that signed the certificate which the stream was opened with.
     issuer_key_id: String,
     acknowledged: Acknowledged,
+    /// Whether it was asked for its list of bans: one that has none to show is not asked for ever.
+    asked_for_bans: bool,
 }
 
 impl Acknowledgements {
@@ -91,6 +93,7 @@ impl Acknowledgements {
             proxy,
             issuer_key_id: String::new(),
             acknowledged: Acknowledged::default(),
+            asked_for_bans: false,
         };
         self.by_stream.insert(stream, record);
     }
@@ -148,6 +151,22 @@ impl Acknowledgements {
         behind.map(|record| record.proxy.clone())
     }
 
+    /// The stream with the latest list of bans after a version that was not asked for it yet, and the latest version
+    /// that any stream has after that one.
+    fn ask_for_bans(&mut self, version: u64) -> (Option<StreamId>, Option<u64>) {
+        let later = |record: &&mut Record| record.acknowledged.bans_version > version;
+        let latest = self.by_stream.values_mut().filter(later);
+        let latest = latest.map(|record| record.acknowledged.bans_version).max();
+        let streams = self.by_stream.iter_mut();
+        let not_asked = streams.filter(|(_, record)| later(record) && !record.asked_for_bans);
+        let next = not_asked.max_by_key(|(_, record)| record.acknowledged.bans_version);
+        let next = next.map(|(stream, record)| {
+            record.asked_for_bans = true;
+            *stream
+        });
+        (next, latest)
+    }
+
     /// Those whose certificate was signed by an authority with one of these key identifiers.
     pub(super) fn using(&self, key_ids: &[String]) -> impl Iterator<Item = Laggard> {
         let records = self.by_stream.values();
@@ -178,6 +197,17 @@ impl Registry {
     #[must_use]
     pub fn without_bans(&self, version: u64) -> Vec<Laggard> {
         sorted(self.state().acknowledgements.without_bans(version))
+    }
+
+    /// Asks the proxy with the latest list of bans for it, when that is later than a version. Gives back the latest that
+    /// any connected proxy has, when it is.
+    pub fn ask_for_bans(&self, version: u64) -> Option<u64> {
+        let mut state = self.state();
+        let (stream, latest) = state.acknowledgements.ask_for_bans(version);
+        if let Some(stream) = stream.and_then(|id| state.streams.get(&id)) {
+            stream.outbox.ask_for_bans();
+        }
+        latest
     }
 
     /// Connected proxies whose certificate was signed by an authority with one of these key identifiers, in order.

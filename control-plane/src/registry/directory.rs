@@ -81,6 +81,16 @@ impl Directory {
         topics
     }
 
+    /// Notes whether a workload is known to be there. Its clients need not hear of it.
+    pub(super) fn set_confirmed(&mut self, key: &WorkloadKey, confirmed: bool) {
+        let Some(entry) = self.workloads.get_mut(key) else {
+            return;
+        };
+        self.unconfirmed -= usize::from(!entry.record.confirmed);
+        self.unconfirmed += usize::from(!confirmed);
+        entry.record.confirmed = confirmed;
+    }
+
     /// Takes a workload out, and gives back what that touches.
     pub(super) fn remove(&mut self, key: &WorkloadKey, now: Instant) -> Vec<Topic> {
         let Some(entry) = self.workloads.get(key) else {

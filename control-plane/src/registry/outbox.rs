@@ -26,6 +26,8 @@ pub enum Outgoing {
     Bundles(Arc<v1::TrustBundles>),
     /// Who is banned.
     Bans(Arc<v1::Bans>),
+    /// The proxy is to give back the newest list of bans that it has.
+    ReturnBans,
     /// Who may call the workload.
     Policy(Arc<v1::InboundPolicy>),
     /// Authorities that are not to be relied on.
@@ -48,6 +50,7 @@ struct Content {
     end: Option<EndReason>,
     bundles: Option<Arc<v1::TrustBundles>>,
     bans: Option<Arc<v1::Bans>>,
+    return_bans: bool,
     tainted: Option<Arc<v1::TaintedAuthorities>>,
     policy: Option<Arc<v1::InboundPolicy>>,
     /// The policy that was last taken out, to pass over one that says the same.
@@ -71,6 +74,11 @@ impl Outbox {
 
     pub(super) fn put_bans(&self, bans: Arc<v1::Bans>) {
         self.content().bans = Some(bans);
+        self.filled.notify_one();
+    }
+
+    pub(super) fn ask_for_bans(&self) {
+        self.content().return_bans = true;
         self.filled.notify_one();
     }
 
@@ -136,6 +144,9 @@ impl Content {
         // Nothing is more urgent than to cut somebody off.
         if let Some(bans) = self.bans.take() {
             return Some(Outgoing::Bans(bans));
+        }
+        if std::mem::take(&mut self.return_bans) {
+            return Some(Outgoing::ReturnBans);
         }
         // What to verify peers with comes before whom to expect.
         if let Some(bundles) = self.bundles.take() {

@@ -11,6 +11,7 @@ use crate::store::{ReplicaId, SharedWorkload};
 use sidewind_api::ServiceName;
 use sidewind_identity::SpiffeId;
 use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
 use tokio::time::Instant;
 
 /// The workloads of other replicas, as the store has them.
@@ -79,27 +80,50 @@ impl Registry {
         self.take_remote(own, living, lives);
     }
 
-    /// Takes note that a replica has shown that it lives, or is gone: then its workloads leave.
+    /// Takes note that a replica has shown that it lives, or shows so no more: then its workloads stay in discovery,
+    /// not confirmed.
     pub fn note_replica(&self, replica: &ReplicaId, lives: bool) {
         let mut state = self.state();
         let state = &mut *state;
         let of_replica = |remote: &&mut RemoteWorkload| remote.replica == *replica;
         let mut keys = Vec::new();
         for remote in state.remote.workloads.values_mut().filter(of_replica) {
-            if !lives || !remote.record.confirmed {
+            if remote.record.confirmed != lives {
+                remote.record.confirmed = lives;
                 keys.push(remote.record.key.clone());
             }
-            remote.record.confirmed = true;
         }
         for key in &keys {
-            if lives {
-                state.show_remote(key);
-            } else {
-                state.forget_remote(key);
+            // One with a stream here is there, whatever becomes of the other replica.
+            if state.directory.stream_of(key).is_none() {
+                state.directory.set_confirmed(key, lives);
             }
         }
         self.measure(state);
-        self.notify(state);
+    }
+
+    /// Takes the workloads of a replica that is gone out of discovery.
+    pub fn forget_replica(&self, replica: &ReplicaId) {
+        self.forget_remote_if(|remote| remote.replica == *replica);
+    }
+
+    /// Takes workloads out of discovery whose replica is silent and whose certificates have ended: nobody would accept
+    /// them any more.
+    pub fn forget_ended_remote(&self, now: SystemTime) {
+        self.forget_remote_if(|remote| {
+            !remote.record.confirmed && remote.record.svid_not_after < now
+        });
+    }
+
+    fn forget_remote_if(&self, is_over: impl Fn(&RemoteWorkload) -> bool) {
+        let mut state = self.state();
+        let over = state.remote.workloads.values().filter(|it| is_over(it));
+        let keys: Vec<_> = over.map(|remote| remote.record.key.clone()).collect();
+        for key in &keys {
+            state.forget_remote(key);
+        }
+        self.measure(&state);
+        self.notify(&state);
     }
 
     /// The replicas whose workloads are in discovery here.

@@ -1,9 +1,14 @@
 //! Keeps this replica's view of the mesh and the others' together, through the store.
 //!
-//! Every two seconds a replica raises its beat and looks at those of the others. One whose beat has stood
-//! still for ten seconds is gone, and its workloads with it: their proxies have come to another replica by
-//! then, or are gone as well. Beats are compared with themselves alone, so no clocks need to agree; and
-//! the time in which the store could not be read does not count.
+//! Every two seconds a replica raises its beat and looks at those of the others. Beats are compared with themselves
+//! alone, so no clocks need to agree; and the time in which the store could not be read does not count.
+//!
+//! A beat that has stood still for ten seconds says that a replica has died, or that it alone has lost the store: then it
+//! goes on serving its proxies, and to take their workloads out of discovery would break traffic that works. So the
+//! workloads of a silent replica stay, not confirmed, until they come to another replica or their certificates end. A
+//! live proxy renews long before that and opens a new stream then, away from a replica that says in its hello that it
+//! has lost the store. An endpoint that is dead meanwhile costs its clients a failed connection, which is no request.
+//! A replica that ends in order takes its beat away, and what of its workloads is not back in half a minute has ended.
 
 use super::{CONFIRMATION_TIME, Registry};
 use crate::store::{ReplicaId, Store, StoreError, Topic};
@@ -15,8 +20,8 @@ use tokio::time::Instant;
 
 /// How often a replica shows that it lives.
 const BEAT_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a beat stands still before its replica is gone.
-const GONE_AFTER: Duration = Duration::from_secs(10);
+/// How long a beat stands still before its replica counts as silent.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
 /// How long one look at the store may take.
 const LOOK_TIME: Duration = Duration::from_secs(10);
 
@@ -33,15 +38,15 @@ pub struct Sharing {
     services: i64,
     /// Whether everything is to be read: at first, and after the store was away.
     all: bool,
-    opened: Instant,
 }
 
 #[derive(Debug)]
 struct Pulse {
-    beat: i64,
+    /// None of a replica that ended in order.
+    beat: Option<i64>,
     /// When the beat changed, or the store was there again.
     at: Instant,
-    /// Whether it has changed under these eyes.
+    /// Whether it has changed under these eyes, and not stood still since.
     lives: bool,
 }
 
@@ -63,7 +68,6 @@ impl Sharing {
             workloads: 0,
             services: 0,
             all: true,
-            opened: Instant::now(),
         };
         sharing.beat().await?;
         sharing.read().await?;
@@ -99,7 +103,7 @@ impl Sharing {
         }
         self.read().await?;
         if due {
-            self.bury_the_dead(was_away).await?;
+            self.judge_the_silent(was_away).await?;
         }
         Ok(())
     }
@@ -110,11 +114,15 @@ impl Sharing {
             self.registry.write_all_again();
         }
         let now = Instant::now();
-        let mut beats = self.store.beats().await?;
-        // A replica that ended between its first workload and its first beat has none.
+        let beats = self.store.beats().await?;
+        let mut beats: Vec<_> = beats
+            .into_iter()
+            .map(|(id, beat)| (id, Some(beat)))
+            .collect();
+        // A replica that ended in order has none.
         for replica in self.registry.remote_replicas() {
             if !beats.iter().any(|(known, _)| *known == replica) {
-                beats.push((replica, -1));
+                beats.push((replica, None));
             }
         }
         for (replica, beat) in &beats {
@@ -132,11 +140,12 @@ impl Sharing {
                 continue;
             }
             (pulse.beat, pulse.at) = (*beat, now);
-            if !std::mem::replace(&mut pulse.lives, true) {
-                self.registry.note_replica(replica, true);
+            let lives = beat.is_some();
+            if std::mem::replace(&mut pulse.lives, lives) != lives {
+                self.registry.note_replica(replica, lives);
             }
         }
-        // Buried by another replica: the store says what is left of its workloads.
+        // Nothing of it is left.
         self.replicas
             .retain(|replica, _| beats.iter().any(|(known, _)| known == replica));
         let living = self.replicas.values().filter(|pulse| pulse.lives).count();
@@ -169,8 +178,8 @@ impl Sharing {
         Ok(())
     }
 
-    /// Takes replicas out of the mesh whose beat stands still.
-    async fn bury_the_dead(&mut self, was_away: bool) -> Result<(), StoreError> {
+    /// Takes note of replicas whose beat stands still, and out of the mesh what has surely ended.
+    async fn judge_the_silent(&mut self, was_away: bool) -> Result<(), StoreError> {
         let now = Instant::now();
         if was_away {
             // Nobody could beat meanwhile, or this one could not see it.
@@ -179,28 +188,51 @@ impl Sharing {
             }
             return Ok(());
         }
-        // A whole control plane that restarts has replicas that nobody has seen alive; their proxies are given
-        // the time that they are given after the restart of one.
-        let restart = self.opened + CONFIRMATION_TIME;
-        let is_dead = |pulse: &Pulse| {
-            let silent = now.duration_since(pulse.at) >= GONE_AFTER;
-            silent && (pulse.lives || now >= restart)
+        for (replica, pulse) in &mut self.replicas {
+            if pulse.is_silent(now) && std::mem::replace(&mut pulse.lives, false) {
+                tracing::warn!(
+                    %replica,
+                    "a replica is silent: it has died, or lost the store; its workloads stay in discovery until they are \
+                     at another replica or their certificates end"
+                );
+                self.registry.note_replica(replica, false);
+            }
+        }
+        self.registry.forget_ended_remote(SystemTime::now());
+        let remote = self.registry.remote_replicas();
+        let is_over = |replica: &ReplicaId, pulse: &Pulse| match pulse.beat {
+            None => now.duration_since(pulse.at) >= CONFIRMATION_TIME,
+            Some(_) => pulse.is_silent(now) && !remote.contains(replica),
         };
-        let dead: Vec<ReplicaId> = self
+        let over: Vec<ReplicaId> = self
             .replicas
             .iter()
-            .filter(|(_, pulse)| is_dead(pulse))
+            .filter(|(replica, pulse)| is_over(replica, pulse))
             .map(|(replica, _)| replica.clone())
             .collect();
-        for replica in dead {
-            tracing::warn!(%replica, "a replica is gone, and the workloads that are not back with it");
-            self.registry.note_replica(&replica, false);
+        for replica in over {
+            tracing::info!(%replica, "nothing is left of a replica that is gone");
+            self.registry.forget_replica(&replica);
             self.replicas.remove(&replica);
             if let Err(error) = self.store.bury(&replica, SystemTime::now()).await {
                 tracing::debug!(error = chain(&error), "another replica may have done it");
                 return Err(error);
             }
         }
+        let silent = self
+            .replicas
+            .values()
+            .filter(|it| it.is_silent(now))
+            .count();
+        let silent = i64::try_from(silent).unwrap_or(i64::MAX);
+        self.metrics.silent_replicas.set(silent);
         Ok(())
+    }
+}
+
+impl Pulse {
+    /// Whether the beat has stood still for so long that its replica has died or lost the store.
+    fn is_silent(&self, now: Instant) -> bool {
+        self.beat.is_some() && now.duration_since(self.at) >= SILENT_AFTER
     }
 }

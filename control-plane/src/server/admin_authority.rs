@@ -4,21 +4,26 @@ use super::authorities::Authorities;
 use crate::issuance::authority::slots::Slot;
 use crate::issuance::authority::{CertificateAuthority, RotateOptions};
 use crate::issuance::issuer::hex;
-use crate::store::{AuthorityRole, AuthorityState, unix_seconds};
+use crate::store::{AuthorityRole, AuthorityState, JwtKeyRecord, JwtKeyState, unix_seconds};
 use sidewind_api::{Reason, v1};
 use tonic::Status;
 
 /// Everything about every authority but its key.
-pub(super) fn show(authority: &CertificateAuthority) -> Result<v1::GetAuthorityResponse, Status> {
+pub(super) fn show(authorities: &Authorities) -> Result<v1::GetAuthorityResponse, Status> {
+    let authority: &CertificateAuthority = &authorities.authority;
     let (slots, bundle) = (authority.slots(), authority.bundle());
+    let jwt_keys = authorities.jwt_keys.keys();
     let in_order = [AuthorityRole::Root, AuthorityRole::Signing];
     let in_order = in_order
         .iter()
         .flat_map(|role| slots.iter().filter(|slot| slot.role == *role));
     Ok(v1::GetAuthorityResponse {
         trust_domain: bundle.trust_domain().to_string(),
-        bundle_sequence: bundle.sequence(),
-        authorities: in_order.map(described).collect(),
+        bundle_sequence: authority.published_sequence(),
+        authorities: in_order
+            .map(described)
+            .chain(jwt_keys.iter().map(described_jwt))
+            .collect(),
     })
 }
 
@@ -27,19 +32,24 @@ pub(super) async fn rotate(
     request: &v1::RotateAuthorityRequest,
     caller: &str,
 ) -> Result<v1::RotateAuthorityResponse, Status> {
+    let options = RotateOptions {
+        dry_run: request.dry_run,
+        force: request.force,
+    };
     let role = match request.kind() {
         v1::AuthorityKind::Root => AuthorityRole::Root,
         v1::AuthorityKind::Signing => AuthorityRole::Signing,
         v1::AuthorityKind::Jwt => {
-            return Err(Reason::NotOffered.status("there is no rotation of JWT keys here"));
+            let rotation = authorities.rotate_jwt(options, caller).await?;
+            return Ok(v1::RotateAuthorityResponse {
+                steps: rotation.steps,
+                laggards: Vec::new(),
+                waiting: rotation.is_waiting,
+            });
         }
         v1::AuthorityKind::Unspecified => {
             return Err(Reason::InvalidMessage.status("which authority is meant?"));
         }
-    };
-    let options = RotateOptions {
-        dry_run: request.dry_run,
-        force: request.force,
     };
     let rotation = authorities.rotate(role, options, caller).await?;
     Ok(v1::RotateAuthorityResponse {
@@ -54,6 +64,11 @@ pub(super) async fn taint(
     request: &v1::TaintAuthorityRequest,
     caller: &str,
 ) -> Result<v1::TaintAuthorityResponse, Status> {
+    let jwt_key = request.subject_key_id.trim();
+    if authorities.jwt_keys.has(jwt_key) {
+        authorities.taint_jwt(jwt_key, caller).await?;
+        return Ok(v1::TaintAuthorityResponse { affected: 0 });
+    }
     let affected = authorities
         .taint(&key_id(&request.subject_key_id), caller)
         .await?;
@@ -67,6 +82,12 @@ pub(super) async fn revoke(
     request: &v1::RevokeAuthorityRequest,
     caller: &str,
 ) -> Result<v1::RevokeAuthorityResponse, Status> {
+    let jwt_key = request.subject_key_id.trim();
+    if authorities.jwt_keys.has(jwt_key) {
+        let revoked = authorities.revoke_jwt(jwt_key, request.force, caller);
+        let bundle_sequence = revoked.await?;
+        return Ok(v1::RevokeAuthorityResponse { bundle_sequence });
+    }
     let key_id = key_id(&request.subject_key_id);
     let bundle_sequence = authorities.revoke(&key_id, request.force, caller).await?;
     Ok(v1::RevokeAuthorityResponse { bundle_sequence })
@@ -105,6 +126,27 @@ fn described(slot: &Slot) -> v1::Authority {
             state => state.as_str().to_owned(),
         },
         subject_key_id: slot.key_id.clone(),
+    }
+}
+
+fn described_jwt(key: &JwtKeyRecord) -> v1::Authority {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key.public_key);
+    let state = match key.state {
+        JwtKeyState::Prepared => "prepared",
+        JwtKeyState::Active => "active",
+        JwtKeyState::Old if key.tainted => "tainted",
+        JwtKeyState::Old => "old",
+    };
+    v1::Authority {
+        role: "jwt".to_owned(),
+        subject: String::new(),
+        serial: String::new(),
+        sha256: hex(digest.as_ref()),
+        not_before_unix: unix_seconds(key.created_at),
+        not_after_unix: unix_seconds(key.not_after),
+        certificate: Vec::new(),
+        state: state.to_owned(),
+        subject_key_id: key.key_id.clone(),
     }
 }
 

@@ -154,7 +154,7 @@ impl AdminService for AdminApi {
         &self,
         _request: Request<v1::GetAuthorityRequest>,
     ) -> Result<Response<v1::GetAuthorityResponse>, Status> {
-        admin_authority::show(&self.authority).map(Response::new)
+        admin_authority::show(&self.authorities).map(Response::new)
     }
 
     async fn list_workloads(
@@ -206,7 +206,7 @@ impl AdminService for AdminApi {
         &self,
         _request: Request<v1::ListBansRequest>,
     ) -> Result<Response<v1::ListBansResponse>, Status> {
-        let v1::Bans { version, bans } = self.bans.api();
+        let v1::Bans { version, bans, .. } = self.bans.api();
         Ok(Response::new(v1::ListBansResponse { version, bans }))
     }
 

@@ -5,6 +5,7 @@ use crate::issuance::Refusal;
 use crate::issuance::authority::{
     Actor, AuthorityStartError, CertificateAuthority, Event, RotateOptions, Rotation,
 };
+use crate::issuance::jwt::{JwtKeys, JwtRotation};
 use crate::issuance::own::OwnIdentity;
 use crate::registry::Registry;
 use crate::store::writer::Writer;
@@ -19,6 +20,7 @@ use tokio::sync::Mutex;
 #[derive(Debug)]
 pub(super) struct Authorities {
     pub(super) authority: Arc<CertificateAuthority>,
+    pub(super) jwt_keys: Arc<JwtKeys>,
     pub(super) own: Arc<OwnIdentity>,
     pub(super) registry: Arc<Registry>,
     pub(super) state: Arc<StateDir>,
@@ -105,6 +107,71 @@ impl Authorities {
         Ok(sequence)
     }
 
+    /// `ca rotate --jwt`.
+    pub(super) async fn rotate_jwt(
+        &self,
+        options: RotateOptions,
+        caller: &str,
+    ) -> Result<JwtRotation, Refusal> {
+        let (actor, now) = (actor("ca-rotate", caller), SystemTime::now());
+        let result = self.jwt_keys.rotate(options, &actor, now).await;
+        if let Ok(rotation) = &result {
+            for step in &rotation.done {
+                self.metrics.authority.count_step("jwt", step);
+            }
+        }
+        self.conclude_jwt(result, &actor, now)
+    }
+
+    /// `ca taint` of a key of JWT-SVIDs.
+    pub(super) async fn taint_jwt(&self, key_id: &str, caller: &str) -> Result<(), Refusal> {
+        let (actor, now) = (actor("ca-taint", caller), SystemTime::now());
+        let result = self.jwt_keys.taint(key_id, &actor, now).await;
+        self.conclude_jwt(result, &actor, now)?;
+        self.metrics.authority.count_step("jwt", "tainted");
+        Ok(())
+    }
+
+    /// `ca revoke` of a key of JWT-SVIDs: the bundle's sequence after it.
+    pub(super) async fn revoke_jwt(
+        &self,
+        key_id: &str,
+        force: bool,
+        caller: &str,
+    ) -> Result<u64, Refusal> {
+        let (actor, now) = (actor("ca-revoke", caller), SystemTime::now());
+        let result = self.jwt_keys.revoke(key_id, force, &actor, now).await;
+        self.conclude_jwt(result, &actor, now)?;
+        self.metrics.authority.count_step("jwt", "revoked");
+        Ok(self.authority.published_sequence())
+    }
+
+    fn conclude_jwt<T>(
+        &self,
+        result: Result<T, Refusal>,
+        actor: &Actor<'_>,
+        now: SystemTime,
+    ) -> Result<T, Refusal> {
+        match &result {
+            Ok(_) => self.publish_jwt_keys(),
+            Err(refusal) => self.record_refusal(actor, refusal, now),
+        }
+        result
+    }
+
+    /// Tells proxies of the keys of JWT-SVIDs as they are now.
+    pub(super) fn publish_jwt_keys(&self) {
+        self.authority.set_jwt_keys(self.jwt_keys.published());
+        self.registry.set_bundles(self.authority.api_bundles());
+    }
+
+    fn record_refusal(&self, actor: &Actor<'_>, refusal: &Refusal, now: SystemTime) {
+        let outcome = refusal.reason.as_str();
+        self.metrics.count_refused(actor.event, outcome);
+        self.writer
+            .audit(actor.audit(outcome, refusal.message.clone(), now));
+    }
+
     /// Tells of what was done, or records why not.
     async fn conclude<T>(
         &self,
@@ -122,12 +189,7 @@ impl Authorities {
                 }
                 self.measure();
             }
-            Err(refusal) => {
-                let outcome = refusal.reason.as_str();
-                self.metrics.count_refused(actor.event, outcome);
-                self.writer
-                    .audit(actor.audit(outcome, refusal.message.clone(), now));
-            }
+            Err(refusal) => self.record_refusal(actor, refusal, now),
         }
         result
     }

@@ -1,5 +1,6 @@
 //! Why there is no control plane.
 
+use super::clock::ClockError;
 use super::web_certificate::WebCertificateError;
 use crate::config::ConfigErrors;
 use crate::issuance::Refusal;
@@ -18,6 +19,9 @@ pub enum StartError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The clock is surely wrong.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
     /// There is no authority to sign with.
     #[error(transparent)]
     Authority(#[from] AuthorityStartError),
@@ -61,12 +65,13 @@ impl StartError {
             | Self::JwtLifetime(_)
             | Self::Config(_)
             | Self::WebCertificate(_) => true,
-            Self::StateDir(error) => !matches!(error, StateDirError::InUse { .. }),
+            Self::StateDir(error) | Self::Store(StoreError::StateDir(error)) => !matches!(
+                error,
+                StateDirError::InUse { .. } | StateDirError::DatabaseInUse { .. }
+            ),
             Self::Store(error) => matches!(
                 error,
-                StoreError::OtherTrustDomain { .. }
-                    | StoreError::StateDir(_)
-                    | StoreError::Sealed(_)
+                StoreError::OtherTrustDomain { .. } | StoreError::Sealed(_)
             ),
             Self::Authority(error) => error.is_usage(),
             _ => false,

@@ -3,8 +3,10 @@
 use super::Shutdown;
 use super::identity::caller;
 use super::session::{Session, UnderWay, named};
+use crate::issuance::bans::Bans;
 use crate::issuance::issuer::Issuer;
 use crate::registry::{Outbox, Registry, WorkloadRecord};
+use crate::store::Store;
 use crate::telemetry::{Metrics, Throttle};
 use futures_util::StreamExt as _;
 use futures_util::stream::Map;
@@ -31,6 +33,8 @@ static REFUSED: Throttle = Throttle::new();
 pub(super) struct MeshApi {
     pub(super) issuer: Arc<Issuer>,
     pub(super) registry: Arc<Registry>,
+    pub(super) bans: Arc<Bans>,
+    pub(super) store: Store,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: Shutdown,
 }
@@ -94,6 +98,9 @@ impl MeshService for MeshApi {
             inbound,
             sender,
             identity,
+            bans: Arc::clone(&self.bans),
+            returned: None,
+            store_away: self.store.is_away_from_others(),
             metrics: Arc::clone(&self.metrics),
         };
         session.connected.register(registration);

@@ -5,6 +5,7 @@
 //! - `start`: puts the rooms together, in the order in which they need one another
 //! - `resources`: the documents of `--config`, from reading to use
 //! - `keeping`: the store: opened, shared with other replicas, remembered
+//! - `clock`: whether the wall clock can be believed
 //! - `listener`: the gRPC port: TLS, bounds, who is calling
 //! - `limits`, `turnstile`: how often somebody may ask; what a call must pass before its request is read
 //! - `identity`, `mesh`, `session`: the two services for proxies
@@ -22,6 +23,7 @@ mod admin_http;
 mod admin_socket;
 mod authorities;
 mod bundle_endpoint;
+mod clock;
 mod error;
 mod health;
 mod identity;
@@ -37,6 +39,7 @@ mod start;
 mod turnstile;
 mod web_certificate;
 
+pub use clock::ClockError;
 pub use error::StartError;
 pub use limits::Limits;
 pub use settings::{BundleEndpoints, Settings, WebEndpoint};

@@ -1,5 +1,6 @@
 //! One stream: what the proxy asks for, what it is sent, and when it ends.
 
+use crate::issuance::bans::{Bans, Returned, TooMuch};
 use crate::registry::acknowledgements::Acknowledged;
 use crate::registry::outbox::EndReason;
 use crate::registry::{Connected, Outbox, Outgoing, Query};
@@ -31,6 +32,11 @@ pub(super) struct Session {
     pub(super) inbound: Streaming<v1::ProxyMessage>,
     pub(super) sender: mpsc::Sender<UnderWay>,
     pub(super) identity: Arc<PeerIdentity>,
+    /// Whether other replicas will not hear of it soon.
+    pub(super) store_away: bool,
+    pub(super) bans: Arc<Bans>,
+    /// What has come of the list of bans that the proxy was asked for.
+    pub(super) returned: Option<Box<Returned>>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -68,6 +74,7 @@ impl Session {
             version: sidewind_api::VERSION.to_owned(),
             refused,
             now_unix_ms: sidewind_api::clock::unix_ms(SystemTime::now()),
+            store_away: self.store_away,
             ..v1::ControlHello::default()
         };
         // The channel is empty.
@@ -96,7 +103,11 @@ impl Session {
         }
     }
 
-    fn receive(&self, message: v1::ProxyMessage, spellings: &mut Spellings) -> Result<(), Status> {
+    fn receive(
+        &mut self,
+        message: v1::ProxyMessage,
+        spellings: &mut Spellings,
+    ) -> Result<(), Status> {
         match message.message {
             Some(FromProxy::Subscribe(v1::Subscribe { destination })) => {
                 let query = self.query(&destination)?;
@@ -122,6 +133,14 @@ impl Session {
                 self.connected.acknowledge(Acknowledged::read(&message));
                 Ok(())
             }
+            Some(FromProxy::KnownBans(part)) => {
+                let invalid = |error: TooMuch| Reason::InvalidMessage.status(error.to_string());
+                let returned = self.returned.as_mut().ok_or(TooMuch).map_err(invalid)?;
+                if let Some(list) = returned.take(part).map_err(invalid)? {
+                    self.bans.give_back(list);
+                }
+                Ok(())
+            }
             // A newer proxy may say what this version does not know.
             None => Ok(()),
         }
@@ -135,7 +154,7 @@ impl Session {
     }
 
     async fn send(
-        &self,
+        &mut self,
         permit: mpsc::OwnedPermit<UnderWay>,
         outgoing: Outgoing,
         spellings: &Spellings,
@@ -152,6 +171,10 @@ impl Session {
                 return Err(Reason::Banned.status(message));
             }
             Outgoing::Bans(bans) => ("bans", ToProxy::Bans(bans.as_ref().clone())),
+            Outgoing::ReturnBans => {
+                self.returned = Some(Box::default());
+                ("return-bans", ToProxy::ReturnBans(v1::ReturnBans {}))
+            }
             Outgoing::Bundles(bundles) => (
                 "trust-bundles",
                 ToProxy::TrustBundles(bundles.as_ref().clone()),

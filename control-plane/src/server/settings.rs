@@ -40,6 +40,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Where others fetch the own trust bundle.
     pub bundle_endpoints: BundleEndpoints,
+    /// Whether to start although the clock is before what has surely happened.
+    pub trust_clock: bool,
     /// How long a prepared root waits for proxies that do not acknowledge it.
     pub rotation_deadline: Duration,
 }

@@ -13,7 +13,7 @@ use super::measure::MeasureLayer;
 use super::mesh::MeshApi;
 use super::turnstile::{Turnstile, TurnstileLayer};
 use super::web_certificate::WebCertificate;
-use super::{BundleEndpoints, Settings, Shutdown, keeping, resources};
+use super::{BundleEndpoints, Settings, Shutdown, clock, keeping, resources};
 use crate::attest::Attestors;
 use crate::attest::airflow::AirflowWord;
 use crate::config::Live;
@@ -21,6 +21,7 @@ use crate::config::watch::Watcher;
 use crate::federation::Federation;
 use crate::issuance::admission::Admission;
 use crate::issuance::authority::CertificateAuthority;
+use crate::issuance::authority::slots::Slots;
 use crate::issuance::bans::Bans;
 use crate::issuance::issuer::{Issuer, check_lifetime};
 use crate::issuance::jwt::JwtKeys;
@@ -31,7 +32,7 @@ use crate::issuance::tasks::TaskIssuer;
 use crate::registry::{Registry, WorkloadRecord};
 use crate::store::writer::{Writer, writer};
 use crate::store::{StateDir, Store, StoreError, Topic, audit_chain};
-use crate::telemetry::{LogHandle, Metrics, chain, lasting_fault};
+use crate::telemetry::{LogHandle, Metrics, Throttle, chain, lasting_fault};
 use sidewind_api::MAX_PROXY_MESSAGE_BYTES;
 use sidewind_api::v1::identity_service_server::IdentityServiceServer;
 use sidewind_api::v1::mesh_service_server::MeshServiceServer;
@@ -47,6 +48,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 /// How long connections may take to end once the process is to end.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// How long the farewell from other replicas may take.
+const FAREWELL_TIME: Duration = Duration::from_secs(2);
 /// How often certificates are looked at.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often what has ended is deleted.
@@ -234,6 +237,8 @@ impl Server {
         // What cannot be sealed now is sealed at the next start.
         let _ = audit_chain::seal_all(&rooms.store).await;
         self.background.shutdown().await;
+        // Who does not hear of it takes this process for one that died.
+        let _ = tokio::time::timeout(FAREWELL_TIME, rooms.store.take_leave()).await;
         rooms.store.close().await;
         // What is left of it would only mislead.
         let _ = std::fs::remove_file(socket_path);
@@ -254,6 +259,9 @@ impl Rooms {
             keeping::open_store(&state, settings.store, settings.store_key, &metrics).await?;
         let domain = settings.trust_domain;
         store.claim_trust_domain(domain.as_str()).await?;
+        if !settings.trust_clock {
+            clock::check(now, &Slots::read(store.authorities().await?)?)?;
+        }
         // Of replicas that start at once on an empty store, one makes the root.
         let alone = store.keep_others_out("authorities").await?;
         let authority =
@@ -262,7 +270,7 @@ impl Rooms {
         let authority = authority.with_deadline(settings.rotation_deadline);
         check_lifetime(&authority, settings.svid_ttl).map_err(StartError::Lifetime)?;
         check_jwt_lifetime(settings.jwt_ttl).map_err(StartError::JwtLifetime)?;
-        let jwt_keys = JwtKeys::open(store.clone(), now).await?;
+        let jwt_keys = Arc::new(JwtKeys::open(store.clone(), now).await?);
         authority.set_jwt_keys(jwt_keys.published());
         let authority = Arc::new(authority);
         resources::hold_against(&mut watched, &authority)?;
@@ -292,6 +300,8 @@ impl Rooms {
             registry.learn_services(&registration);
         }
         keeping::share(&store, &registry, &metrics, background).await?;
+        background.spawn(clock::watch(Arc::clone(&metrics)));
+        background.spawn(clock::compare(store.clone(), Arc::clone(&metrics)));
         background.spawn(keeping::remember(
             store.clone(),
             memory,
@@ -313,6 +323,7 @@ impl Rooms {
         let federation = Arc::new(federation.await?);
         let authorities = Arc::new(Authorities {
             authority: Arc::clone(&authority),
+            jwt_keys: Arc::clone(&jwt_keys),
             own: Arc::clone(&own),
             registry: Arc::clone(&registry),
             state: Arc::clone(&state),
@@ -339,7 +350,7 @@ impl Rooms {
             svid_ttl: settings.svid_ttl,
             limits: settings.limits,
             logs: None,
-            jwt_keys: Arc::new(jwt_keys),
+            jwt_keys,
             jwt_ttl: settings.jwt_ttl,
         };
         rooms.measure();
@@ -385,6 +396,8 @@ impl Rooms {
         let mesh = MeshApi {
             issuer,
             registry: Arc::clone(&self.registry),
+            bans: Arc::clone(&self.bans),
+            store: self.store.clone(),
             metrics: Arc::clone(&self.metrics),
             shutdown: shutdown.clone(),
         };
@@ -451,6 +464,7 @@ impl Rooms {
             }
             let now = SystemTime::now();
             self.authorities.maintain(now).await;
+            self.look_for_lost_bans();
             match self.bans.maintain(now).await {
                 Ok(true) => self.registry.set_bans(self.bans.api()),
                 Ok(false) => {}
@@ -472,12 +486,27 @@ impl Rooms {
         }
     }
 
+    /// A proxy that has a later list of bans than the store shows that an older copy was restored: it is asked for it.
+    fn look_for_lost_bans(&self) {
+        static BEHIND: Throttle = Throttle::new();
+        let own = self.bans.version();
+        let Some(latest) = self.registry.ask_for_bans(own) else {
+            return;
+        };
+        if let Some(unsaid) = BEHIND.admit("bans") {
+            tracing::error!(
+                own,
+                latest,
+                unsaid,
+                "a proxy has a later list of bans than the store: was it restored from an older copy? The proxies' lists \
+                 are asked for, and what is in them and sealed by this control plane is taken up again"
+            );
+        }
+    }
+
     async fn maintain_jwt_keys(&self, now: SystemTime) {
         match self.jwt_keys.maintain(now).await {
-            Ok(true) => {
-                self.authority.set_jwt_keys(self.jwt_keys.published());
-                self.registry.set_bundles(self.authority.api_bundles());
-            }
+            Ok(true) => self.authorities.publish_jwt_keys(),
             Ok(false) => {}
             Err(error) => tracing::error!(
                 error = chain(&error),

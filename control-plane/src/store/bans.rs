@@ -1,9 +1,12 @@
 //! What is banned.
 
 use super::{AuditRecord, Store, StoreError, Topic, audit, from_unix_seconds, unix_seconds};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use sidewind_api::Banned;
 use sqlx::Row as _;
 use std::time::SystemTime;
+use zeroize::Zeroizing;
 
 /// One ban.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +97,82 @@ impl Store {
         self.announce(&mut transaction, Topic::Bans).await?;
         transaction.commit().await?;
         Ok(())
+    }
+
+    /// The secret that lists of bans are sealed with; made when it is asked for first.
+    ///
+    /// # Errors
+    /// When the store fails, or keys in it are sealed with another key.
+    pub async fn bans_secret(&self) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+        const NAME: &str = "bans_seal";
+        let corrupt = |why: &str| StoreError::Corrupt {
+            what: "seal of bans",
+            why: why.to_owned(),
+        };
+        let mut secret = Zeroizing::new(vec![0; 32]);
+        aws_lc_rs::rand::fill(&mut secret).map_err(|_| corrupt("there are no random numbers"))?;
+        let fresh = self.seal_key(NAME, &secret)?;
+        self.set_default(NAME, &BASE64.encode(&*fresh)).await?;
+        let stored = self.setting(NAME).await?.unwrap_or_default();
+        let stored = BASE64.decode(stored).map(Zeroizing::new);
+        self.open_key(NAME, &stored.map_err(|_| corrupt("it is not base64"))?)
+    }
+
+    /// Adds bans of a later list, that this store has lost, and raises the version above that list's. Gives back how
+    /// many were not there.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing has changed.
+    pub async fn restore_bans(
+        &self,
+        version: u64,
+        bans: &[BanRecord],
+        now: SystemTime,
+    ) -> Result<u64, StoreError> {
+        let mut transaction = self.begin_alone("bans").await?;
+        let mut found = 0;
+        for ban in bans {
+            let added = sqlx::query(
+                "INSERT INTO bans (subject, reason, since) VALUES ($1, $2, $3)
+                 ON CONFLICT (subject) DO NOTHING",
+            )
+            .bind(ban.banned.to_string())
+            .bind(ban.reason.as_str())
+            .bind(unix_seconds(ban.since))
+            .execute(&mut *transaction)
+            .await?;
+            found += added.rows_affected();
+        }
+        let present: Option<String> =
+            sqlx::query_scalar("SELECT value FROM settings WHERE name = 'bans_version'")
+                .fetch_optional(&mut *transaction)
+                .await?;
+        let present = present.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+        sqlx::query(
+            "INSERT INTO settings (name, value) VALUES ('bans_version', $1)
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        )
+        .bind(present.max(version).saturating_add(1).to_string())
+        .execute(&mut *transaction)
+        .await?;
+        let record = AuditRecord {
+            at: now,
+            event: "bans-returned",
+            outcome: audit::NOTED,
+            detail: Some(format!(
+                "the store was restored from an older copy: {found} bans of list {version} were lost, and given back by a proxy"
+            )),
+            spiffe_id: None,
+            registration: None,
+            serial: None,
+            not_after: None,
+            caller: self.replica().to_string(),
+            csr_sha256: None,
+        };
+        audit::insert(&mut transaction, &record).await?;
+        self.announce(&mut transaction, Topic::Bans).await?;
+        transaction.commit().await?;
+        Ok(found)
     }
 
     /// Forgets bans of certificates that were made before a time: those certificates have ended by then.

@@ -1,6 +1,6 @@
 //! Keys that sign JWT-SVIDs.
 
-use super::{Store, StoreError, Topic, from_unix_seconds, unix_seconds};
+use super::{AuditRecord, Store, StoreError, Topic, audit, from_unix_seconds, unix_seconds};
 use sqlx::AnyConnection;
 use std::fmt;
 use std::time::SystemTime;
@@ -32,6 +32,8 @@ pub struct JwtKeyRecord {
     pub not_after: SystemTime,
     /// Since when it is published.
     pub created_at: SystemTime,
+    /// Whether it is not to be relied on any more.
+    pub tainted: bool,
 }
 
 impl fmt::Debug for JwtKeyRecord {
@@ -40,6 +42,7 @@ impl fmt::Debug for JwtKeyRecord {
             .field("key_id", &self.key_id)
             .field("state", &self.state)
             .field("not_after", &self.not_after)
+            .field("tainted", &self.tainted)
             .finish_non_exhaustive()
     }
 }
@@ -62,6 +65,15 @@ pub enum JwtKeyChange {
     Activate(String),
     /// Take an old key out.
     Remove(String),
+    /// Rely on an old key no more, and not longer than to this end.
+    Taint {
+        /// The key.
+        key_id: String,
+        /// Its new end.
+        not_after: SystemTime,
+    },
+    /// Take a key out that does not sign, whatever of its tokens is left.
+    Revoke(String),
 }
 
 impl Store {
@@ -75,17 +87,18 @@ impl Store {
     }
 
     /// Changes the keys in one transaction that reads them first, so that of several replicas one decides.
-    /// A change of what is published raises the trust bundle's sequence. Gives back the keys afterwards.
+    /// A change of what is published raises the trust bundle's sequence. `decide` gives back the changes, and the record
+    /// of them where somebody asked for it, which is written with them. Gives back the keys afterwards.
     ///
     /// # Errors
     /// What `decide` gives back, or when the store fails; then nothing has changed.
     pub async fn change_jwt_keys<E: From<StoreError>>(
         &self,
-        decide: impl FnOnce(&[JwtKeyRecord]) -> Result<Vec<JwtKeyChange>, E>,
+        decide: impl FnOnce(&[JwtKeyRecord]) -> Result<(Vec<JwtKeyChange>, Option<AuditRecord>), E>,
     ) -> Result<JwtKeyRecords, E> {
         let mut transaction = self.begin_alone("jwt keys").await?;
         let records = self.read_jwt_keys(&mut transaction).await?;
-        let changes = decide(&records.keys)?;
+        let (changes, record) = decide(&records.keys)?;
         if changes.is_empty() {
             return Ok(records);
         }
@@ -95,6 +108,9 @@ impl Store {
         let publishes = |change: &JwtKeyChange| !matches!(change, JwtKeyChange::Activate(_));
         if changes.iter().any(publishes) {
             raise_sequence(&mut transaction).await?;
+        }
+        if let Some(record) = &record {
+            audit::insert(&mut transaction, record).await?;
         }
         let records = self.read_jwt_keys(&mut transaction).await?;
         self.announce(&mut transaction, Topic::JwtKeys).await?;
@@ -108,14 +124,15 @@ impl Store {
         &self,
         connection: &mut AnyConnection,
     ) -> Result<JwtKeyRecords, StoreError> {
-        type Row = (String, String, Option<Vec<u8>>, Vec<u8>, i64, i64);
+        type Row = (String, String, Option<Vec<u8>>, Vec<u8>, i64, i64, i64);
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT key_id, state, private_key, public_key, not_after, created_at
+            "SELECT key_id, state, private_key, public_key, not_after, created_at, tainted
          FROM jwt_keys ORDER BY created_at DESC, key_id",
         )
         .fetch_all(&mut *connection)
         .await?;
-        let record = |(key_id, state, private_key, public_key, not_after, created_at): Row| {
+        let record = |row: Row| {
+            let (key_id, state, private_key, public_key, not_after, created_at, tainted) = row;
             let corrupt = |why: String| StoreError::Corrupt {
                 what: "JWT key",
                 why,
@@ -129,6 +146,7 @@ impl Store {
                 public_key,
                 not_after: from_unix_seconds(not_after),
                 created_at: from_unix_seconds(created_at),
+                tainted: tainted != 0,
             })
         };
         let keys: Result<Vec<JwtKeyRecord>, StoreError> = rows.into_iter().map(record).collect();
@@ -177,6 +195,21 @@ impl Store {
                         why: format!("{key_id:?} is not prepared"),
                     });
                 }
+            }
+            JwtKeyChange::Taint { key_id, not_after } => {
+                sqlx::query(
+                    "UPDATE jwt_keys SET tainted = 1, not_after = $1 WHERE key_id = $2 AND state = 'old'",
+                )
+                .bind(unix_seconds(*not_after))
+                .bind(key_id.as_str())
+                .execute(connection)
+                .await?;
+            }
+            JwtKeyChange::Revoke(key_id) => {
+                sqlx::query("DELETE FROM jwt_keys WHERE key_id = $1 AND state <> 'active'")
+                    .bind(key_id.as_str())
+                    .execute(connection)
+                    .await?;
             }
             JwtKeyChange::Remove(key_id) => {
                 sqlx::query("DELETE FROM jwt_keys WHERE key_id = $1 AND state = 'old'")
@@ -236,6 +269,7 @@ mod tests {
             public_key: b"public".to_vec(),
             not_after: created_at + Duration::from_secs(3600),
             created_at,
+            tainted: false,
         }
     }
 
@@ -243,7 +277,7 @@ mod tests {
         store: &Store,
         changes: Vec<JwtKeyChange>,
     ) -> Result<JwtKeyRecords, StoreError> {
-        store.change_jwt_keys(|_| Ok(changes)).await
+        store.change_jwt_keys(|_| Ok((changes, None))).await
     }
 
     fn states(records: &JwtKeyRecords) -> Vec<(&str, JwtKeyState)> {

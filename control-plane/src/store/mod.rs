@@ -13,6 +13,7 @@ mod audit;
 pub mod audit_chain;
 mod authorities;
 mod bans;
+mod clocks;
 pub mod database;
 mod federation;
 mod health;
@@ -37,6 +38,7 @@ pub use authorities::{
     AuthorityStep, LaggardReport, NewAuthority,
 };
 pub use bans::{BanRecord, BanRecords};
+pub use clocks::ClockDifferences;
 pub use database::{Location, LocationError};
 pub use federation::{FederatedBundle, Settlement};
 pub use health::Health;
@@ -204,6 +206,14 @@ impl Store {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.kind == Kind::Postgres
+    }
+
+    /// Whether there may be other replicas that do not hear from this one, since the store has failed for some seconds.
+    #[must_use]
+    pub fn is_away_from_others(&self) -> bool {
+        const AWAY_AFTER: Duration = Duration::from_secs(4);
+        let failing = self.health.failing();
+        self.is_shared() && failing.is_some_and(|(since, _)| since >= AWAY_AFTER)
     }
 
     /// Claims the store for a trust domain, or checks that it is the one that it was made for.

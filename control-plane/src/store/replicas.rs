@@ -16,6 +16,10 @@ impl ReplicaId {
         Self(uuid::Uuid::new_v4().to_string().into())
     }
 
+    pub(crate) fn named(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -89,6 +93,18 @@ impl Store {
             Ok((ReplicaId(id.into()), row.try_get("beat")?))
         };
         rows.iter().map(read).collect()
+    }
+
+    /// Tells the others that this replica ends in order: its workloads are at another soon, or have ended with it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn take_leave(&self) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM replicas WHERE id = $1")
+            .bind(self.replica.as_str())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
     /// Workloads that came or left after a notice, in that order.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use zeroize::Zeroizing;
 
 /// Why a state directory or a file of secrets cannot be used.
@@ -56,6 +57,15 @@ pub enum StateDirError {
         /// The other process, as it wrote itself down.
         pid: Option<String>,
     },
+    /// Another process uses the same database by another name.
+    #[error(
+        "another sidewind process is using the database {} by another name: it is a hard link to a file in another --state-dir, or that directory is mounted here as well; one process alone may use a database, so stop that one, or give this one a --state-dir with a database of its own",
+        path.display()
+    )]
+    DatabaseInUse {
+        /// The database, as this process would have it.
+        path: PathBuf,
+    },
 }
 
 /// The state directory, locked for this process until dropped.
@@ -63,6 +73,9 @@ pub enum StateDirError {
 pub struct StateDir {
     path: PathBuf,
     _lock: File,
+    /// The database, locked by its inode. Never closed before the store: closing any descriptor of a file gives up the
+    /// locks that SQLite has on it (fcntl(2), F_SETLK).
+    database: Mutex<Option<File>>,
 }
 
 impl StateDir {
@@ -89,27 +102,21 @@ impl StateDir {
         Ok(Self {
             _lock: lock(path)?,
             path: path.to_owned(),
+            database: Mutex::default(),
         })
     }
 
-    /// Makes the SQLite file where it is missing, and checks that it is open to its owner alone.
+    /// Makes the SQLite file where it is missing, checks that it is open to its owner alone, and keeps every other
+    /// process out of it, whatever name that one has for it.
     ///
     /// # Errors
-    /// When it cannot be made, or others may use it.
+    /// When it cannot be made, or others may use it or do.
     pub fn create_database(&self) -> Result<PathBuf, StateDirError> {
         let database = self.database();
-        // Made here and not by SQLite, which would go by the umask; its side files take the same mode.
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .custom_flags(nofollow())
-            .open(&database)
-            .map_err(|source| StateDirError::Io {
-                action: "open the database",
-                path: database.clone(),
-                source,
-            })?;
+        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            *held = Some(lock_database(&database)?);
+        }
         check_private(&database)?;
         Ok(database)
     }
@@ -167,6 +174,35 @@ impl StateDir {
 
 fn nofollow() -> i32 {
     i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default()
+}
+
+/// Opens the database and locks it by flock(2), which goes by the inode and leaves SQLite's own locks, which are those
+/// of fcntl(2), alone. A hard link in another state directory has a write-ahead log of its own there: two processes
+/// would destroy each other's database.
+fn lock_database(path: &Path) -> Result<File, StateDirError> {
+    let failed = |action| {
+        let path = path.to_owned();
+        move |source| StateDirError::Io {
+            action,
+            path,
+            source,
+        }
+    };
+    // Made here and not by SQLite, which would go by the umask; its side files take the same mode.
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(nofollow())
+        .open(path)
+        .map_err(failed("open the database"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StateDirError::DatabaseInUse {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(failed("lock the database")(source)),
+    }
 }
 
 fn lock(directory: &Path) -> Result<File, StateDirError> {
@@ -344,6 +380,30 @@ mod tests {
         assert!(error.contains("--state-dir"), "{error}");
         drop(first);
         StateDir::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_database_is_locked_by_its_inode_whatever_name_it_has() {
+        let directories = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let [first, second, third] = directories.each_ref().map(|it| it.path());
+        let holder = StateDir::open(first).unwrap();
+        let database = holder.create_database().unwrap();
+        // The same process may ask again.
+        holder.create_database().unwrap();
+        std::fs::hard_link(&database, second.join("sidewind.db")).unwrap();
+        let other = StateDir::open(second).unwrap();
+        let error = other.create_database().unwrap_err();
+        assert!(
+            matches!(error, StateDirError::DatabaseInUse { .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("hard link"), "{error}");
+        // A symbolic link is not followed at all.
+        std::os::unix::fs::symlink(&database, third.join("sidewind.db")).unwrap();
+        let error = StateDir::open(third).unwrap().create_database();
+        assert!(matches!(error, Err(StateDirError::Io { .. })), "{error:?}");
+        drop(holder);
+        other.create_database().unwrap();
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::registrations::{NewSvid, insert_svids};
 use super::{AuditRecord, RegistrationId, Store, StoreError, Topic, audit, workloads};
 use crate::telemetry::Metrics;
 use sidewind_api::v1;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
@@ -195,7 +196,9 @@ fn is_about_the_data(error: &StoreError) -> bool {
 async fn commit(store: &Store, batch: &[Named]) -> Result<(), StoreError> {
     let mut records = Vec::new();
     let mut svids = Vec::new();
-    let mut moves = Vec::new();
+    // Of each workload the last counts: one that came and left while the store was away is at another replica by now, and
+    // must not be taken back from it for a moment.
+    let mut moves = BTreeMap::new();
     for Named { name, write } in batch {
         match write {
             Write::Audit(record) => records.push((name.as_str(), record.as_ref())),
@@ -208,7 +211,15 @@ async fn commit(store: &Store, batch: &[Named]) -> Result<(), StoreError> {
                 registration,
                 not_after: *not_after,
             }),
-            Write::WorkloadCame(_) | Write::WorkloadLeft { .. } => moves.push(write),
+            Write::WorkloadCame(workload) => {
+                moves.insert((&*workload.spiffe_id, &*workload.instance_id), write);
+            }
+            Write::WorkloadLeft {
+                spiffe_id,
+                instance_id,
+            } => {
+                moves.insert((&**spiffe_id, &**instance_id), write);
+            }
             Write::Flush(_) => {}
         }
     }
@@ -217,7 +228,7 @@ async fn commit(store: &Store, batch: &[Named]) -> Result<(), StoreError> {
     audit::insert_named(&mut transaction, &records).await?;
     if !moves.is_empty() {
         let change = store.announce(&mut transaction, Topic::Workloads).await?;
-        for write in moves {
+        for write in moves.into_values() {
             move_workload(&mut transaction, store, write, change).await?;
         }
     }
@@ -278,6 +289,37 @@ mod tests {
                 .collect();
             left.sort();
             assert_eq!(left, ["a", "c"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_workload_that_came_and_left_again_is_not_taken_from_the_replica_that_has_it() {
+        for store in each_store().await {
+            let other = store.second_replica().await;
+            let came = Write::WorkloadCame(Box::new(v1::Workload {
+                spiffe_id: "spiffe://example.org/x".to_owned(),
+                instance_id: "a".to_owned(),
+                ..v1::Workload::default()
+            }));
+            let left = Write::WorkloadLeft {
+                spiffe_id: "spiffe://example.org/x".to_owned(),
+                instance_id: "a".to_owned(),
+            };
+            let named = |write| Named {
+                name: audit::new_name(),
+                write,
+            };
+            let batch = [named(came), named(left)];
+            commit(&other, &batch[..1]).await.unwrap();
+            let before = store.living_workloads().await.unwrap();
+            commit(&store, &batch).await.unwrap();
+            let living = store.living_workloads().await.unwrap();
+            if store.is_shared() {
+                assert_eq!(living, before);
+                assert_eq!(living[0].replica, *other.replica());
+            } else {
+                assert!(living.is_empty());
+            }
         }
     }
 

@@ -25,10 +25,13 @@ pub struct Metrics {
     config_reloads: Family<Labels<1>, Counter>,
     connections_refused: Family<Labels<1>, Counter>,
     admin_connections_refused: Family<Labels<2>, Counter>,
+    clock_ahead: Family<Labels<1>, Gauge<f64, AtomicU64>>,
     calls_refused: Family<Labels<2>, Counter>,
     streams_ended: Family<Labels<1>, Counter>,
     healthy: Family<Labels<1>, Gauge>,
     messages_sent: Family<Labels<1>, Counter>,
+    /// Times that the wall clock jumped.
+    pub clock_jumps: Counter,
     /// Connections open on the gRPC port, with those still in their handshake.
     pub connections: Gauge,
     /// Streams of proxies.
@@ -47,6 +50,8 @@ pub struct Metrics {
     pub store_up: Gauge,
     /// Replicas that live, this one included.
     pub replicas: Gauge,
+    /// Replicas that have not shown for ten seconds that they live.
+    pub silent_replicas: Gauge,
     /// Times that the store was found to be an older copy of itself.
     pub store_restored: Counter,
     /// Failed attempts to write to the store.
@@ -86,6 +91,8 @@ impl Metrics {
             config_reloads: Family::default(),
             connections_refused: Family::default(),
             admin_connections_refused: Family::default(),
+            clock_ahead: Family::default(),
+            clock_jumps: Counter::default(),
             calls_refused: Family::default(),
             streams_ended: Family::default(),
             healthy: Family::default(),
@@ -99,6 +106,7 @@ impl Metrics {
             config_current: Gauge::default(),
             store_up: Gauge::default(),
             replicas: Gauge::default(),
+            silent_replicas: Gauge::default(),
             store_restored: Counter::default(),
             store_failures: Counter::default(),
             store_writes_lost: Counter::default(),
@@ -230,9 +238,24 @@ impl Metrics {
             self.store_up.clone(),
         );
         registry.register(
+            "clock_jumps",
+            "Times that the wall clock jumped by more than 30 s",
+            self.clock_jumps.clone(),
+        );
+        registry.register(
+            "clock_ahead_seconds",
+            "How far this process's clock is ahead of another, negative when behind",
+            self.clock_ahead.clone(),
+        );
+        registry.register(
             "replicas",
             "Replicas of the control plane that live, this one included",
             self.replicas.clone(),
+        );
+        registry.register(
+            "silent_replicas",
+            "Replicas that have died or alone lost the store, and whose workloads are still in discovery",
+            self.silent_replicas.clone(),
         );
         registry.register(
             "store_restored",
@@ -273,6 +296,11 @@ impl Metrics {
         self.rpc_duration
             .get_or_create(&labels)
             .observe(took.as_secs_f64());
+    }
+
+    /// Notes how far the clock is ahead of another one: `store`, or that of the replica that differs most, `replica`.
+    pub fn set_clock_ahead(&self, of: &'static str, seconds: f64) {
+        self.clock_ahead.get_or_create(&[("of", of)]).set(seconds);
     }
 
     /// Notes the end of one of the control plane's own certificates: `root`, `signing` or `own`.

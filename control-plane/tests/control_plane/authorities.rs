@@ -35,11 +35,12 @@ impl ControlPlane {
         answer.unwrap().into_inner().authorities
     }
 
-    /// Role and state of each.
+    /// Role and state of each that has a certificate.
     async fn states(&self) -> Vec<String> {
         let authorities = self.authorities().await;
         let word = |it: &v1::Authority| format!("{} {}", it.role, it.state);
-        authorities.iter().map(word).collect()
+        let certified = authorities.iter().filter(|it| it.role != "jwt");
+        certified.map(word).collect()
     }
 
     async fn revoke(&self, key_id: &str, force: bool) -> Result<u64, Status> {
@@ -303,6 +304,53 @@ async fn the_commands_rotate_taint_and_revoke_and_say_what_they_did() {
         code == Some(0) && text.contains("has sequence 4"),
         "{code:?} {text}"
     );
+    let jwt_keys = async || {
+        let (_, shown) = command(&["show"]).await;
+        let keys = shown.split("JWT key (").skip(1).map(|key| {
+            let (state, rest) = key.split_once(')').unwrap();
+            let id = rest
+                .split_once("key id   ")
+                .unwrap()
+                .1
+                .lines()
+                .next()
+                .unwrap();
+            (state.to_owned(), id.to_owned())
+        });
+        keys.collect::<Vec<_>>()
+    };
+    let [(_, first_key)] = &jwt_keys().await[..] else {
+        panic!("one key at first");
+    };
+    for (arguments, expected_code, expected) in [
+        (
+            &["rotate", "--jwt", "--dry-run"][..],
+            0,
+            "would publish a new key",
+        ),
+        (&["taint", first_key], 64, "only an old one can be tainted"),
+        (&["rotate", "--jwt"], 0, "publish a new key"),
+        (&["rotate", "--jwt"], 1, "wait"),
+        (&["rotate", "--jwt", "--force"], 0, "sign with key"),
+        (&["revoke", first_key], 64, "taint it first"),
+        (&["taint", first_key], 0, "tainted"),
+        (&["revoke", first_key], 64, "wait for their end"),
+    ] {
+        let (code, text) = command(arguments).await;
+        assert!(
+            code == Some(expected_code) && text.contains(expected),
+            "{arguments:?}: {code:?} {text}"
+        );
+    }
+    let states = jwt_keys().await.into_iter().map(|(state, _)| state);
+    let states: std::collections::BTreeSet<_> = states.collect();
+    assert!(states.iter().eq(["active", "tainted"]), "{states:?}");
+    let (code, text) = command(&["revoke", first_key, "--force"]).await;
+    assert!(
+        code == Some(0) && text.contains("trust bundle without it"),
+        "{code:?} {text}"
+    );
+    assert_eq!(jwt_keys().await.len(), 1);
     let (_, pem) = command(&["show", "--pem"]).await;
     assert_eq!(
         pem,

@@ -199,20 +199,203 @@ async fn without_the_store_renewals_go_on_and_first_certificates_wait() {
 }
 
 #[tokio::test]
-async fn the_workloads_of_a_replica_that_died_leave_the_others() {
+async fn a_replica_that_alone_loses_the_store_takes_no_workload_out_of_discovery() {
+    let server = PostgresServer::start().await;
+    let mut way = Way::to(&server);
+    let store = Location::parse(&way.url()).unwrap();
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let one = ControlPlane::start_in(directory, |settings| settings.store = store).await;
+    let two = replica(&server).await;
+    let svid = one.client.svid(ORDERS, &["orders.data"]).await;
+    // One process, wherever its stream is.
+    let hello = hello(vec![port(8080, "orders.data")]);
+    let ports = || hello.clone();
+    let mut orders = one.client.stream(&svid, ports()).await.unwrap();
+    assert!(!orders.hello().await.store_away);
+    let mut worker = two.client.proxy(WORKER, vec![]).await;
+    worker.subscribe("orders.data:8080").await;
+    while worker.endpoints().await != ["127.0.0.1:8080"] {}
+    two.metric("sidewind_replicas 2").await;
+
+    way.cut();
+    two.metric("sidewind_silent_replicas 1").await;
+    two.metric("sidewind_unconfirmed_workloads 1").await;
+    let mut other = two.client.proxy(WORKER, vec![]).await;
+    other.subscribe("orders.data:8080").await;
+    assert_eq!(other.endpoints().await, ["127.0.0.1:8080"]);
+    // It goes on serving its own, and says to who comes that others would serve better.
+    let key = PrivateKey::generate().unwrap();
+    let renewed = one.client.renew(&svid, csr(&key)).await.unwrap();
+    let renewed = svid_of(renewed, key);
+    let mut again = one.client.stream(&renewed, ports()).await.unwrap();
+    assert!(again.hello().await.store_away);
+
+    // The proxy of the workload does as it is told. The stream that it leaves takes nothing with it.
+    let mut moved = two.client.stream(&svid, ports()).await.unwrap();
+    assert!(!moved.hello().await.store_away);
+    two.metric("sidewind_unconfirmed_workloads 0").await;
+    drop((orders, again));
+    way.mend();
+    two.metric("sidewind_silent_replicas 0").await;
+    two.metric("sidewind_replicas 2").await;
+    one.metric("sidewind_store_up 1").await;
+    let mut at_one = one.client.proxy(WORKER, vec![]).await;
+    at_one.subscribe("orders.data:8080").await;
+    while at_one.endpoints().await != ["127.0.0.1:8080"] {}
+    drop(moved);
+    while !worker.endpoints().await.is_empty() {}
+    while !at_one.endpoints().await.is_empty() {}
+}
+
+/// The way of one replica to the database, which can be cut.
+struct Way {
+    directory: tempfile::TempDir,
+    to: std::path::PathBuf,
+    carrying: JoinSet<()>,
+}
+
+impl Way {
+    fn to(server: &PostgresServer) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let to = server.socket();
+        let mut way = Self {
+            directory,
+            to,
+            carrying: JoinSet::new(),
+        };
+        way.mend();
+        way
+    }
+
+    fn url(&self) -> String {
+        let directory = self.directory.path().display();
+        format!("postgres://postgres@localhost/postgres?host={directory}")
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.directory.path().join(self.to.file_name().unwrap())
+    }
+
+    fn cut(&mut self) {
+        self.carrying = JoinSet::new();
+        std::fs::remove_file(self.socket()).unwrap();
+    }
+
+    fn mend(&mut self) {
+        let listener = tokio::net::UnixListener::bind(self.socket()).unwrap();
+        let to = self.to.clone();
+        self.carrying.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let to = to.clone();
+                connections.spawn(async move {
+                    let mut far = tokio::net::UnixStream::connect(to).await.unwrap();
+                    // An end is an end, whichever side makes it.
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn the_workloads_of_a_replica_that_died_stay_until_they_are_elsewhere() {
     let server = PostgresServer::start().await;
     let (one, two) = (replica(&server).await, replica(&server).await);
-    let _orders = one
-        .client
-        .proxy(ORDERS, vec![port(8080, "orders.data")])
-        .await;
+    let svid = one.client.svid(ORDERS, &["orders.data"]).await;
+    // One process, wherever its stream is.
+    let hello = hello(vec![port(8080, "orders.data")]);
+    let ports = || hello.clone();
+    let _orders = one.client.stream(&svid, ports()).await.unwrap();
     let mut worker = two.client.proxy(WORKER, vec![]).await;
     worker.subscribe("orders.data:8080").await;
     while worker.endpoints().await != ["127.0.0.1:8080"] {}
     two.metric("sidewind_replicas 2").await;
     one.abort();
-    while !worker.endpoints().await.is_empty() {}
+    two.metric("sidewind_silent_replicas 1").await;
     two.metric("sidewind_replicas 1").await;
+    two.metric("sidewind_workloads 2").await;
+    let orders = two.client.stream(&svid, ports()).await.unwrap();
+    // Nothing is left of the other one.
+    two.metric("sidewind_silent_replicas 0").await;
+    two.metric("sidewind_unconfirmed_workloads 0").await;
+    drop(orders);
+    while !worker.endpoints().await.is_empty() {}
+}
+
+#[tokio::test]
+async fn a_replica_that_is_stopped_says_so_and_is_not_taken_for_one_that_died() {
+    let server = PostgresServer::start().await;
+    let (one, two) = (replica(&server).await, replica(&server).await);
+    two.metric("sidewind_replicas 2").await;
+    one.stop().await;
+    two.metric("sidewind_replicas 1").await;
+    let left = query(&server, "SELECT id FROM replicas").await;
+    assert_eq!(left.len(), 1);
+}
+
+/// A certificate authority of a database's, and the certificate and key of its server for a name.
+fn certificates_for(name: &str, authority: &str) -> [String; 3] {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, authority);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let server_key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let certificate = params.signed_by(&server_key, &issuer).unwrap().pem();
+    [authority, certificate, server_key.serialize_pem()]
+}
+
+#[tokio::test]
+async fn a_database_is_reached_over_tls_and_only_where_its_certificate_is_good() {
+    let [authority, certificate, key] = certificates_for("localhost", "ours");
+    let [stranger, ..] = certificates_for("localhost", "another");
+    let server = PostgresServer::start_with_tls(&certificate, &key).await;
+    let directory = tempfile::tempdir().unwrap();
+    for (file, pem) in [("ca.pem", &authority), ("stranger.pem", &stranger)] {
+        std::fs::write(directory.path().join(file), pem).unwrap();
+    }
+    let port = server.tls_port().unwrap();
+    let url = |host: &str, mode: &str, file: &str| {
+        let file = directory.path().join(file);
+        format!(
+            "postgres://postgres:canary@{host}:{port}/postgres?sslmode={mode}&sslrootcert={}",
+            file.display()
+        )
+    };
+    for (host, mode, file, expected) in [
+        ("localhost", "verify-full", "stranger.pem", "UnknownIssuer"),
+        ("localhost", "verify-ca", "stranger.pem", "UnknownIssuer"),
+        // Its certificate is for another name.
+        ("127.0.0.1", "verify-full", "ca.pem", "not valid for name"),
+        ("localhost", "verify-full", "none.pem", "No such file"),
+        ("localhost", "disable", "ca.pem", "no encryption"),
+    ] {
+        let own = tempfile::tempdir().unwrap();
+        let mut settings = crate::support::settings(own.path());
+        settings.store = Location::parse(&url(host, mode, file)).unwrap();
+        let started = sidewind_control_plane::server::Server::start(settings).await;
+        let error = sidewind_control_plane::telemetry::chain(&started.unwrap_err());
+        assert!(error.contains(expected), "{host} {mode} {file}: {error}");
+        assert!(!error.contains("canary"), "{error}");
+    }
+    let store = Location::parse(&url("localhost", "verify-full", "ca.pem")).unwrap();
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let one = ControlPlane::start_in(directory, |settings| settings.store = store).await;
+    one.client.svid(ORDERS, &[]).await;
+    // Both kinds of connection, the pool's and the one that listens.
+    let plain = "SELECT a.query FROM pg_stat_activity a LEFT JOIN pg_stat_ssl s USING (pid)
+                 WHERE a.client_port > 0 AND NOT coalesce(s.ssl, false)";
+    assert!(query(&server, plain).await.is_empty());
+    let listening = "SELECT a.query FROM pg_stat_activity a JOIN pg_stat_ssl s USING (pid)
+                     WHERE a.client_port > 0 AND s.ssl AND a.query LIKE 'LISTEN%'";
+    until(async || query(&server, listening).await.len() == 1).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! A database that was put back to an older copy of itself: it is told, and nobody gets by it what they should not.
 
-use crate::support::{ControlPlane, refusal, svid_of, until};
-use sidewind_api::Reason;
+use crate::support::{ControlPlane, Proxy, from_proxy, hello, refusal, svid_of, until};
+use sidewind_api::v1::ban::Subject;
+use sidewind_api::v1::control_message::Message as ToProxy;
+use sidewind_api::v1::proxy_message::Message as FromProxy;
+use sidewind_api::{Reason, v1};
 use sidewind_identity::PrivateKey;
 use std::path::Path;
 
@@ -77,4 +80,99 @@ async fn a_database_restored_from_yesterday_is_told_and_gives_no_certificate_twi
     let (reason, message) = refusal(client.renew(&late, csr()).await);
     assert_eq!(reason, Reason::NotRegistered, "{message}");
     assert!(message.contains("attest again"), "{message}");
+}
+
+async fn ban(control_plane: &ControlPlane, id: &str) {
+    let ban = v1::Ban {
+        subject: Some(Subject::SpiffeId(id.to_owned())),
+        reason: "its node was stolen".to_owned(),
+        since_unix: 0,
+    };
+    let request = v1::SetBanRequest {
+        ban: Some(ban),
+        lift: false,
+    };
+    let mut admin = control_plane.client.admin_service().await;
+    admin.set_ban(request).await.unwrap();
+}
+
+async fn next_bans(proxy: &mut Proxy) -> v1::Bans {
+    let bans = |message| match message {
+        ToProxy::Bans(bans) => Some(bans),
+        _ => None,
+    };
+    proxy.next_of(bans).await
+}
+
+/// Says what a proxy has, and gives it back once it is asked for.
+async fn give_back(proxy: &mut Proxy, bans: &v1::Bans) {
+    let acknowledge = v1::Acknowledge {
+        bans_version: bans.version,
+        ..v1::Acknowledge::default()
+    };
+    let message = from_proxy(FromProxy::Acknowledge(acknowledge));
+    proxy.sender.send(message).await.unwrap();
+    let asked = |message| matches!(message, ToProxy::ReturnBans(_)).then_some(());
+    proxy.next_of(asked).await;
+    for (number, ban) in bans.bans.iter().enumerate() {
+        let part = v1::KnownBans {
+            version: bans.version,
+            seal: bans.seal.clone(),
+            bans: vec![ban.clone()],
+            last: number + 1 == bans.bans.len(),
+        };
+        let message = from_proxy(FromProxy::KnownBans(part));
+        proxy.sender.send(message).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn bans_that_a_restored_database_has_lost_come_back_from_proxies_which_can_add_none() {
+    let [early, late, victim] = ["early", "late", "victim"].map(|name| format!("{ORDERS}-{name}"));
+    let control_plane = ControlPlane::start().await;
+    let svid = control_plane.client.svid(ORDERS, &[]).await;
+    let liar = control_plane.client.svid(LATER, &[]).await;
+    ban(&control_plane, &early).await;
+    let directory = control_plane.stop().await;
+    let state = directory.path().join("state");
+    let yesterday = std::fs::read(state.join("sidewind.db")).unwrap();
+
+    let control_plane = ControlPlane::start_in(directory, |_| {}).await;
+    ban(&control_plane, &late).await;
+    let mut proxy = control_plane
+        .client
+        .stream(&svid, hello(vec![]))
+        .await
+        .unwrap();
+    let known = next_bans(&mut proxy).await;
+    assert_eq!((known.version, known.bans.len()), (2, 2));
+    drop(proxy);
+    let directory = control_plane.stop().await;
+    restore(&state, &yesterday);
+
+    let control_plane = ControlPlane::start_in(directory, |_| {}).await;
+    let client = &control_plane.client;
+    // A proxy that was broken into would like to have somebody banned.
+    let mut forged = known.clone();
+    forged.version = 90;
+    forged.bans[1].subject = Some(Subject::SpiffeId(victim.clone()));
+    let mut broken = client.stream(&liar, hello(vec![])).await.unwrap();
+    let lost = next_bans(&mut broken).await;
+    assert_eq!((lost.version, lost.bans.len()), (1, 1), "the copy has one");
+    give_back(&mut broken, &forged).await;
+
+    let mut proxy = client.stream(&svid, hello(vec![])).await.unwrap();
+    give_back(&mut proxy, &known).await;
+    let found = loop {
+        let bans = next_bans(&mut proxy).await;
+        if bans.version > known.version {
+            break bans;
+        }
+    };
+    // Above every list that an honest proxy has, so that they take it.
+    assert_eq!((found.version, &found.bans), (3, &known.bans));
+    assert_ne!(found.seal, known.seal);
+    let audit = control_plane.audit().await;
+    let noted = audit.iter().filter(|(event, ..)| event == "bans-returned");
+    assert_eq!(noted.count(), 1, "{audit:?}");
 }

@@ -64,6 +64,7 @@ pub(crate) fn settings(directory: &Path) -> Settings {
         limits: Limits::default(),
         rotation_deadline: Duration::from_secs(3600),
         bundle_endpoints: BundleEndpoints::default(),
+        trust_clock: false,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 pub(crate) struct PostgresServer {
     directory: tempfile::TempDir,
     process: Child,
+    tls_port: Option<u16>,
 }
 
 /// PostgreSQL does not run as root; this user is on every system.
@@ -18,6 +19,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl PostgresServer {
     /// Makes an empty database and serves it.
     pub(crate) async fn start() -> Self {
+        Self::start_as(None).await
+    }
+
+    /// The same, and on a TCP port of loopback as well, for TLS alone.
+    #[allow(dead_code, reason = "not every suite that uses this file speaks TLS")]
+    pub(crate) async fn start_with_tls(certificate: &str, key: &str) -> Self {
+        Self::start_as(Some((certificate, key))).await
+    }
+
+    async fn start_as(tls: Option<(&str, &str)>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(directory.path(), open).unwrap();
@@ -33,8 +44,15 @@ impl PostgresServer {
             .output()
             .unwrap();
         assert!(made.status.success(), "{made:?}");
+        let auto = data.join("postgresql.auto.conf");
+        std::fs::write(auto, "listen_addresses = ''\n").unwrap();
+        let tls_port = tls.map(|(certificate, key)| set_up_tls(&data, certificate, key));
         let process = serve(&data);
-        let server = Self { directory, process };
+        let server = Self {
+            directory,
+            process,
+            tls_port,
+        };
         server.wait().await;
         server
     }
@@ -43,9 +61,22 @@ impl PostgresServer {
     pub(crate) fn url(&self) -> String {
         let data = self.data();
         format!(
-            "postgres://postgres@localhost/postgres?host={}",
+            "postgres://postgres@localhost:{}/postgres?host={}",
+            self.port(),
             data.display()
         )
+    }
+
+    /// Its Unix socket.
+    #[allow(dead_code, reason = "not every suite that uses this file needs it")]
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.data().join(format!(".s.PGSQL.{}", self.port()))
+    }
+
+    /// Its TCP port, where it has one.
+    #[allow(dead_code, reason = "not every suite that uses this file speaks TLS")]
+    pub(crate) fn tls_port(&self) -> Option<u16> {
+        self.tls_port
     }
 
     /// Ends it, as a crash would.
@@ -66,6 +97,10 @@ impl PostgresServer {
     pub(crate) async fn start_again(&mut self) {
         self.process = serve(&self.data());
         self.wait().await;
+    }
+
+    fn port(&self) -> u16 {
+        self.tls_port.unwrap_or(5432)
     }
 
     fn data(&self) -> PathBuf {
@@ -95,13 +130,35 @@ impl Drop for PostgresServer {
     }
 }
 
+/// The socket alone, where nothing else is said.
+fn set_up_tls(data: &Path, certificate: &str, key: &str) -> u16 {
+    // The server keeps the number of its socket, which is that of its TCP port.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port.local_addr().unwrap().port();
+    for (name, content) in [("server.crt", certificate), ("server.key", key)] {
+        let file = data.join(name);
+        std::fs::write(&file, content).unwrap();
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&file, private).unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(&file, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    let hba =
+        "local all all trust\nhostssl all all 127.0.0.1/32 trust\nhostssl all all ::1/128 trust\n";
+    std::fs::write(data.join("pg_hba.conf"), hba).unwrap();
+    let more = format!("ssl = on\nlisten_addresses = 'localhost'\nport = {port}\n");
+    std::fs::write(data.join("postgresql.auto.conf"), more).unwrap();
+    port
+}
+
 fn serve(data: &Path) -> Child {
     command("postgres")
         .arg("-D")
         .arg(data)
         .arg("-k")
         .arg(data)
-        .args(["-c", "listen_addresses=", "-c", "fsync=off"])
+        .args(["-c", "fsync=off"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

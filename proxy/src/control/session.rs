@@ -58,6 +58,8 @@ pub(super) struct Session {
     is_pending: HashSet<Arc<str>>,
     /// What is to be acknowledged, where the control plane has not been told yet.
     acknowledgement: Option<v1::Acknowledge>,
+    /// Parts of a list of bans that the control plane has lost.
+    given_back: VecDeque<v1::KnownBans>,
 }
 
 /// Opens a stream: hello, and the control plane's hello in answer.
@@ -112,6 +114,7 @@ async fn open_unbounded(opening: Opening) -> Result<Session, ControlError> {
         pending: VecDeque::new(),
         is_pending: HashSet::new(),
         acknowledgement: None,
+        given_back: VecDeque::new(),
         address,
     })
 }
@@ -142,8 +145,15 @@ impl Session {
         self.acknowledgement = Some(in_use);
     }
 
+    /// Gives a list of bans back, as it came.
+    pub(super) fn give_back(&mut self, bans: &v1::Bans) {
+        if self.given_back.is_empty() {
+            self.given_back = parts(bans);
+        }
+    }
+
     fn has_something_to_say(&self) -> bool {
-        self.acknowledgement.is_some() || !self.pending.is_empty()
+        self.acknowledgement.is_some() || !self.given_back.is_empty() || !self.pending.is_empty()
     }
 
     /// Carries the stream on until something was received. Cancelling it loses nothing.
@@ -181,6 +191,11 @@ impl Session {
                         permit.send(v1::ProxyMessage { message });
                         continue;
                     }
+                    if let Some(part) = self.given_back.pop_front() {
+                        let message = Some(ProxyKind::KnownBans(part));
+                        permit.send(v1::ProxyMessage { message });
+                        continue;
+                    }
                     let Some(destination) = self.pending.pop_front() else {
                         continue;
                     };
@@ -193,6 +208,30 @@ impl Session {
             }
         }
     }
+}
+
+/// A list in messages that are not too large for the control plane.
+fn parts(bans: &v1::Bans) -> VecDeque<v1::KnownBans> {
+    const PART_BYTES: usize = sidewind_api::MAX_PROXY_MESSAGE_BYTES / 2;
+    let part = || v1::KnownBans {
+        version: bans.version,
+        seal: bans.seal.clone(),
+        bans: Vec::new(),
+        last: false,
+    };
+    let (mut parts, mut present, mut bytes) = (VecDeque::new(), part(), 0);
+    for ban in &bans.bans {
+        let more = prost::Message::encoded_len(ban);
+        if bytes + more > PART_BYTES {
+            parts.push_back(std::mem::replace(&mut present, part()));
+            bytes = 0;
+        }
+        bytes += more;
+        present.bans.push(ban.clone());
+    }
+    present.last = true;
+    parts.push_back(present);
+    parts
 }
 
 /// The message that brings the control plane's view of a destination up to date, when one is needed.

@@ -27,6 +27,8 @@ use crate::config::ControlPlaneAddress;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// Control planes that are tried at least, to find one that has its store.
+const LEAST_LOOKS: usize = 3;
 /// A stream that lasted this long was no failure.
 const STABLE: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -48,10 +50,16 @@ pub(super) struct StreamTask {
     dialler: Dialler,
     shared: Arc<Shared>,
     told: Told,
+    /// The newest list of bans as it was sent, for a control plane that has lost it.
+    sealed_bans: Option<v1::Bans>,
     /// What to register; without ports once the workload is being withdrawn.
     hello: watch::Receiver<v1::ProxyHello>,
     /// Which of the control planes is asked next.
     next: usize,
+    /// Whether the stream in use is at a control plane that has lost its store, and another is to be tried.
+    looks_elsewhere: bool,
+    /// Control planes in a row that had lost their store.
+    without_store: usize,
     backoff: Backoff,
     /// No stream is opened before.
     not_before: Instant,
@@ -72,8 +80,11 @@ impl StreamTask {
             dialler,
             shared,
             told,
+            sealed_bans: None,
             hello,
             next: 0,
+            looks_elsewhere: false,
+            without_store: 0,
             backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
             not_before: Instant::now(),
             failures: Occasionally::default(),
@@ -109,6 +120,11 @@ impl StreamTask {
                     }
                 }
                 event = next_event(&mut current, &discovery), if current.is_some() => match event {
+                    Event::Message(Some(Message::ReturnBans(_))) => {
+                        if let (Some(session), Some(bans)) = (&mut current, &self.sealed_bans) {
+                            session.give_back(bans);
+                        }
+                    }
                     Event::Message(message) => self.apply(message),
                     Event::Ended(reason, asked) => {
                         let lasted = current.take().map(|session| session.opened.elapsed());
@@ -147,12 +163,16 @@ impl StreamTask {
         let Some(svid) = self.shared.publisher.svid() else {
             return false;
         };
-        current.is_none_or(|session| {
-            session.serial_hex != svid.serial_hex() || session.hello != *self.hello.borrow()
-        })
+        self.looks_elsewhere
+            || current.is_none_or(|session| {
+                session.serial_hex != svid.serial_hex() || session.hello != *self.hello.borrow()
+            })
     }
 
-    fn begin(&self) -> Option<OpenFuture> {
+    fn begin(&mut self) -> Option<OpenFuture> {
+        if !std::mem::take(&mut self.looks_elsewhere) {
+            self.without_store = 0;
+        }
         let count = self.control_planes.len().max(1);
         let opening = Opening {
             address: self.control_planes.get(self.next % count)?.clone(),
@@ -166,6 +186,7 @@ impl StreamTask {
 
     /// Makes a stream the one in use, and subscribes on it to everything that is followed.
     fn adopt(&mut self, mut session: Session) -> Session {
+        self.judge_store(&session);
         self.shared.discovery.take_dirty();
         session.acknowledge(self.in_use());
         session.queue(self.shared.discovery.all());
@@ -193,6 +214,27 @@ impl StreamTask {
             status.streams_opened += 1;
         });
         session
+    }
+
+    /// The other control planes do not hear of a registration at one that has lost their store, and once the certificate
+    /// that they know of has ended they would drop this workload. So another one is tried, while this stream is in
+    /// use; where none has the store, the last one is as good as any, until the next renewal.
+    fn judge_store(&mut self, session: &Session) {
+        if !session.answer.store_away {
+            self.without_store = 0;
+            return;
+        }
+        self.without_store += 1;
+        // One address may be a load balancer's.
+        if self.without_store < self.control_planes.len().max(LEAST_LOOKS) {
+            tracing::info!(
+                control_plane = %session.address,
+                "this control plane has lost its store; another is tried"
+            );
+            self.looks_elsewhere = true;
+            self.next = self.next.wrapping_add(1);
+            self.not_before = Instant::now() + self.backoff.next();
+        }
     }
 
     /// What new connections use.
@@ -243,7 +285,12 @@ impl StreamTask {
     fn apply(&mut self, message: Option<Message>) {
         match message {
             // A kind of message that a newer control plane knows.
-            Some(Message::Bans(bans)) => self.apply_bans(&bans),
+            Some(Message::Bans(bans)) => {
+                self.apply_bans(&bans);
+                self.keep_sealed(bans);
+            }
+            // Answered where it came.
+            Some(Message::ReturnBans(_)) => {}
             None => {
                 tracing::debug!("a message of an unknown kind was ignored");
             }
@@ -289,6 +336,13 @@ impl StreamTask {
             }
             is_new
         });
+    }
+
+    fn keep_sealed(&mut self, bans: v1::Bans) {
+        let newest = self.sealed_bans.as_ref().map(|kept| kept.version);
+        if !bans.seal.is_empty() && newest.is_none_or(|newest| bans.version >= newest) {
+            self.sealed_bans = Some(bans);
+        }
     }
 
     fn apply_destination(&mut self, update: v1::DestinationUpdate) {

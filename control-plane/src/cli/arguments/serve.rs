@@ -191,6 +191,11 @@ pub struct ServeFlags {
     )]
     pub rotation_deadline: Duration,
 
+    /// Start although the clock of this machine is before the build of this program or the newest certificate in the
+    /// store: that one was made while a clock was ahead, and this clock is right.
+    #[arg(long, env = "SIDEWIND_TRUST_CLOCK")]
+    pub trust_clock: bool,
+
     /// What to log: a level, or a filter like info,sidewind_control_plane=debug.
     #[arg(
         long,

@@ -2,12 +2,16 @@
 //!
 //! - [`plan`]: what is due of the keys' life: published, then signing, then published for what they signed
 //! - [`JwtKeys`]: carries it out in the store, and has the key that signs
+//! - `commands`: rotate, taint and revoke, as the command line asks for them
 //! - [`mint`]: a token for a workload
 //!
 //! Of several replicas on one store each looks every few seconds, and a transaction decides which of them acts.
 
+mod commands;
 pub mod mint;
 pub mod plan;
+
+pub use commands::JwtRotation;
 
 use crate::store::{
     JwtKeyChange, JwtKeyRecord, JwtKeyRecords, JwtKeyState, Store, StoreError, unix_seconds,
@@ -65,7 +69,7 @@ impl JwtKeys {
     /// # Errors
     /// When the store fails, or what it keeps cannot be used.
     pub async fn open(store: Store, now: SystemTime) -> Result<Self, JwtKeysError> {
-        let (records, _) = advance(&store, now, Asked::Nothing).await?;
+        let records = advance(&store, now).await?;
         let current = ArcSwap::from_pointee(Current::new(records)?);
         Ok(Self { store, current })
     }
@@ -100,29 +104,9 @@ impl JwtKeys {
         // Reading is all that most looks need, and takes no lock.
         let mut records = self.store.jwt_keys().await?;
         if !due(&records.keys, now, Asked::Nothing).is_empty() {
-            (records, _) = advance(&self.store, now, Asked::Nothing).await?;
+            records = advance(&self.store, now).await?;
         }
         self.take(records)
-    }
-
-    /// Goes one step further in the rotation, and says each step in a sentence. With `dry_run` nothing is done.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn rotate(
-        &self,
-        now: SystemTime,
-        dry_run: bool,
-        force: bool,
-    ) -> Result<Vec<String>, JwtKeysError> {
-        let asked = Asked::Rotate { force };
-        if dry_run {
-            let records = self.store.jwt_keys().await?;
-            return Ok(due(&records.keys, now, asked).iter().map(say).collect());
-        }
-        let (records, steps) = advance(&self.store, now, asked).await?;
-        self.take(records)?;
-        Ok(steps.iter().map(say).collect())
     }
 
     fn take(&self, records: JwtKeyRecords) -> Result<bool, JwtKeysError> {
@@ -151,25 +135,21 @@ impl Current {
     }
 }
 
-/// Does what is due in one transaction.
-async fn advance(
-    store: &Store,
-    now: SystemTime,
-    asked: Asked,
-) -> Result<(JwtKeyRecords, Vec<Step>), JwtKeysError> {
+/// Does what is due by itself in one transaction.
+async fn advance(store: &Store, now: SystemTime) -> Result<JwtKeyRecords, JwtKeysError> {
     let mut steps = Vec::new();
     let records = store
         .change_jwt_keys(|keys| {
-            steps = due(keys, now, asked);
+            steps = due(keys, now, Asked::Nothing);
             let changes = steps.iter().map(|step| changes(step, keys, now));
             let changes: Result<Vec<_>, JwtKeysError> = changes.collect();
-            Ok::<_, JwtKeysError>(changes?.into_iter().flatten().collect())
+            Ok::<_, JwtKeysError>((changes?.into_iter().flatten().collect(), None))
         })
         .await?;
     for step in &steps {
         tracing::info!(step = say(step), "rotating the keys of JWT-SVIDs");
     }
-    Ok((records, steps))
+    Ok(records)
 }
 
 fn changes(
@@ -208,6 +188,7 @@ fn new_key(now: SystemTime) -> Result<JwtKeyRecord, KeyError> {
         public_key: key.public_key_der(),
         not_after,
         created_at: now,
+        tainted: false,
     })
 }
 

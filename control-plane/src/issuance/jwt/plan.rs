@@ -99,6 +99,7 @@ mod tests {
             public_key: Vec::new(),
             not_after: created_at + KEY_LIFETIME,
             created_at,
+            tainted: false,
         }
     }
 

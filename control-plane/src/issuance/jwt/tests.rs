@@ -1,4 +1,5 @@
 use super::*;
+use crate::issuance::authority::{Actor, RotateOptions};
 use crate::store::tests::empty_store;
 use sidewind_identity::jwt::bundle::{JwtAuthority, JwtBundle, JwtBundles};
 use sidewind_identity::jwt::svid::JwtSvid;
@@ -88,38 +89,115 @@ async fn two_replicas_make_one_key() {
     assert_eq!(one.published().authorities.len(), 2);
 }
 
+const DRY: RotateOptions = RotateOptions {
+    dry_run: true,
+    force: false,
+};
+const STEP: RotateOptions = RotateOptions {
+    dry_run: false,
+    force: false,
+};
+const FORCE: RotateOptions = RotateOptions {
+    dry_run: false,
+    force: true,
+};
+const ACTOR: Actor<'static> = Actor {
+    event: "ca-rotate",
+    caller: "uid 0",
+};
+
 #[tokio::test]
-async fn a_rotation_that_is_asked_for_goes_step_by_step() {
+async fn a_rotation_that_is_asked_for_goes_step_by_step_and_is_on_record() {
     let (_directory, store) = empty_store().await;
     let keys = JwtKeys::open(store.clone(), start()).await.unwrap();
     let first = keys.signer().authority().clone();
-    let said = |steps: Vec<String>| steps.join("; ");
+    let rotate = async |options, now| {
+        let rotation = keys.rotate(options, &ACTOR, now).await.unwrap();
+        (rotation.steps.join("; "), rotation.is_waiting)
+    };
     let now = start() + MINUTE;
 
-    let steps = keys.rotate(now, true, false).await.unwrap();
-    assert!(said(steps).starts_with("publish a new key"));
+    let (steps, _) = rotate(DRY, now).await;
+    assert!(steps.starts_with("would publish a new key"), "{steps}");
     assert_eq!(
         keys.published().authorities.len(),
         1,
         "a dry run does nothing"
     );
-    keys.rotate(now, false, false).await.unwrap();
+    assert!(store.audit_details().await.is_empty());
+    rotate(STEP, now).await;
     assert_eq!(keys.published().authorities.len(), 2);
 
-    let steps = said(keys.rotate(now + MINUTE, false, false).await.unwrap());
-    assert!(
-        steps.starts_with("wait") && steps.contains("24m"),
-        "{steps}"
-    );
+    for options in [DRY, STEP] {
+        let (steps, waits) = rotate(options, now + MINUTE).await;
+        assert!(waits && steps.starts_with("wait"), "{steps}");
+        assert!(steps.contains("24m"), "{steps}");
+    }
     assert_eq!(*keys.signer().authority(), first);
-    keys.rotate(now + MINUTE, false, true).await.unwrap();
+    rotate(FORCE, now + MINUTE).await;
     let second = keys.signer().authority().clone();
     assert_ne!(second, first);
 
-    keys.rotate(now + 2 * MINUTE, false, false).await.unwrap();
-    keys.rotate(now + 60 * MINUTE, false, false).await.unwrap();
+    rotate(STEP, now + 2 * MINUTE).await;
+    rotate(STEP, now + 60 * MINUTE).await;
     assert_ne!(*keys.signer().authority(), second);
     assert_eq!(keys.published().authorities.len(), 3);
+    let records = store.audit_details().await;
+    assert_eq!(records.len(), 4, "{records:?}");
+    assert!(records.iter().all(|(caller, _)| caller == "uid 0"));
+}
+
+#[tokio::test]
+async fn a_tainted_key_ends_with_its_last_token_and_a_revoked_one_at_once() {
+    let (_directory, store) = empty_store().await;
+    let keys = JwtKeys::open(store, start()).await.unwrap();
+    let now = start() + MINUTE;
+    let (old_token, old) = (token(&keys, now), keys.keys()[0].key_id.clone());
+    for (what, refused) in [
+        ("tainted", keys.taint(&old, &ACTOR, now).await),
+        ("revoked", keys.revoke(&old, true, &ACTOR, now).await),
+    ] {
+        let message = refused.unwrap_err().message;
+        assert!(message.contains("rotate --jwt"), "{what}: {message}");
+    }
+    for options in [STEP, FORCE] {
+        keys.rotate(options, &ACTOR, now).await.unwrap();
+    }
+    let refused = keys.revoke(&old, false, &ACTOR, now).await.unwrap_err();
+    assert!(refused.message.contains("taint it first"), "{refused:?}");
+
+    let before = keys.published();
+    keys.taint(&old, &ACTOR, now).await.unwrap();
+    let after = keys.published();
+    // What proxies compare is another, so that they drop the tokens that they keep.
+    assert!(after.sequence > before.sequence && bundles(&after) != bundles(&before));
+    let valid =
+        |token: &str, then| JwtSvid::validate(token, "a", &bundles(&keys.published()), then);
+    valid(&old_token, now + 59 * MINUTE).unwrap();
+    keys.taint(&old, &ACTOR, now + MINUTE).await.unwrap();
+    assert_eq!(keys.published(), after, "once is enough");
+    let refused = keys.revoke(&old, false, &ACTOR, now).await.unwrap_err();
+    assert!(refused.message.contains("another 1h"), "{refused:?}");
+
+    keys.revoke(&old, true, &ACTOR, now).await.unwrap();
+    valid(&old_token, now).unwrap_err();
+    let fresh = token(&keys, now);
+    valid(&fresh, now).unwrap();
+    // One that has signed nothing goes without more ado, and so does one whose tokens have ended.
+    keys.rotate(STEP, &ACTOR, now).await.unwrap();
+    let prepared = keys.keys()[0].key_id.clone();
+    keys.revoke(&prepared, false, &ACTOR, now).await.unwrap();
+    assert_eq!(keys.published().authorities.len(), 1);
+    let second = keys.keys()[0].key_id.clone();
+    for options in [STEP, FORCE] {
+        keys.rotate(options, &ACTOR, now).await.unwrap();
+    }
+    keys.taint(&second, &ACTOR, now).await.unwrap();
+    let later = now + 61 * MINUTE;
+    keys.revoke(&second, false, &ACTOR, later).await.unwrap();
+    valid(&fresh, now).unwrap_err();
+    let none = keys.taint("none", &ACTOR, now).await.unwrap_err();
+    assert!(none.message.contains("no key"), "{none:?}");
 }
 
 #[tokio::test]

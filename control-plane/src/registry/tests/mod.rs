@@ -4,6 +4,7 @@ mod acknowledgements;
 mod destinations;
 mod federation;
 mod hello;
+mod remote;
 mod streams;
 
 use super::*;

@@ -55,6 +55,7 @@ pub(super) enum Seen {
     StreamRefused,
     /// An SVID of a task was asked for.
     Task(v1::IssueTaskSvidRequest),
+    GaveBack(v1::KnownBans),
 }
 
 pub(super) type Answers = mpsc::Sender<Result<v1::ControlMessage, Status>>;
@@ -89,6 +90,8 @@ pub(super) struct Behaviour {
     pub(super) clock_ahead: Option<i64>,
     /// Whose identity tasks get in place of their own.
     pub(super) tasks_as: Option<String>,
+    /// Says that it has lost its store.
+    pub(super) store_away: bool,
 }
 
 pub(super) struct Fake {
@@ -125,6 +128,7 @@ impl Fake {
             retry_after: None,
             clock_ahead: None,
             tasks_as: None,
+            store_away: false,
         }));
         let (events, seen) = mpsc::unbounded_channel();
         let (acknowledgements, acknowledged) = mpsc::unbounded_channel();
@@ -488,6 +492,7 @@ impl MeshService for Service {
             now_unix_ms: self.clock(),
             version: "9.9.9".to_owned(),
             refused: vec!["port 1 is not yours".to_owned()],
+            store_away: self.behaviour.lock().unwrap().store_away,
             ..v1::ControlHello::default()
         };
         send(&answers, Message::Hello(answer)).await;
@@ -505,6 +510,7 @@ impl MeshService for Service {
                     Some(ProxyKind::Unsubscribe(it)) => {
                         events.send(Seen::Unsubscribed(it.destination))
                     }
+                    Some(ProxyKind::KnownBans(it)) => events.send(Seen::GaveBack(it)),
                     Some(ProxyKind::Acknowledge(it)) => {
                         let _ = acknowledgements.send(it);
                         Ok(())

@@ -229,6 +229,40 @@ async fn the_next_control_plane_answers_when_one_does_not() {
     first.next_stream().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_has_lost_its_store_is_left_for_one_that_has_not() {
+    let world = World::new();
+    let authority = Arc::new(Authority::new());
+    let mut first = world
+        .control_plane_as(CONTROL_PLANE, authority.clone())
+        .await;
+    let mut second = world
+        .control_plane_as(CONTROL_PLANE, authority.clone())
+        .await;
+    for fake in [&first, &second] {
+        fake.behave(|behaviour| behaviour.store_away = true);
+    }
+    let mut proxy = Proxy::start(&world, &authority, &[first.url(), second.url()]);
+    proxy.identity(1).await;
+    // Each is asked; where none has its store, one of them is as good as another.
+    let (.., at_first) = first.next_stream().await;
+    let (.., at_second) = second.next_stream().await;
+    let (_, serial, at_first_again) = first.next_stream().await;
+    at_second.closed().await;
+    at_first.closed().await;
+    assert!(!at_first_again.is_closed());
+    second.behave(|behaviour| behaviour.store_away = false);
+    // Once the certificate is renewed it is looked for again.
+    let (_, renewed, _answers) = first.next_stream().await;
+    assert_ne!(renewed, serial);
+    let (.., at_second) = second.next_stream().await;
+    at_first_again.closed().await;
+    assert!(!at_second.is_closed());
+    proxy
+        .status(|status| status.control_plane == Some(second.url()))
+        .await;
+}
+
 #[tokio::test]
 async fn all_of_it_works_over_tcp_in_real_time() {
     let world = World {

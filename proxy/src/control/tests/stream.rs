@@ -183,3 +183,39 @@ async fn what_is_in_use_is_acknowledged_after_each_change_of_it() {
         (2, second.serial_hex.clone())
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_newest_list_of_bans_is_given_back_as_it_was_sent_when_it_is_asked_for() {
+    let world = World::new();
+    let mut fake = world.control_plane().await;
+    let _proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
+    let (.., answers) = fake.next_stream().await;
+    let ban = |number: usize| v1::Ban {
+        subject: Some(v1::ban::Subject::Serial(format!("{number:040x}"))),
+        reason: "x".repeat(200),
+        since_unix: 7,
+    };
+    let list = |version, bans: usize| v1::Bans {
+        version,
+        bans: (0..bans).map(ban).collect(),
+        seal: vec![1, 2, 3],
+    };
+    let newest = list(8, 300);
+    for bans in [list(7, 1), newest.clone(), list(3, 2)] {
+        send(&answers, Message::Bans(bans)).await;
+    }
+    send(&answers, Message::ReturnBans(v1::ReturnBans {})).await;
+    let mut given_back = Vec::new();
+    loop {
+        let Seen::GaveBack(part) = fake.next().await else {
+            continue;
+        };
+        assert_eq!((part.version, &part.seal), (8, &newest.seal));
+        assert!(prost::Message::encoded_len(&part) <= sidewind_api::MAX_PROXY_MESSAGE_BYTES);
+        given_back.extend(part.bans);
+        if part.last {
+            break;
+        }
+    }
+    assert_eq!(given_back, newest.bans);
+}
