@@ -49,6 +49,11 @@ EVERYTHING = {
     "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
     "priorityClassName": "system-cluster-critical",
     "podDisruptionBudget": {"enabled": True},
+    "federation": {
+        "spiffe": {"enabled": True},
+        "web": {"enabled": True, "port": 443, "tlsSecret": "bundle-tls"},
+        "egressPorts": [8443],
+    },
     "networkPolicy": {
         "enabled": True,
         "proxies": [{"namespaceSelector": {}}],
@@ -159,6 +164,18 @@ def the_kubernetes_attestor_gets_what_it_needs_and_no_more():
     ports = [port["port"] for port in objects["NetworkPolicy"]["spec"]["egress"][0]["ports"]]
     assert ports == [443, 6443]
     assert render({"networkPolicy": {"enabled": True}})[0]["NetworkPolicy"]["spec"]["egress"] == []
+
+
+def bundle_endpoints_are_served_where_that_is_asked_for_and_nowhere_else():
+    assert not [name for name in environment(render()[0]) if "FEDERATION" in name]
+    objects, _ = render(EVERYTHING)
+    served = environment(objects)
+    assert served["SIDEWIND_FEDERATION_SPIFFE_LISTEN"] == "0.0.0.0:15443"
+    assert served["SIDEWIND_FEDERATION_WEB_LISTEN"] == "0.0.0.0:15444"
+    ports = {port["name"]: port["port"] for port in objects["Service"]["spec"]["ports"]}
+    assert (ports["bundle-spiffe"], ports["bundle-web"]) == (15443, 443)
+    egress = objects["NetworkPolicy"]["spec"]["egress"]
+    assert {"port": 8443, "protocol": "TCP"} in egress[1]["ports"]
 
 
 def policies_arrive_byte_for_byte():

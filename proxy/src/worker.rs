@@ -90,7 +90,7 @@ impl Worker {
         drain: Drain,
         proofs: Proofs,
     ) -> Self {
-        let census = Census::new(control.bans.clone(), proofs);
+        let census = Census::new(control.bans.clone(), control.identity.clone(), proofs);
         let traffic = &config.traffic;
         let mut policy_updates = control.inbound_policy.clone();
         policy_updates.mark_changed();
@@ -230,6 +230,7 @@ impl Worker {
             let review = self.census.review(SystemTime::now());
             let metrics = self.telemetry.metrics();
             metrics.cut_off(CutOff::Banned, review.banned);
+            metrics.cut_off(CutOff::Distrusted, review.distrusted);
             metrics.cut_off(CutOff::CertificateEnded, review.ended);
             let Ok(identity) = self.identity() else {
                 continue;

@@ -77,10 +77,11 @@ impl HttpsUrl {
             text: text.chars().take(128).collect(),
             why: "is not a URL",
         })?;
-        if text.len() > MAX_BYTES || query.is_some_and(|query| query.contains(['#', '\\'])) {
+        let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
+        if text.len() > MAX_BYTES || !printable || text.contains(['#', '\\']) {
             return Err(HttpsUrlError {
                 text: text.chars().take(128).collect(),
-                why: "is too long, or has a fragment",
+                why: "is too long, or has a fragment or characters that a URL does not have",
             });
         }
         let path = uri.path_and_query();

@@ -28,8 +28,18 @@ pub(crate) struct MeshIdentity {
     pub(crate) generation: u64,
     pub(crate) client_tls: Arc<ClientConfig>,
     pub(crate) server_tls: Arc<ServerConfig>,
+    /// What peers are verified with.
+    pub(crate) bundles: Arc<TrustBundles>,
     #[cfg(test)]
     pub(crate) serial_hex: String,
+}
+
+impl MeshIdentity {
+    /// Whether anybody of a trust domain is believed.
+    pub(crate) fn believes(&self, trust_domain: &TrustDomain) -> bool {
+        let bundle = self.bundles.get(trust_domain);
+        bundle.is_some_and(|bundle| !bundle.authorities().is_empty())
+    }
 }
 
 /// The same for programs beside the proxy, which make connections of their own: what the Workload API hands out.
@@ -281,6 +291,7 @@ pub(super) fn mesh_identity(
         id: svid.id().clone(),
         not_after: svid.not_after(),
         generation,
+        bundles: bundles.clone(),
         client_tls: tls::client_config(svid, bundles, MESH_ALPN).map_err(failed)?,
         server_tls: tls::server_config(svid, bundles, MESH_ALPN, ClientAuth::Required)
             .map_err(failed)?,

@@ -3,7 +3,7 @@
 //! A handshake proves once who a peer is, and a connection may outlive the proof. So every connection has a seat
 //! here until it ends, and [`Census::review`] goes through them:
 //!
-//! - Whoever is banned is cut off at once.
+//! - Whoever is banned, or of a trust domain that is not believed any more, is cut off at once.
 //! - Whose certificate has ended is asked to go, and cut off after [`GRACE`], unless it has proved itself since: by
 //!   another handshake between the same two, with a certificate that ends later.
 //!
@@ -24,6 +24,7 @@ use sidewind_identity::{PeerIdentity, SpiffeId};
 use tokio::sync::watch;
 
 use super::client::ConnectionState;
+use crate::control::MeshIdentity;
 
 /// How long a connection whose peer's certificate has ended may finish what it does.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
@@ -68,7 +69,7 @@ pub(crate) enum Standing {
     Good,
     /// Its certificate has ended: no new streams.
     Ending,
-    /// It is banned: the connection ends now.
+    /// It is banned, or nobody of its trust domain is believed: the connection ends now.
     Banned,
     /// Its certificate has ended some time ago: the connection ends now.
     Ended,
@@ -82,6 +83,8 @@ struct Inner {
     seats: RefCell<HashMap<u64, Rc<Seat>>>,
     next: Cell<u64>,
     bans: watch::Receiver<Arc<BanList>>,
+    /// Whose trust domains are believed; none until the first SVID.
+    identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
     proofs: Proofs,
 }
 
@@ -115,6 +118,8 @@ pub(crate) struct Member {
 pub(crate) struct Review {
     /// Connections cut off because their peers are banned.
     pub(crate) banned: usize,
+    /// Connections cut off because nobody of their peers' trust domain is believed any more.
+    pub(crate) distrusted: usize,
     /// Connections cut off because their peers' certificates have ended.
     pub(crate) ended: usize,
     /// Dialled connections that need another handshake.
@@ -139,11 +144,16 @@ impl fmt::Debug for Due {
 }
 
 impl Census {
-    pub(crate) fn new(bans: watch::Receiver<Arc<BanList>>, proofs: Proofs) -> Self {
+    pub(crate) fn new(
+        bans: watch::Receiver<Arc<BanList>>,
+        identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
+        proofs: Proofs,
+    ) -> Self {
         Self(Rc::new(Inner {
             seats: RefCell::default(),
             next: Cell::new(0),
             bans,
+            identity,
             proofs,
         }))
     }
@@ -212,12 +222,20 @@ impl Census {
     pub(crate) fn review(&self, now: SystemTime) -> Review {
         let mut review = Review::default();
         let bans = self.0.bans.borrow().clone();
+        let identity = self.0.identity.borrow().clone();
         for seat in self.0.seats.borrow().values() {
             let before = seat.standing.get();
-            let standing = self.standing(seat, &bans, now);
+            let believed = identity
+                .as_ref()
+                .is_none_or(|own| own.believes(seat.id.trust_domain()));
+            let standing = match believed {
+                true => self.standing(seat, &bans, now),
+                false => Standing::Banned,
+            };
             if standing != before {
-                seat.enter(standing);
+                seat.enter(standing, believed);
                 match standing {
+                    Standing::Banned if !believed => review.distrusted += 1,
                     Standing::Banned => review.banned += 1,
                     Standing::Ended => review.ended += 1,
                     Standing::Good | Standing::Ending => {}
@@ -253,9 +271,12 @@ impl Census {
 }
 
 impl Seat {
-    fn enter(&self, standing: Standing) {
+    fn enter(&self, standing: Standing, believed: bool) {
         self.standing.set(standing);
         match standing {
+            Standing::Banned if !believed => {
+                tracing::warn!(peer = %self.id, address = %self.address, "a mesh connection is cut off: its peer's trust domain is not believed any more");
+            }
             Standing::Banned => {
                 tracing::warn!(peer = %self.id, address = %self.address, "a mesh connection is cut off: its peer is banned");
             }

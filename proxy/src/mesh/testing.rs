@@ -90,6 +90,14 @@ impl Realm {
         other.sign(&self.bundles, name, generation, ALPN, HOUR)
     }
 
+    /// An identity that believes nobody of its own trust domain, as that of a distrusted one is not believed.
+    pub(crate) fn distrusting(&self, name: &str, generation: u64) -> Arc<MeshIdentity> {
+        let trust_domain = spiffe_id(name).trust_domain().clone();
+        let empty = TrustBundle::from_der(trust_domain, 2, Vec::new()).unwrap();
+        let bundles = Arc::new(TrustBundles::from(empty));
+        self.sign(&bundles, name, generation, ALPN, HOUR)
+    }
+
     fn sign(
         &self,
         bundles: &Arc<TrustBundles>,
@@ -115,6 +123,7 @@ impl Realm {
             id,
             not_after: svid.not_after(),
             generation,
+            bundles: bundles.clone(),
             client_tls: tls::client_config(&svid, bundles, alpn).unwrap(),
             server_tls: tls::server_config(&svid, bundles, alpn, ClientAuth::Required).unwrap(),
             serial_hex: svid.serial_hex().to_owned(),
@@ -130,6 +139,7 @@ pub(crate) fn spiffe_id(name: &str) -> SpiffeId {
 #[derive(Clone)]
 pub(crate) struct Bouncer {
     bans: watch::Sender<Arc<BanList>>,
+    identity: watch::Sender<Option<Arc<MeshIdentity>>>,
     proofs: Proofs,
 }
 
@@ -137,6 +147,7 @@ impl Default for Bouncer {
     fn default() -> Self {
         Self {
             bans: watch::Sender::new(Arc::default()),
+            identity: watch::Sender::new(None),
             proofs: Proofs::default(),
         }
     }
@@ -144,7 +155,13 @@ impl Default for Bouncer {
 
 impl Bouncer {
     pub(crate) fn census(&self) -> Census {
-        Census::new(self.bans.subscribe(), self.proofs.clone())
+        let identity = self.identity.subscribe();
+        Census::new(self.bans.subscribe(), identity, self.proofs.clone())
+    }
+
+    /// Believes those that this identity does.
+    pub(crate) fn believe(&self, identity: &Arc<MeshIdentity>) {
+        self.identity.send_replace(Some(identity.clone()));
     }
 
     pub(crate) fn ban(&self, banned: &str) {

@@ -106,6 +106,24 @@ async fn a_banned_server_loses_its_clients_and_gets_no_more() {
 }
 
 #[tokio::test(flavor = "local")]
+async fn peers_of_a_trust_domain_that_is_not_believed_any_more_are_cut_off() {
+    let mut it = Tunnelled::new().await;
+    it.server
+        .bouncer
+        .believe(&Realm::shared().identity("server", 2));
+    let review = it.server.census.review(SystemTime::now());
+    assert_eq!((review.banned, review.distrusted), (0, 0));
+    assert!(it.works().await);
+    it.server
+        .bouncer
+        .believe(&Realm::shared().distrusting("server", 3));
+    let review = it.server.census.review(SystemTime::now());
+    assert_eq!((review.banned, review.distrusted), (0, 1));
+    assert!(!it.works().await);
+    until("the connection ends", || it.server.open.get() == 0).await;
+}
+
+#[tokio::test(flavor = "local")]
 async fn somebody_elses_ban_disturbs_nobody() {
     let mut it = Tunnelled::new().await;
     it.server.bouncer.ban(spiffe_id("another").as_str());

@@ -156,6 +156,8 @@ words! {
     CutOff {
         /// Its peer was banned.
         Banned = "banned",
+        /// Nobody of its peer's trust domain is believed any more.
+        Distrusted = "distrusted",
         /// Its peer's certificate has ended, and the peer has not come with another.
         CertificateEnded = "certificate-ended",
     }
