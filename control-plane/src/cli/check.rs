@@ -9,12 +9,13 @@ pub(super) fn run(directory: &Path) -> Result<(), Failure> {
         Ok(config) => {
             let counts = config.counts();
             println!(
-                "{}: {} policies, {} service entries, {} routes, {} gateways, {} registrations, {} attestors, {} federated trust domains: all right",
+                "{}: {} policies, {} service entries, {} routes, {} gateways, {} traffic policies, {} registrations, {} attestors, {} federated trust domains: all right",
                 directory.display(),
                 counts.policies,
                 counts.entries,
                 counts.routes,
                 counts.gateways,
+                counts.traffic_policies,
                 counts.registrations,
                 counts.attestors,
                 counts.federated

@@ -4,7 +4,7 @@ use super::error::Place;
 use super::tree::{Find as _, Node, join};
 use super::{
     ConfigError, ConfigErrors, Draft, attestor_config, authorization_policy,
-    federated_trust_domain, gateway, registration, route, service_entry, tls_route,
+    federated_trust_domain, gateway, registration, route, service_entry, tls_route, traffic_policy,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
@@ -137,6 +137,7 @@ impl Document<'_> {
                 authorization_policy::read(&mut reader, draft);
             }
             (Some(SIDEWIND_API), Some("ServiceEntry")) => service_entry::read(&mut reader, draft),
+            (Some(SIDEWIND_API), Some("TrafficPolicy")) => traffic_policy::read(&mut reader, draft),
             (Some(SIDEWIND_API), Some("Registration")) => registration::read(&mut reader, draft),
             (Some(SIDEWIND_API), Some("AttestorConfig")) => {
                 attestor_config::read(&mut reader, draft);
@@ -158,7 +159,7 @@ impl Document<'_> {
             (_, None) => reader.miss("kind"),
             (Some(api), Some(kind)) => {
                 let message = format!(
-                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, RouteExtension, Registration, AttestorConfig and FederatedTrustDomain of {SIDEWIND_API}, and HTTPRoute, GRPCRoute, TLSRoute and Gateway of {GATEWAY_API}"
+                    "{kind} of {api} is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, TrafficPolicy, RouteExtension, Registration, AttestorConfig and FederatedTrustDomain of {SIDEWIND_API}, and HTTPRoute, GRPCRoute, TLSRoute and Gateway of {GATEWAY_API}"
                 );
                 let at = reader.place_of("kind");
                 reader.errors.push(self.error_at(at, "kind", message));
@@ -198,7 +199,7 @@ fn explain(error: &serde_saphyr::Error) -> String {
     let text = text.split(" at line ").next().unwrap_or(&text);
     match text {
         "invalid u16" => "must be a whole number from 0 to 65535".to_owned(),
-        "invalid u32" => "must be a whole number".to_owned(),
+        "invalid u32" | "invalid u64" => "must be a whole number".to_owned(),
         "expected sequence start" => "must be a list, like [a, b]".to_owned(),
         "expected mapping start" => "must hold fields, like {name: value}".to_owned(),
         "expected string scalar" => "must be a text".to_owned(),

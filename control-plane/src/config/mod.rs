@@ -1,7 +1,7 @@
 //! The resources of `--config DIR`: YAML documents in, a checked model out.
 //!
 //! - [`document`]: splits files into documents and reads each by its kind
-//! - `authorization_policy`, `service_entry`, `gateway`, `tls_route`, `registration`, `attestor_config`,
+//! - `authorization_policy`, `service_entry`, `gateway`, `tls_route`, `traffic_policy`, `registration`, `attestor_config`,
 //!   [`federated_trust_domain`]: one kind each, from its text to the model; `route`: those that say where requests go
 //! - [`template`], [`vocabulary`]: texts with placeholders, and the words that they and selectors have
 //! - `across`: what documents say together
@@ -22,6 +22,7 @@ mod route;
 mod service_entry;
 pub mod template;
 mod tls_route;
+mod traffic_policy;
 mod tree;
 pub mod vocabulary;
 pub mod watch;
@@ -32,6 +33,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use federated_trust_domain::{Bootstrap, EndpointProfile, FederatedTrustDomain};
 pub use registration::{Condition, RegistrationRule};
 pub use service_entry::{Backend, EntryEndpoint, EntryPort, MeshEndpoint, ServiceEntry};
+pub use traffic_policy::{EndpointRule, TrafficPolicy};
 
 use crate::store::Registration;
 use arc_swap::ArcSwap;
@@ -60,6 +62,9 @@ pub struct Config {
     backends: HashSet<ServiceName>,
     routes: Routes,
     gateways: Vec<Gateway>,
+    traffic: HashMap<traffic_policy::Target, Arc<TrafficPolicy>>,
+    /// How many documents those are of.
+    traffic_policies: usize,
     registrations: Vec<Arc<RegistrationRule>>,
     attestors: AttestorConfigs,
     federated: BTreeMap<TrustDomain, Arc<FederatedTrustDomain>>,
@@ -119,6 +124,8 @@ pub struct Counts {
     pub routes: usize,
     /// Gateways.
     pub gateways: usize,
+    /// Traffic policies.
+    pub traffic_policies: usize,
     /// Registrations.
     pub registrations: usize,
     /// Clusters, issuers and authorities whose evidence is believed.
@@ -213,6 +220,7 @@ impl Config {
             entries: self.entries.len(),
             routes: self.routes.len(),
             gateways: self.gateways.len(),
+            traffic_policies: self.traffic_policies,
             registrations: self.registrations.len(),
             attestors: self.attestors.count(),
             federated: self.federated.len(),
@@ -302,6 +310,40 @@ impl Config {
         serving.sort_by_key(|gateway| (&gateway.namespace, &gateway.name));
         let listeners = serving.iter().flat_map(|gateway| &gateway.listeners);
         listeners.map(|listener| listener.api.clone()).collect()
+    }
+
+    /// The traffic policy of a service's port: that of the port, else of the service, else of its namespace.
+    #[must_use]
+    pub fn traffic(&self, service: &ServiceName, port: u16) -> Option<&Arc<TrafficPolicy>> {
+        use traffic_policy::Target;
+        if self.traffic.is_empty() {
+            return None;
+        }
+        let of_port = Target::Service(service.clone(), Some(port));
+        let of_service = Target::Service(service.clone(), None);
+        let find = |target: Target| self.traffic.get(&target);
+        find(of_port)
+            .or_else(|| find(of_service))
+            .or_else(|| find(Target::Namespace(service.namespace().to_owned())))
+    }
+
+    /// What a proxy keeps for the ports of its workload, each given with the service's name and port.
+    pub fn port_limits<'p>(
+        &self,
+        ports: impl Iterator<Item = (u16, &'p (ServiceName, u16))>,
+    ) -> Vec<v1::PortLimits> {
+        let limits = ports.filter_map(|(port, (service, service_port))| {
+            let policy = self.traffic(service, *service_port)?;
+            let (bounds, rate_limits) = policy.beside.clone()?;
+            Some(v1::PortLimits {
+                port: port.into(),
+                service: service.to_string(),
+                name: policy.caller.name.clone(),
+                bounds: Some(bounds),
+                rate_limits,
+            })
+        });
+        limits.collect()
     }
 
     /// Whether a service is named by an entry as its backend.
@@ -394,6 +436,15 @@ impl Draft {
 
     fn add_policy(&mut self, policy: AuthorizationPolicy) {
         self.config.policies.push(policy);
+    }
+
+    fn add_traffic_policy(&mut self, targets: Vec<traffic_policy::Target>, policy: TrafficPolicy) {
+        self.config.traffic_policies += 1;
+        let policy = Arc::new(policy);
+        let targets = targets.into_iter();
+        self.config
+            .traffic
+            .extend(targets.map(|target| (target, Arc::clone(&policy))));
     }
 
     fn add_entry(&mut self, entry: ServiceEntry) {

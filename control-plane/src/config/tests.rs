@@ -120,7 +120,7 @@ type Mistake = (&'static str, &'static str, &'static str, &'static str);
 const MISTAKES: &[Mistake] = &[
     (POLICY, "  rules:", "  rule:", "mesh.yaml:7:3: spec.rule: unknown field `rule`, expected one of selector, rules"),
     (POLICY, "  selector: { spiffeIds: [\"spiffe://sidewind.local/ns/data/sa/orders-api\"] }\n", "", "mesh.yaml:6:3: spec.selector: is missing"),
-    (POLICY, "kind: AuthorizationPolicy", "kind: AuthorisationPolicy", "mesh.yaml:3:7: kind: AuthorisationPolicy of sidewind.dev/v1alpha1 is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, RouteExtension, Registration, AttestorConfig and FederatedTrustDomain of sidewind.dev/v1alpha1, and HTTPRoute, GRPCRoute, TLSRoute and Gateway of gateway.networking.k8s.io/v1"),
+    (POLICY, "kind: AuthorizationPolicy", "kind: AuthorisationPolicy", "mesh.yaml:3:7: kind: AuthorisationPolicy of sidewind.dev/v1alpha1 is not one that this version takes; it takes AuthorizationPolicy, ServiceEntry, TrafficPolicy, RouteExtension, Registration, AttestorConfig and FederatedTrustDomain of sidewind.dev/v1alpha1, and HTTPRoute, GRPCRoute, TLSRoute and Gateway of gateway.networking.k8s.io/v1"),
     (POLICY, "kind: AuthorizationPolicy\n", "", "mesh.yaml:1:1: kind: is missing"),
     (POLICY, "apiVersion: sidewind.dev/v1alpha1\n", "", "mesh.yaml:1:1: apiVersion: is missing"),
     (POLICY, "[8080]", "[80800]", "mesh.yaml:9:24: spec.rules[0].to[0].ports[0]: must be a whole number from 0 to 65535"),

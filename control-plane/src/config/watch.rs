@@ -116,6 +116,7 @@ impl Watcher {
                         entries = counts.entries,
                         routes = counts.routes,
                         gateways = counts.gateways,
+                        traffic_policies = counts.traffic_policies,
                         registrations = counts.registrations,
                         attestors = counts.attestors,
                         federated = counts.federated,

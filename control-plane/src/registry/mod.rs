@@ -193,8 +193,9 @@ impl Registry {
         if !state.tainted.subject_key_ids.is_empty() {
             outbox.put_tainted(Arc::clone(&state.tainted));
         }
-        outbox.put_policy(self.policy(state, &key.spiffe_id));
         outbox.put_gateway(gateway(state, &key.spiffe_id));
+        let policy = self.policy(state, &key.spiffe_id);
+        outbox.put_policy(state.with_port_limits(policy, &key));
         let serial_hex = serial_hex.to_owned();
         let stream = Stream {
             key,
@@ -225,6 +226,8 @@ impl Registry {
             let policy = policies.entry(id).or_insert_with(|| self.policy(state, id));
             stream.outbox.put_policy(Arc::clone(policy));
             stream.outbox.put_gateway(gateway(state, id));
+            let policy = state.with_port_limits(Arc::clone(policy), &stream.key);
+            stream.outbox.put_policy(policy);
         }
         state.send_bundles();
         let view = View::new(&state.directory, &state.config);
@@ -374,6 +377,7 @@ impl Registry {
             plaintext: self.plaintext.into(),
             default_deny,
             rules,
+            limits: Vec::new(),
         })
     }
 
@@ -409,6 +413,26 @@ impl Registry {
 }
 
 impl State {
+    /// The policy of an identity with what one of its workloads keeps for its own ports.
+    fn with_port_limits(
+        &self,
+        policy: Arc<v1::InboundPolicy>,
+        key: &WorkloadKey,
+    ) -> Arc<v1::InboundPolicy> {
+        let record = self.directory.record(key);
+        let ports = record.into_iter().flat_map(|record| &record.ports);
+        let offered = ports.filter_map(|port| Some((port.target, port.service.as_ref()?)));
+        let limits = self.config.port_limits(offered);
+        if limits.is_empty() {
+            return policy;
+        }
+        let policy = v1::InboundPolicy {
+            limits,
+            ..policy.as_ref().clone()
+        };
+        Arc::new(policy)
+    }
+
     fn forget_stream_of(&mut self, key: &WorkloadKey, reason: EndReason) {
         let Some(id) = self.directory.stream_of(key) else {
             return;

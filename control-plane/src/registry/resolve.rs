@@ -128,7 +128,7 @@ impl<'a> View<'a> {
         let mut protocols = protocols.into_iter();
         let agreed = protocols.next().filter(|_| protocols.next().is_none());
         let (route, routes) = self.config.routes(name, port);
-        v1::Service {
+        let mut service = v1::Service {
             name: name.to_string(),
             port: port.into(),
             protocol: protocol.or(agreed).unwrap_or_default().into(),
@@ -136,7 +136,9 @@ impl<'a> View<'a> {
             route,
             routes,
             ..Default::default()
-        }
+        };
+        self.apply_traffic_policy(name, port, &mut service);
+        service
     }
 
     /// A workload dialled by its address.
@@ -164,6 +166,7 @@ impl<'a> View<'a> {
             service.name = name.to_string();
             service.port = (*service_port).into();
             (service.route, service.routes) = self.config.routes(name, *service_port);
+            self.apply_traffic_policy(name, *service_port, &mut service);
         }
         Some(service)
     }
@@ -198,11 +201,12 @@ impl<'a> View<'a> {
                 };
                 let endpoints = endpoints.iter().filter_map(endpoint).collect();
                 let name = entry.display_name();
-                let parsed = name.parse().ok();
-                let (route, routes) = parsed
-                    .map(|name| self.config.routes(&name, port.port))
+                let known = name.parse().ok();
+                let (route, routes) = known
+                    .as_ref()
+                    .map(|name| self.config.routes(name, port.port))
                     .unwrap_or_default();
-                v1::Service {
+                let mut service = v1::Service {
                     name,
                     port: port.port.into(),
                     protocol: port.protocol.into(),
@@ -210,9 +214,30 @@ impl<'a> View<'a> {
                     route,
                     routes,
                     ..Default::default()
+                };
+                if let Some(known) = &known {
+                    self.apply_traffic_policy(known, port.port, &mut service);
                 }
+                service
             }
         }
+    }
+
+    /// Puts into a service what the policy for it says.
+    fn apply_traffic_policy(self, name: &ServiceName, port: u16, service: &mut v1::Service) {
+        let Some(policy) = self.config.traffic(name, port) else {
+            return;
+        };
+        if let Some(protocol) = policy.protocol {
+            service.set_protocol(protocol);
+        }
+        for endpoint in &mut service.endpoints {
+            let rule = policy.endpoints.iter().find(|rule| rule.matches(endpoint));
+            let Some(rule) = rule else { continue };
+            endpoint.weight = rule.weight.unwrap_or(endpoint.weight);
+            endpoint.priority = rule.priority.unwrap_or(endpoint.priority);
+        }
+        service.traffic = Some(policy.caller.clone());
     }
 
     /// A fixed endpoint: in the mesh when a workload is there, plain when none ever was.
@@ -247,6 +272,18 @@ fn mesh_endpoint(workload: &WorkloadRecord, port: u16) -> v1::Endpoint {
         mesh_port: workload.mesh_port.into(),
         spiffe_id: workload.key.spiffe_id.to_string(),
         workload_name: workload.workload_name.clone(),
-        weight: 0,
+        zone: workload.zone.clone(),
+        affinity: affinity(workload, port),
+        ..Default::default()
     }
+}
+
+/// What clients' cookies call an endpoint: the same at every replica and after a restart, and nothing that tells an
+/// address, since the instance's random name is known to the proxy itself and to control planes alone.
+fn affinity(workload: &WorkloadRecord, port: u16) -> Vec<u8> {
+    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    hash.update(b"sidewind endpoint affinity v1\0");
+    hash.update(workload.key.instance_id.as_bytes());
+    hash.update(&port.to_be_bytes());
+    hash.finish().as_ref().iter().copied().take(16).collect()
 }

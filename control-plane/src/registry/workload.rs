@@ -41,6 +41,8 @@ pub struct WorkloadRecord {
     pub ports: Vec<Port>,
     /// Its name for people.
     pub workload_name: String,
+    /// Where it stands; may be empty.
+    pub zone: String,
     /// Its proxy's version.
     pub version: String,
     /// Since when it is registered.
@@ -139,6 +141,10 @@ impl WorkloadRecord {
             mesh_port: check_port_number("mesh_port", hello.mesh_port)?,
             ports,
             workload_name: check_name("workload_name", &hello.workload_name)?.to_owned(),
+            zone: match hello.zone.as_str() {
+                "" => String::new(),
+                zone => check_name("zone", zone)?.to_owned(),
+            },
             version: check_name("version", &hello.version)?.to_owned(),
             connected_since: now,
             svid_not_after: identity.not_after,
@@ -170,6 +176,7 @@ impl WorkloadRecord {
             mesh_port: u16::try_from(workload.mesh_port).ok()?,
             ports: workload.ports.iter().map(port).collect::<Option<_>>()?,
             workload_name: workload.workload_name.clone(),
+            zone: workload.zone.clone(),
             version: workload.version.clone(),
             connected_since: from_unix_seconds(workload.connected_since_unix),
             svid_not_after: from_unix_seconds(workload.svid_expires_at_unix),
@@ -192,6 +199,7 @@ impl WorkloadRecord {
         v1::Workload {
             spiffe_id: self.key.spiffe_id.to_string(),
             workload_name: self.workload_name.clone(),
+            zone: self.zone.clone(),
             address: self.address.to_string(),
             mesh_port: self.mesh_port.into(),
             ports: self.ports.iter().map(port).collect(),

@@ -415,6 +415,7 @@ pub(crate) fn hello(ports: Vec<v1::ServedPort>) -> v1::ProxyHello {
         mesh_port: 15008,
         ports,
         workload_name: "workload".to_owned(),
+        zone: String::new(),
     }
 }
 

@@ -96,6 +96,8 @@ pub(crate) struct WorkloadConfig {
     /// None: the address from which the control plane is reached.
     pub address: Option<IpAddr>,
     pub name: String,
+    /// Empty where nobody says it.
+    pub zone: String,
     pub serve: Vec<ServedPort>,
 }
 

@@ -142,6 +142,10 @@ pub(super) struct WorkloadSettings {
     #[arg(long, value_name = "NAME")]
     pub(super) workload_name: Option<String>,
 
+    /// Where the workload stands, like an availability zone: for services whose traffic is to stay in its zone.
+    #[arg(long, value_name = "NAME")]
+    pub(super) zone: Option<String>,
+
     /// A port that the workload serves, as [SERVICE[:PORT]=]TARGETPORT[/PROTOCOL]. SERVICE is name.namespace, PORT
     /// what its clients use, and PROTOCOL one of auto (detected), http, http2, grpc, tls (passed through) and tcp.
     /// Example: orders-api.data:80=8080/http

@@ -336,9 +336,14 @@ fn workload(
     if name.is_empty() || name.len() > 253 || name.chars().any(char::is_control) {
         return Err(given.error("workload-name", "must be 1 to 253 printable characters"));
     }
+    let zone = settings.zone.unwrap_or_default();
+    if zone.len() > 253 || !zone.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(given.error("zone", "must be 1 to 253 printable ASCII characters"));
+    }
     Ok(WorkloadConfig {
         address: settings.address,
         name,
+        zone,
         serve: settings.serve,
     })
 }

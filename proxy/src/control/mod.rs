@@ -266,5 +266,6 @@ fn hello(config: &Config) -> v1::ProxyHello {
         mesh_port: config.listeners.mesh_port().into(),
         ports: workload.serve.iter().map(served).collect(),
         workload_name: workload.name.clone(),
+        zone: workload.zone.clone(),
     }
 }

@@ -65,6 +65,7 @@ fn hello(name: &str, ports: &[(u16, &str)]) -> v1::ProxyHello {
         mesh_port: 15008,
         ports: ports.iter().map(port).collect(),
         workload_name: format!("{name}-1"),
+        zone: String::new(),
     }
 }
 

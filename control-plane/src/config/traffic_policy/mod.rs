@@ -1,0 +1,240 @@
+//! `TrafficPolicy`: how a service's requests and connections are spread over its endpoints, which of them count as
+//! well, and how many requests there may be.
+//!
+//! - `balance`: the algorithm, stickiness, zones, weights and priorities
+//! - `health`: active checks, and the ejection of outliers
+//! - `limits`: rates and bounds, kept by callers' proxies or beside the service
+
+mod balance;
+mod health;
+mod limits;
+#[cfg(test)]
+mod tests;
+
+use super::Draft;
+use super::document::{Metadata, Reader, present};
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+use sidewind_api::service::{PROTOCOLS, is_label, protocol_from_name};
+use sidewind_api::{ServiceName, duration, v1};
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+pub use balance::EndpointRule;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A checked policy.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TrafficPolicy {
+    /// What is spoken, where the policy says so.
+    pub protocol: Option<v1::Protocol>,
+    /// What callers' proxies are told.
+    pub caller: v1::TrafficPolicy,
+    /// What is said of single endpoints; the first that matches counts.
+    pub endpoints: Vec<EndpointRule>,
+    /// What the proxies beside the service keep: bounds and rates.
+    pub beside: Option<(v1::Bounds, Vec<v1::RateLimit>)>,
+}
+
+/// What a policy is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Target {
+    Service(ServiceName, Option<u16>),
+    Namespace(String),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name, None) => write!(f, "service {name}"),
+            Self::Service(name, Some(port)) => write!(f, "service {name} port {port}"),
+            Self::Namespace(name) => write!(f, "namespace {name}"),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Resource {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: Metadata,
+    spec: Spanned<Spec>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Spec {
+    #[serde(default, deserialize_with = "present")]
+    target_refs: Option<Spanned<Vec<Spanned<Reference>>>>,
+    #[serde(default, deserialize_with = "present")]
+    protocol: Option<Spanned<String>>,
+    #[serde(default, deserialize_with = "present")]
+    balance: Option<balance::Balance>,
+    #[serde(default, deserialize_with = "present")]
+    health_check: Option<Spanned<health::HealthCheck>>,
+    #[serde(default, deserialize_with = "present")]
+    outlier_detection: Option<Spanned<health::OutlierDetection>>,
+    #[serde(default, deserialize_with = "present")]
+    limits: Option<limits::Limits>,
+    #[serde(default, deserialize_with = "present")]
+    rate_limits: Option<Spanned<Vec<Spanned<limits::RateLimit>>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Reference {
+    #[serde(default)]
+    group: Option<String>,
+    #[serde(default)]
+    kind: Option<String>,
+    name: String,
+    #[serde(default, deserialize_with = "present")]
+    port: Option<Spanned<u16>>,
+}
+
+/// Reads a policy into the draft.
+pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
+    let Some(resource) = reader.typed::<Resource>() else {
+        return;
+    };
+    let (namespace, name) = resource.metadata.check("TrafficPolicy", reader, draft);
+    let spec = &resource.spec.value;
+    let targets = read_targets(reader, draft, &resource.spec, &namespace);
+    let mut policy = TrafficPolicy {
+        protocol: spec.protocol.as_ref().map(|name| protocol(reader, name)),
+        ..TrafficPolicy::default()
+    };
+    policy.caller.name = format!("{namespace}/{name}");
+    if let Some(balance) = &spec.balance {
+        policy.caller.balance = Some(balance.read(reader));
+        policy.endpoints = balance.read_endpoints(reader);
+    }
+    policy.caller.health_check = spec
+        .health_check
+        .as_ref()
+        .map(|it| health::check(reader, it));
+    policy.caller.outlier_detection = spec
+        .outlier_detection
+        .as_ref()
+        .map(|it| health::outliers(reader, it));
+    limits::read(
+        reader,
+        spec.limits.as_ref(),
+        spec.rate_limits.as_ref(),
+        &mut policy,
+    );
+    if reader.is_sound() {
+        draft.add_traffic_policy(targets, policy);
+    }
+}
+
+fn read_targets(
+    reader: &mut Reader<'_>,
+    draft: &mut Draft,
+    spec: &Spanned<Spec>,
+    namespace: &str,
+) -> Vec<Target> {
+    let Some(references) = &spec.value.target_refs else {
+        if !is_label(namespace) {
+            let message = format!("{namespace:?} is no namespace that services can be in");
+            reader.refuse(spec, message);
+        }
+        let target = Target::Namespace(namespace.to_owned());
+        reader.take(draft, spec, format!("the traffic policy of {target}"));
+        return vec![target];
+    };
+    if references.value.is_empty() {
+        let message =
+            "must not be empty; leave it out to mean every service of the namespace".to_owned();
+        reader.refuse(references, message);
+    }
+    let mut targets = Vec::new();
+    for reference in &references.value {
+        let Reference {
+            group,
+            kind,
+            name,
+            port,
+        } = &reference.value;
+        if !group.as_deref().unwrap_or_default().is_empty() || kind.as_deref() != Some("Service") {
+            reader.refuse(reference, "must be a service: `kind: Service`");
+            continue;
+        }
+        if let Some(port) = port.as_ref().filter(|port| port.value == 0) {
+            reader.refuse(port, "must be a port from 1 to 65535");
+        }
+        match ServiceName::new(name, namespace) {
+            Ok(service) => {
+                let target = Target::Service(service, port.as_ref().map(|port| port.value));
+                reader.take(draft, reference, format!("the traffic policy of {target}"));
+                targets.push(target);
+            }
+            Err(error) => reader.refuse(reference, error),
+        }
+    }
+    targets
+}
+
+fn protocol(reader: &mut Reader<'_>, name: &Spanned<String>) -> v1::Protocol {
+    protocol_from_name(&name.value).unwrap_or_else(|| {
+        let known: Vec<&str> = PROTOCOLS.iter().map(|(name, _)| *name).collect();
+        let known = known.join(", ");
+        reader.refuse(name, format!("{:?} is not one of {known}", name.value));
+        v1::Protocol::Unspecified
+    })
+}
+
+/// A number within bounds, or `absent`.
+fn number(
+    reader: &mut Reader<'_>,
+    given: Option<&Spanned<u32>>,
+    bounds: RangeInclusive<u32>,
+    absent: u32,
+) -> u32 {
+    let Some(given) = given else { return absent };
+    if !bounds.contains(&given.value) {
+        let message = format!("must be from {} to {}", bounds.start(), bounds.end());
+        reader.refuse(given, message);
+    }
+    given.value
+}
+
+/// A duration within bounds in milliseconds, or `absent`.
+fn milliseconds(
+    reader: &mut Reader<'_>,
+    given: Option<&Spanned<String>>,
+    bounds: RangeInclusive<Duration>,
+    absent: Duration,
+) -> u64 {
+    let whole = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let Some(given) = given else {
+        return whole(absent);
+    };
+    match duration::parse(&given.value) {
+        Ok(duration) if bounds.contains(&duration) => return whole(duration),
+        Ok(_) => {
+            let (least, most) = (bounds.start(), bounds.end());
+            reader.refuse(given, format!("must be from {least:?} to {most:?}"));
+        }
+        Err(error) => reader.refuse(given, error),
+    }
+    0
+}
+
+/// A name that the header of a request may have, in lower case.
+fn header_name(reader: &mut Reader<'_>, name: &Spanned<String>) -> String {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if !(1..=128).contains(&name.value.len()) || !name.value.bytes().all(fits) {
+        reader.refuse(
+            name,
+            "must be the name of a header or cookie (a token of RFC 9110)",
+        );
+    }
+    name.value.clone()
+}
