@@ -132,6 +132,10 @@ error_codes! {
         "The client did not send its request in time.";
     ClientClosed, "client-closed", CLIENT_CLOSED_REQUEST, CANCELLED, maybe,
         "The client went away before the response was complete; only logs and metrics say so.";
+    BodyTooLarge, "body-too-large", StatusCode::PAYLOAD_TOO_LARGE, RESOURCE_EXHAUSTED, maybe,
+        "The request's body is larger than the service takes.";
+    RateLimited, "rate-limited", StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, unsent,
+        "A rate limit of the service is used up.";
     Unsupported, "unsupported", StatusCode::NOT_IMPLEMENTED, UNIMPLEMENTED, unsent,
         "The proxy does not support what the request asks for.";
 

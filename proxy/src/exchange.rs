@@ -26,6 +26,7 @@ use crate::{
         Body, BodyEnd, BodyWatcher,
         headers::{AuthorityCache, BadRequest, Upgrade, examine_request, header_list_bytes},
     },
+    limit::{Admitted, Asker, Permit, ServiceLimits},
     mesh::StreamLease,
     retry::{Failed, RetryObserver},
     telemetry::{
@@ -73,6 +74,10 @@ pub(crate) struct Exchange {
     header_bytes: (usize, usize),
     recorded: Cell<bool>,
     lease: RefCell<Option<StreamLease>>,
+    /// Its places among the requests at once: of this proxy, and of the service.
+    places: RefCell<(Option<Admitted>, Option<Permit>)>,
+    /// Most bytes of the request's body; 0 for no bound.
+    max_request_bytes: Cell<u64>,
     /// Keeps a drain waiting until the response is out.
     _active: Active,
 }
@@ -171,6 +176,8 @@ impl Exchange {
             header_bytes: (header_bytes, origin.max_header_bytes),
             recorded: Cell::new(false),
             lease: RefCell::new(None),
+            places: RefCell::default(),
+            max_request_bytes: Cell::new(0),
             _active: active,
         });
         if !request.body().is_empty() {
@@ -216,6 +223,11 @@ impl Exchange {
             None => Authority::try_from(address.to_string())
                 .map_err(|_| ProxyError::from(BadRequest::MissingHost)),
         }
+    }
+
+    /// Who asks.
+    pub(crate) fn source(&self) -> &Party {
+        &self.source
     }
 
     /// Whether the client asks to go on with another protocol than HTTP.
@@ -303,6 +315,42 @@ impl Exchange {
         *self.lease.borrow_mut() = Some(lease);
     }
 
+    /// Keeps a place among this proxy's requests at once until the exchange ends.
+    pub(crate) fn keep_admission(&self, admitted: Admitted) {
+        self.places.borrow_mut().0 = Some(admitted);
+    }
+
+    /// Lets the request through the limits of its service, and keeps its place until the exchange ends.
+    pub(crate) async fn pass(
+        &self,
+        limits: &ServiceLimits,
+        request: &Request<Body>,
+        route: Option<&str>,
+    ) -> Result<(), ProxyError> {
+        let asker = Asker {
+            identity: self.source.id.as_ref().map(SpiffeId::as_str),
+            address: self.source.address.map(|address| address.ip()),
+            route,
+        };
+        let (header_bytes, _) = self.header_bytes;
+        let header_bytes = match header_bytes {
+            0 => header_list_bytes(request),
+            known => known,
+        };
+        let permit = limits.admit(request, header_bytes, &asker).await?;
+        if permit.is_some() {
+            self.places.borrow_mut().1 = permit;
+        }
+        self.max_request_bytes.set(limits.max_body_bytes());
+        Ok(())
+    }
+
+    /// Whether the request's body was longer than it may be, and was cut off for that.
+    pub(crate) fn body_was_cut(&self) -> bool {
+        let limit = self.max_request_bytes.get();
+        limit != 0 && self.request_bytes.get() > limit
+    }
+
     /// Counts bytes of the request's body.
     pub(crate) fn count_request_bytes(&self, bytes: u64) {
         self.request_bytes.set(self.request_bytes.get() + bytes);
@@ -341,6 +389,7 @@ impl Exchange {
             return;
         }
         drop(self.lease.take());
+        drop(self.places.take());
         let error = self.error.borrow();
         let destination = self.destination.borrow();
         let host = self.host.as_ref().and_then(|host| host.to_str().ok());
@@ -437,6 +486,10 @@ struct RequestWatcher(Rc<Exchange>);
 impl BodyWatcher for RequestWatcher {
     fn data(&self, bytes: usize) {
         self.0.count_request_bytes(bytes as u64);
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.0.body_was_cut()
     }
 
     fn end(&self, end: BodyEnd<'_>) {

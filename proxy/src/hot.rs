@@ -3,12 +3,14 @@
 
 mod access_log;
 mod authorization;
+mod balance;
 mod detection;
 mod header_rewriting;
 mod route;
 
 pub use access_log::AccessLine;
 pub use authorization::Authorization;
+pub use balance::Balance;
 pub use detection::is_decided;
 pub use header_rewriting::HeaderRewriting;
 pub use route::Routing;

@@ -12,7 +12,7 @@
 //! | [`outbound`] | the way of a connection that the workload makes |
 //! | [`inbound`] | the way of a connection to the workload |
 //! | [`detect`], [`http`], [`copy`], [`upgrade`] | protocols: what a client speaks, HTTP, bytes |
-//! | [`route`], [`balance`], [`retry`], [`policy`] | where to, which endpoint, whether again, whether at all |
+//! | [`route`], [`balance`], [`health`], [`retry`], [`policy`], [`limit`] | where to, which endpoint, which are well, whether again, whether at all, how many |
 //! | [`mesh`], [`plaintext`] | connections to other sidecars, and to those who have none |
 //! | [`workload_api`] | the workload's own programs get its identity: SPIFFE Workload API, Envoy SDS |
 //! | [`hot`] | the pieces that every request passes, for `benches/` alone |
@@ -36,10 +36,12 @@ mod detect;
 mod drain;
 mod errors;
 mod exchange;
+mod health;
 #[doc(hidden)]
 pub mod hot;
 mod http;
 mod inbound;
+mod limit;
 mod listen;
 mod mesh;
 mod outbound;

@@ -24,6 +24,8 @@ use crate::{
     config::{self, Config, TrafficConfig},
     control::{self, Control},
     drain::{self, Drain, DrainTrigger},
+    health::{self, Health},
+    limit::Limits,
     listen::{self, ListenError, ListenPlan},
     mesh::Proofs,
     outbound::Destinations,
@@ -96,9 +98,16 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
     let shutdown = Arc::new(Notify::new());
     let readiness = Readiness::default();
 
-    let workers = Workers::start(&config, &control, &telemetry, &drain)?;
+    let health = Health::new(Some(Arc::clone(&telemetry.metrics)));
+    let limits = Limits::new(Some(Arc::clone(&telemetry.metrics)));
+    let workers = Workers::start(&config, &control, &telemetry, &drain, (&health, &limits))?;
+    let checks = tokio::spawn(health::check::start_when_wanted(
+        health.clone(),
+        Arc::clone(&config),
+        control.clone(),
+    ));
     let workload_api = start_workload_api(&config, &control, &telemetry.metrics)?;
-    let admin = start_admin(&config, &telemetry, &readiness, log, &shutdown)?;
+    let admin = start_admin(&config, &telemetry, &readiness, log, &shutdown, health)?;
     // Not before the last of them is open, the admin port among them.
     readiness.set(Component::Listeners, true, "");
     let following = tokio::spawn(status::follow(
@@ -158,6 +167,7 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
         workload_api.stop();
     }
     workers.stop();
+    stop_checks(checks).await;
     control_task.abort();
     following.abort();
     drop(admin);
@@ -167,6 +177,14 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
     telemetry.access_log.shutdown(FLUSH_TIMEOUT);
     tracing::info!("the proxy has stopped");
     Ok(code)
+}
+
+/// Ends the health checks, if any were wanted.
+async fn stop_checks(checks: tokio::task::JoinHandle<std::io::Result<health::check::Checks>>) {
+    checks.abort();
+    if let Ok(Ok(checks)) = checks.await {
+        checks.stop();
+    }
 }
 
 /// Waits for the drain, unless a second signal cuts it short.
@@ -252,6 +270,7 @@ fn start_admin(
     readiness: &Readiness,
     log: LogHandle,
     shutdown: &Arc<Notify>,
+    health: Health,
 ) -> Result<JoinSet<()>, Failure> {
     let (shutdown, shown) = (Arc::clone(shutdown), Arc::clone(config));
     let admin = Arc::new(Admin {
@@ -260,6 +279,7 @@ fn start_admin(
         logs: log,
         shutdown: Box::new(move || shutdown.notify_one()),
         config: Box::new(move || status::shown_config(&shown)),
+        endpoints: Box::new(move || health.report()),
     });
     let mut serving = JoinSet::new();
     for address in &config.listeners.admin {
@@ -284,6 +304,7 @@ impl Workers {
         control: &Control,
         telemetry: &SharedTelemetry,
         drain: &Drain,
+        (health, limits): (&Health, &Limits),
     ) -> Result<Self, Failure> {
         let plans = listen::plan(config);
         for plan in &plans {
@@ -303,6 +324,8 @@ impl Workers {
                 plans: plans.clone(),
                 stopped: stopped.clone(),
                 proofs: proofs.clone(),
+                health: health.clone(),
+                limits: limits.clone(),
             };
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -332,6 +355,8 @@ struct WorkerThread {
     plans: Vec<ListenPlan>,
     stopped: watch::Receiver<bool>,
     proofs: Proofs,
+    health: Health,
+    limits: Limits,
 }
 
 type Started = mpsc::SyncSender<Result<(), Failure>>;
@@ -363,6 +388,8 @@ impl WorkerThread {
             telemetry.clone(),
             self.drain.clone(),
             self.proofs.clone(),
+            self.health.clone(),
+            self.limits.clone(),
         ));
         if let Err(error) = self.listen(&worker) {
             let _ = started.send(Err(error.into()));
@@ -375,6 +402,9 @@ impl WorkerThread {
         tokio::task::spawn_local(Rc::clone(&worker).follow_identity());
         tokio::task::spawn_local(Rc::clone(&worker).watch_peers());
         tokio::task::spawn_local(Destinations::forget_unused(Rc::clone(&worker)));
+        let watched = Rc::clone(&worker);
+        tokio::task::spawn_local(async move { watched.overload.watch().await });
+        tokio::task::spawn_local(Destinations::follow_health(Rc::clone(&worker)));
         // An error means that the control thread has gone, and the process with it.
         let _ = self.stopped.wait_for(|stopped| *stopped).await;
     }

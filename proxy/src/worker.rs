@@ -27,11 +27,13 @@ use crate::{
     control::{Control, MeshIdentity},
     drain::Drain,
     errors::{Chain, ErrorCode, ProxyError},
+    health::Health,
     http::{
         Body, FarTooLarge, H1ServerError, H1ServerSettings, H2ServerError, H2ServerSettings,
         broken_by_client, serve_h1, serve_h2,
     },
     inbound::Forwarding,
+    limit::{Limits, Overload, ServiceLimits},
     mesh::{
         AcceptError, Census, ConnectError, KeepaliveSettings, MeshPool, PoolEvents, PoolSettings,
         Proofs,
@@ -70,6 +72,8 @@ pub(crate) struct Worker {
     pub(crate) forwarding: Forwarding,
     /// Copies of requests that are under way to mirrors.
     pub(crate) copies: Copies,
+    pub(crate) limits: Limits,
+    pub(crate) overload: Overload,
     /// What the workload offers, by its ports.
     served: HashMap<u16, Served>,
     identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
@@ -80,6 +84,8 @@ pub(crate) struct Worker {
 struct PolicySnapshot {
     updates: watch::Receiver<Option<Arc<v1::InboundPolicy>>>,
     compiled: Option<Arc<InboundPolicy>>,
+    /// Of the workload's ports.
+    limits: HashMap<u16, Rc<ServiceLimits>>,
 }
 
 impl Worker {
@@ -89,13 +95,20 @@ impl Worker {
         telemetry: Telemetry,
         drain: Drain,
         proofs: Proofs,
+        health: Health,
+        limits: Limits,
     ) -> Self {
         let census = Census::new(control.bans.clone(), control.identity.clone(), proofs);
         let traffic = &config.traffic;
         let mut policy_updates = control.inbound_policy.clone();
         policy_updates.mark_changed();
         Self {
-            destinations: Destinations::new(Arc::clone(&config), control.discovery.clone()),
+            destinations: Destinations::new(
+                Arc::clone(&config),
+                control.discovery.clone(),
+                health,
+                limits.clone(),
+            ),
             mesh: MeshPool::new(
                 PoolSettings {
                     connect_timeout: traffic.connect_timeout,
@@ -120,11 +133,14 @@ impl Worker {
             ),
             forwarding: Forwarding::new(&config),
             copies: Copies::default(),
+            overload: Overload::new(config.limits.max_requests),
+            limits,
             served: served(&config.workload.serve),
             identity: control.identity.clone(),
             policy: RefCell::new(PolicySnapshot {
                 updates: policy_updates,
                 compiled: None,
+                limits: HashMap::new(),
             }),
             telemetry,
             drain,
@@ -177,6 +193,10 @@ impl Worker {
         if policy.updates.has_changed().unwrap_or(false) {
             let update = policy.updates.borrow_and_update().clone();
             // A policy that cannot be read is no reason to go on with what it replaces: inbound refuses.
+            policy.limits = update
+                .as_deref()
+                .map(|update| self.port_limits(update))
+                .unwrap_or_default();
             policy.compiled = update
                 .and_then(|update| self.compile(&update))
                 .map(Arc::new);
@@ -187,6 +207,26 @@ impl Worker {
                 "This proxy has not received its policy from the control plane yet.",
             )
         })
+    }
+
+    /// The limits of one of the workload's ports, of the policy that was last asked for.
+    pub(crate) fn limits_of(&self, port: u16) -> Option<Rc<ServiceLimits>> {
+        let policy = self.policy.borrow();
+        if policy.limits.is_empty() {
+            return None;
+        }
+        policy.limits.get(&port).map(Rc::clone)
+    }
+
+    fn port_limits(&self, update: &v1::InboundPolicy) -> HashMap<u16, Rc<ServiceLimits>> {
+        let ports = update.limits.iter().filter_map(|limits| {
+            let port = u16::try_from(limits.port).ok()?;
+            let place = format!("inbound {port} {}", limits.service);
+            let of = (limits.bounds.as_ref(), &limits.rate_limits);
+            let limits = self.limits.of(&place, &limits.service, of.0, of.1)?;
+            Some((port, limits))
+        });
+        ports.collect()
     }
 
     fn compile(&self, update: &v1::InboundPolicy) -> Option<InboundPolicy> {

@@ -76,6 +76,12 @@ impl Seat {
 /// The API of `tests/workloads/api.py`, HTTP/1.1 with keep-alive.
 #[track_caller]
 pub fn api(seat: impl Into<Seat>, port: u16, scratch: &Scratch) -> Process {
+    slow_api(seat, port, Duration::ZERO, scratch)
+}
+
+/// The same, whose lists take longer.
+#[track_caller]
+pub fn slow_api(seat: impl Into<Seat>, port: u16, delay: Duration, scratch: &Scratch) -> Process {
     let seat = seat.into();
     let script = scratch.write("api.py", API);
     let python = if PathBuf::from("/usr/bin/python3").exists() {
@@ -87,7 +93,8 @@ pub fn api(seat: impl Into<Seat>, port: u16, scratch: &Scratch) -> Process {
         .program(python)
         .arg("-u")
         .arg(script)
-        .args([seat.bind.to_string(), port.to_string()]);
+        .args([seat.bind.to_string(), port.to_string()])
+        .arg(delay.as_millis().to_string());
     seat.start(server, "api", port, scratch)
 }
 

@@ -9,6 +9,8 @@ GET  /echo          the request line and headers as JSON
 POST /echo          the body
 GET  /slow?ms=N     answers after N milliseconds
 GET  /bytes/N       N bytes
+
+A third argument is how many milliseconds each list takes longer.
 """
 
 import itertools
@@ -23,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 flaky = itertools.count(1)
 posts = 0
 posts_lock = threading.Lock()
+delay = int(sys.argv[3]) / 1000 if len(sys.argv) > 3 else 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         url = urlsplit(self.path)
         if url.path == "/orders":
+            time.sleep(delay)
             self.answer(200, b'[{"id": 1, "item": "anemometer"}]\n', "application/json")
         elif url.path == "/flaky":
             number = next(flaky)

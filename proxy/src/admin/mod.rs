@@ -50,6 +50,8 @@ pub(crate) struct Admin {
     pub(crate) shutdown: Box<dyn Fn() + Send + Sync>,
     /// Gives what `GET /config` shows, without secrets.
     pub(crate) config: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Gives what `GET /endpoints` shows: which endpoints are well, and why others are not.
+    pub(crate) endpoints: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
 }
 
 impl fmt::Debug for Admin {

@@ -26,6 +26,7 @@ enum Route {
     Shutdown,
     Config,
     LogLevel,
+    Endpoints,
 }
 
 impl Route {
@@ -36,6 +37,7 @@ impl Route {
             "/metrics" => Self::Metrics,
             "/shutdown" => Self::Shutdown,
             "/config" => Self::Config,
+            "/endpoints" => Self::Endpoints,
             "/log-level" => Self::LogLevel,
             _ => return None,
         })
@@ -49,7 +51,9 @@ impl Route {
         match self {
             Self::Shutdown => "POST",
             Self::LogLevel => "GET, HEAD, PUT",
-            Self::Live | Self::Ready | Self::Metrics | Self::Config => "GET, HEAD",
+            Self::Live | Self::Ready | Self::Metrics | Self::Config | Self::Endpoints => {
+                "GET, HEAD"
+            }
         }
     }
 
@@ -116,6 +120,7 @@ where
             plain(StatusCode::ACCEPTED, "shutting down")
         }
         Route::Config => response(StatusCode::OK, JSON, (admin.config)().to_string()),
+        Route::Endpoints => response(StatusCode::OK, JSON, (admin.endpoints)().to_string()),
         Route::LogLevel if request.method() == Method::PUT => set_log_level(admin, request).await,
         Route::LogLevel => plain(StatusCode::OK, &admin.logs.get()),
     }
@@ -232,6 +237,7 @@ mod tests {
         for (method, path) in [
             (Method::POST, "/shutdown"),
             (Method::GET, "/config"),
+            (Method::GET, "/endpoints"),
             (Method::GET, "/log-level"),
             (Method::PUT, "/log-level"),
         ] {

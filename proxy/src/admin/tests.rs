@@ -31,6 +31,7 @@ pub(super) fn test_admin() -> TestAdmin {
             called.fetch_add(1, Relaxed);
         }),
         config: Box::new(|| serde_json::json!({ "workers": 1 })),
+        endpoints: Box::new(|| serde_json::json!({ "services": [] })),
     };
     TestAdmin {
         admin: Arc::new(admin),

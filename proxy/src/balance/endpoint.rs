@@ -9,7 +9,11 @@ use std::time::Duration;
 
 use sidewind_api::v1;
 use sidewind_identity::{SpiffeId, SpiffeIdError};
+use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use super::{Affinity, Selection};
+use crate::health::{Checked, EndpointHealth, HealthSettings, ServiceHealth};
 
 /// How fast the average follows: after this long an old observation counts 37 %.
 const DECAY: Duration = Duration::from_secs(10);
@@ -36,6 +40,12 @@ pub(crate) struct EndpointDesc {
     pub(crate) workload_name: Arc<str>,
     /// Its share of the traffic, relative to the others'.
     pub(crate) weight: NonZeroU32,
+    /// Where it stands; may be empty.
+    pub(crate) zone: Arc<str>,
+    /// Those of 0 come first.
+    pub(crate) priority: u32,
+    /// What clients' cookies call it, where the control plane says so.
+    pub(crate) affinity: Option<Affinity>,
 }
 
 /// The sidecar beside an endpoint.
@@ -83,6 +93,9 @@ impl TryFrom<&v1::Endpoint> for EndpointDesc {
             mesh,
             workload_name: endpoint.workload_name.as_str().into(),
             weight: NonZeroU32::new(endpoint.weight).unwrap_or(NonZeroU32::MIN),
+            zone: endpoint.zone.as_str().into(),
+            priority: endpoint.priority,
+            affinity: Affinity::from_bytes(&endpoint.affinity),
         })
     }
 }
@@ -109,7 +122,9 @@ pub(crate) enum Outcome {
 /// An endpoint with its figures.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    pub(super) desc: EndpointDesc,
+    health: Arc<EndpointHealth>,
+    /// Its name in cookies, made when it is first asked for.
+    name: std::cell::OnceCell<Affinity>,
     in_flight: Cell<u32>,
     /// Seconds.
     latency: Cell<f64>,
@@ -117,18 +132,49 @@ pub(super) struct Endpoint {
     observed: Cell<Option<Instant>>,
     penalised_until: Cell<Option<Instant>>,
     failed_connects: Cell<u32>,
+    /// Wakes those who wait for its answer in vain.
+    died: Notify,
 }
 
 impl Endpoint {
     /// `latency` in seconds is what the endpoint is taken to need before its first answer.
-    pub(super) fn new(desc: EndpointDesc, latency: Option<f64>) -> Endpoint {
+    pub(super) fn new(health: Arc<EndpointHealth>, latency: Option<f64>) -> Endpoint {
         Endpoint {
-            desc,
+            health,
+            name: std::cell::OnceCell::new(),
             in_flight: Cell::new(0),
             latency: Cell::new(latency.unwrap_or(INITIAL_LATENCY.as_secs_f64())),
             observed: Cell::new(None),
             penalised_until: Cell::new(None),
             failed_connects: Cell::new(0),
+            died: Notify::new(),
+        }
+    }
+
+    pub(super) fn desc(&self) -> &EndpointDesc {
+        self.health.desc()
+    }
+
+    pub(super) fn health(&self) -> &EndpointHealth {
+        &self.health
+    }
+
+    /// Whether this is what a worker knows of what the cell is of.
+    pub(super) fn is_of(&self, cell: &Arc<EndpointHealth>) -> bool {
+        Arc::ptr_eq(&self.health, cell)
+    }
+
+    fn name(&self) -> Affinity {
+        *self.name.get_or_init(|| Affinity::of(self.desc()))
+    }
+
+    pub(super) fn is_named(&self, name: &Affinity) -> bool {
+        self.name() == *name
+    }
+
+    pub(super) fn wake_if_dead(&self) {
+        if self.health.checked() == Checked::Dead {
+            self.died.notify_waiters();
         }
     }
 
@@ -137,7 +183,6 @@ impl Endpoint {
         self.observed.get().map(|_| self.latency.get())
     }
 
-    #[cfg(test)]
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.get()
     }
@@ -146,9 +191,15 @@ impl Endpoint {
         self.penalised_until.get()
     }
 
-    pub(super) fn is_preferred(&self, avoid: Option<SocketAddr>, now: Instant) -> bool {
-        avoid != Some(self.desc.address)
-            && self.penalised_until.get().is_none_or(|until| until <= now)
+    /// Whether no earlier try of the request failed here.
+    pub(super) fn is_untried(&self, selection: &Selection<'_>) -> bool {
+        let address = self.desc().address;
+        selection.tried.is_none_or(|tried| !tried.has(address))
+    }
+
+    /// Whether no connection to it failed lately.
+    pub(super) fn is_reachable(&self, now: Instant) -> bool {
+        self.penalised_until.get().is_none_or(|until| until <= now)
     }
 
     /// Seconds of work ahead of a new request. An average that nothing has added to fades, so that an endpoint that
@@ -213,25 +264,72 @@ fn fading(age: Duration) -> f64 {
 }
 
 /// The use of an endpoint: counts as in flight until it is dropped. Dropped without [`Pick::finish`], because the
-/// client went away, it says nothing about the endpoint.
+/// client went away, it says nothing about the endpoint, unless it was waited for as long as a try may take.
 #[derive(Debug)]
 pub(crate) struct Pick {
     endpoint: Rc<Endpoint>,
     began: Instant,
+    health: Arc<ServiceHealth>,
+    settings: Rc<HealthSettings>,
+    /// Of all endpoints of the service.
+    in_flight: Rc<Cell<u32>>,
+    /// It finds out whether the endpoint is back.
+    probe: bool,
+    patience: Cell<Option<Duration>>,
+    finished: Cell<bool>,
 }
 
 impl Pick {
-    pub(super) fn new(endpoint: Rc<Endpoint>, now: Instant) -> Pick {
+    pub(super) fn new(
+        endpoint: &Rc<Endpoint>,
+        began: Instant,
+        health: Arc<ServiceHealth>,
+        settings: Rc<HealthSettings>,
+        in_flight: Rc<Cell<u32>>,
+        probe: bool,
+    ) -> Pick {
         endpoint.in_flight.set(endpoint.in_flight.get() + 1);
+        in_flight.set(in_flight.get() + 1);
         Pick {
-            endpoint,
-            began: now,
+            endpoint: Rc::clone(endpoint),
+            began,
+            health,
+            settings,
+            in_flight,
+            probe,
+            patience: Cell::new(None),
+            finished: Cell::new(false),
         }
     }
 
     /// The endpoint.
     pub(crate) fn desc(&self) -> &EndpointDesc {
-        &self.endpoint.desc
+        self.endpoint.desc()
+    }
+
+    /// What clients' cookies call the endpoint.
+    pub(crate) fn affinity(&self) -> Affinity {
+        self.endpoint.name()
+    }
+
+    /// How long an answer is waited for: dropped after that, the use counts as failed.
+    pub(crate) fn wait_for(&self, patience: Option<Duration>) {
+        self.patience.set(patience);
+    }
+
+    /// Ends when active checks find that the endpoint does not answer at all; never where there are no checks.
+    pub(crate) async fn died(&self) {
+        if self.settings.check.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            let died = self.endpoint.died.notified();
+            // It is picked although it is known to be dead where there is no other: then it is given its chance.
+            died.await;
+            if self.endpoint.health.checked() == Checked::Dead {
+                return;
+            }
+        }
     }
 
     /// Tells how it went, now. The endpoint stays in flight until the pick is dropped, so that a response's body may
@@ -242,13 +340,34 @@ impl Pick {
 
     /// The same for a latency that the caller has measured.
     pub(crate) fn finish_after(&self, outcome: Outcome, latency: Duration) {
-        self.endpoint.finish(outcome, latency, Instant::now());
+        let now = Instant::now();
+        self.finished.set(true);
+        self.endpoint.finish(outcome, latency, now);
+        let cell = &self.endpoint.health;
+        if self.probe && outcome == Outcome::Success {
+            self.health.readmit(cell, self.health.at(now));
+        } else {
+            let outliers = &self.settings.outlier;
+            (self.health).observe(outliers, cell, outcome, self.health.at(now));
+        }
     }
 }
 
 impl Drop for Pick {
     fn drop(&mut self) {
+        if !self.finished.get() {
+            let waited = self
+                .patience
+                .get()
+                .is_some_and(|limit| self.began.elapsed() >= limit);
+            if waited {
+                self.finish(Outcome::Failure);
+            } else if self.probe {
+                self.endpoint.health.end_probe();
+            }
+        }
         let in_flight = self.endpoint.in_flight.get();
         self.endpoint.in_flight.set(in_flight.saturating_sub(1));
+        self.in_flight.set(self.in_flight.get().saturating_sub(1));
     }
 }

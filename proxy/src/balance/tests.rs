@@ -18,7 +18,41 @@ fn weighted(number: u8, weight: u32) -> EndpointDesc {
         mesh: None,
         workload_name: "".into(),
         weight: NonZeroU32::new(weight).unwrap(),
+        zone: "".into(),
+        priority: 0,
+        affinity: None,
     }
+}
+
+/// A balancer that shares nothing, with default settings.
+fn balancer(endpoints: &[EndpointDesc], seed: u64) -> Balancer {
+    Balancer::alone(endpoints, BalanceSettings::default(), seed)
+}
+
+fn any() -> Selection<'static> {
+    Selection::default()
+}
+
+fn plan(endpoints: &[EndpointDesc]) -> Plan<'_> {
+    Plan {
+        endpoints,
+        ..Plan::default()
+    }
+}
+
+fn tried(address: SocketAddr) -> Tried {
+    let tried = Tried::default();
+    tried.add(address);
+    tried
+}
+
+/// Picks another endpoint than this one, where there is another.
+fn pick_other(balancer: &Balancer, address: SocketAddr) -> Option<Pick> {
+    let tried = tried(address);
+    balancer.pick(&Selection {
+        tried: Some(&tried),
+        ..any()
+    })
 }
 
 fn endpoints(count: u8) -> Vec<EndpointDesc> {
@@ -35,7 +69,7 @@ async fn share(
     let mut counts = HashMap::new();
     let mut running: Vec<(Instant, Pick)> = Vec::new();
     for _ in 0..rounds {
-        let pick = balancer.pick(None).unwrap();
+        let pick = balancer.pick(&any()).unwrap();
         *counts.entry(pick.desc().address).or_default() += 1;
         running.push((Instant::now() + latency(pick.desc()), pick));
         if running.len() >= in_flight {
@@ -50,7 +84,7 @@ async fn share(
 
 #[tokio::test(start_paused = true)]
 async fn equal_endpoints_get_equal_shares() {
-    let balancer = Balancer::with_seed(&endpoints(4), 1);
+    let balancer = balancer(&endpoints(4), 1);
     let counts = share(&balancer, 4000, 8, |_| Duration::from_millis(10)).await;
     for (address, count) in counts {
         assert!((700..1300).contains(&count), "{address}: {count}");
@@ -60,7 +94,7 @@ async fn equal_endpoints_get_equal_shares() {
 #[tokio::test(start_paused = true)]
 async fn a_slow_endpoint_gets_less() {
     let slow = endpoint(1);
-    let balancer = Balancer::with_seed(&endpoints(4), 2);
+    let balancer = balancer(&endpoints(4), 2);
     let latency = |desc: &EndpointDesc| Duration::from_millis(if *desc == slow { 200 } else { 10 });
     let counts = share(&balancer, 4000, 8, latency).await;
     let slow_count = counts.get(&slow.address).copied().unwrap_or_default();
@@ -70,7 +104,7 @@ async fn a_slow_endpoint_gets_less() {
 
 #[tokio::test(start_paused = true)]
 async fn weights_are_shares() {
-    let balancer = Balancer::with_seed(&[weighted(1, 1), weighted(2, 3)], 3);
+    let balancer = balancer(&[weighted(1, 1), weighted(2, 3)], 3);
     let counts = share(&balancer, 8000, 1, |_| Duration::from_millis(10)).await;
     let heavy = counts[&weighted(2, 3).address];
     assert!((5500..6500).contains(&heavy), "{counts:?}");
@@ -79,10 +113,10 @@ async fn weights_are_shares() {
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_fails_fast_does_not_draw_the_traffic() {
     let broken = endpoint(1);
-    let balancer = Balancer::with_seed(&endpoints(3), 4);
+    let balancer = balancer(&endpoints(3), 4);
     let mut counts = HashMap::<SocketAddr, usize>::new();
     for _ in 0..3000 {
-        let pick = balancer.pick(None).unwrap();
+        let pick = balancer.pick(&any()).unwrap();
         *counts.entry(pick.desc().address).or_default() += 1;
         if *pick.desc() == broken {
             advance(Duration::from_micros(100)).await;
@@ -97,9 +131,9 @@ async fn an_endpoint_that_fails_fast_does_not_draw_the_traffic() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_endpoint_is_passed_over_for_a_while() {
-    let balancer = Balancer::with_seed(&endpoints(2), 5);
+    let balancer = balancer(&endpoints(2), 5);
     let failed = loop {
-        let pick = balancer.pick(None).unwrap();
+        let pick = balancer.pick(&any()).unwrap();
         if pick.desc().address == endpoint(1).address {
             break pick;
         }
@@ -107,26 +141,29 @@ async fn an_unreachable_endpoint_is_passed_over_for_a_while() {
     failed.finish(Outcome::ConnectFailed);
     drop(failed);
     for _ in 0..100 {
-        assert_eq!(balancer.pick(None).unwrap().desc(), &endpoint(2));
+        assert_eq!(balancer.pick(&any()).unwrap().desc(), &endpoint(2));
     }
     sleep(Duration::from_millis(501)).await;
-    let tried = (0..100).any(|_| balancer.pick(None).unwrap().desc() == &endpoint(1));
+    let tried = (0..100).any(|_| balancer.pick(&any()).unwrap().desc() == &endpoint(1));
     assert!(tried);
 }
 
 #[tokio::test(start_paused = true)]
 async fn when_all_are_unreachable_the_one_that_is_back_first_is_tried() {
-    let balancer = Balancer::with_seed(&endpoints(2), 6);
+    let balancer = balancer(&endpoints(2), 6);
     for _ in 0..2 {
-        balancer.pick(None).unwrap().finish(Outcome::ConnectFailed);
+        balancer
+            .pick(&any())
+            .unwrap()
+            .finish(Outcome::ConnectFailed);
         advance(Duration::from_millis(100)).await;
     }
-    let first = balancer.pick(None).unwrap();
-    let other = balancer.pick(Some(first.desc().address)).unwrap();
+    let first = balancer.pick(&any()).unwrap();
+    let other = pick_other(&balancer, first.desc().address).unwrap();
     assert_ne!(first.desc(), other.desc());
     assert!(
         balancer
-            .endpoints
+            .inner
             .borrow()
             .list
             .iter()
@@ -136,44 +173,45 @@ async fn when_all_are_unreachable_the_one_that_is_back_first_is_tried() {
 
 #[tokio::test(start_paused = true)]
 async fn penalties_grow_to_a_limit_and_end_with_success() {
-    let endpoint = Rc::new(Endpoint::new(endpoint(1), None));
+    let only = balancer(&endpoints(1), 1);
+    let until = || only.inner.borrow().list[0].penalised_until();
     let mut penalties = Vec::new();
     for _ in 0..8 {
         let now = Instant::now();
-        Pick::new(endpoint.clone(), now).finish(Outcome::ConnectFailed);
-        penalties.push((endpoint.penalised_until().unwrap() - now).as_millis());
+        only.pick(&any()).unwrap().finish(Outcome::ConnectFailed);
+        penalties.push((until().unwrap() - now).as_millis());
     }
     assert_eq!(
         penalties,
         [500, 1000, 2000, 4000, 8000, 10_000, 10_000, 10_000]
     );
-    Pick::new(endpoint.clone(), Instant::now()).finish(Outcome::Success);
-    assert_eq!(endpoint.penalised_until(), None);
+    only.pick(&any()).unwrap().finish(Outcome::Success);
+    assert_eq!(until(), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_endpoint_to_avoid_is_taken_only_when_it_is_the_only_one() {
-    let avoided = Some(endpoint(1).address);
-    let several = Balancer::with_seed(&endpoints(3), 7);
-    assert!((0..100).all(|_| several.pick(avoided).unwrap().desc() != &endpoint(1)));
-    let only = Balancer::with_seed(&endpoints(1), 7);
-    assert_eq!(only.pick(avoided).unwrap().desc(), &endpoint(1));
-    assert!(Balancer::with_seed(&[], 7).pick(None).is_none());
+    let avoided = endpoint(1).address;
+    let several = balancer(&endpoints(3), 7);
+    assert!((0..100).all(|_| pick_other(&several, avoided).unwrap().desc() != &endpoint(1)));
+    let only = balancer(&endpoints(1), 7);
+    assert_eq!(pick_other(&only, avoided).unwrap().desc(), &endpoint(1));
+    assert!(balancer(&[], 7).pick(&any()).is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_update_keeps_what_is_known_of_unchanged_endpoints() {
-    let balancer = Balancer::with_seed(&endpoints(1), 8);
-    let held = balancer.pick(None).unwrap();
+    let balancer = balancer(&endpoints(1), 8);
+    let held = balancer.pick(&any()).unwrap();
     advance(Duration::from_millis(300)).await;
     held.finish(Outcome::Success);
-    balancer.update(&endpoints(2));
+    balancer.update(&plan(&endpoints(2)));
     let state = |number: u8| {
-        let endpoints = balancer.endpoints.borrow();
+        let endpoints = balancer.inner.borrow();
         let found = endpoints
             .list
             .iter()
-            .find(|known| known.desc == endpoint(number));
+            .find(|known| *known.desc() == endpoint(number));
         found.map(|endpoint| endpoint.load(Instant::now()))
     };
     assert_eq!(state(1), Some(0.6), "300 ms, and one more is in flight");
@@ -181,10 +219,10 @@ async fn an_update_keeps_what_is_known_of_unchanged_endpoints() {
         state(2) < state(1),
         "a new one is tried at once, by one request"
     );
-    let trying = balancer.pick(Some(endpoint(1).address)).unwrap();
+    let trying = pick_other(&balancer, endpoint(1).address).unwrap();
     assert_eq!(state(2), Some(0.6), "and else counts as the others");
     drop(trying);
-    balancer.update(&[endpoint(2)]);
+    balancer.update(&plan(&[endpoint(2)]));
     assert_eq!(balancer.len(), 1);
     held.finish(Outcome::Success);
     drop(held);
@@ -192,13 +230,10 @@ async fn an_update_keeps_what_is_known_of_unchanged_endpoints() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_pick_leaves_no_trace() {
-    let balancer = Balancer::with_seed(&endpoints(1), 9);
-    let before = balancer.endpoints.borrow().list[0].load(Instant::now());
-    drop(balancer.pick(None));
-    assert_eq!(
-        balancer.endpoints.borrow().list[0].load(Instant::now()),
-        before
-    );
+    let balancer = balancer(&endpoints(1), 9);
+    let before = balancer.inner.borrow().list[0].load(Instant::now());
+    drop(balancer.pick(&any()));
+    assert_eq!(balancer.inner.borrow().list[0].load(Instant::now()), before);
 }
 
 #[test]
@@ -210,6 +245,7 @@ fn endpoints_from_discovery_are_checked() {
         spiffe_id: "spiffe://sidewind.local/ns/data/sa/orders".into(),
         workload_name: "orders-1".into(),
         weight: 0,
+        ..Default::default()
     };
     let desc = EndpointDesc::try_from(&good).unwrap();
     assert_eq!(desc.mesh.unwrap().address.port(), 15008);
@@ -251,23 +287,30 @@ fn endpoints_from_discovery_are_checked() {
     assert_eq!(EndpointDesc::try_from(&plain).unwrap().mesh, None);
 }
 
+fn pick_avoiding(balancer: &Balancer, address: Option<SocketAddr>) -> Option<Pick> {
+    match address {
+        Some(address) => pick_other(balancer, address),
+        None => balancer.pick(&any()),
+    }
+}
+
 proptest! {
     /// Whatever happens, a pick is one of the present endpoints, and every pick that ends is no longer in flight.
     #[test]
     fn picks_come_from_the_present_set(steps in proptest::collection::vec((0..4_u8, 0..6_u8), 1..200), seed: u64) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let balancer = Balancer::with_seed(&endpoints(3), seed);
+            let balancer = balancer(&endpoints(3), seed);
             let mut present = endpoints(3);
             let mut held = Vec::new();
             for (step, argument) in steps {
                 match step {
                     0 => {
                         present = (0..argument).map(|number| weighted(number, u32::from(number) + 1)).collect();
-                        balancer.update(&present);
+                        balancer.update(&plan(&present));
                     }
                     1 => drop(held.pop()),
-                    _ => match balancer.pick(present.first().map(|desc| desc.address)) {
+                    _ => match pick_avoiding(&balancer, present.first().map(|desc| desc.address)) {
                         Some(pick) => {
                             assert!(present.contains(pick.desc()));
                             pick.finish([Outcome::Success, Outcome::Failure, Outcome::ConnectFailed][usize::from(argument % 3)]);
@@ -279,7 +322,341 @@ proptest! {
                 advance(Duration::from_millis(u64::from(argument) * 100)).await;
             }
             held.clear();
-            assert!(balancer.endpoints.borrow().list.iter().all(|endpoint| endpoint.in_flight() == 0));
+            assert!(balancer.inner.borrow().list.iter().all(|endpoint| endpoint.in_flight() == 0));
         });
+    }
+}
+
+/// Takes an endpoint out by failures in a row, as many as it takes.
+fn fail(balancer: &Balancer, number: u8) {
+    for _ in 0..1000 {
+        let pick = balancer.pick(&any()).unwrap();
+        if pick.desc().address == endpoint(number).address {
+            pick.finish(Outcome::Failure);
+        } else {
+            pick.finish(Outcome::Success);
+        }
+        if is_ejected(balancer, number) {
+            return;
+        }
+    }
+}
+
+fn is_ejected(balancer: &Balancer, number: u8) -> bool {
+    let inner = balancer.inner.borrow();
+    let found = inner
+        .list
+        .iter()
+        .find(|it| it.desc().address == endpoint(number).address);
+    found.is_some_and(|endpoint| endpoint.health().is_ejected())
+}
+
+fn picked(balancer: &Balancer, rounds: usize) -> HashMap<SocketAddr, usize> {
+    let mut counts = HashMap::new();
+    for _ in 0..rounds {
+        let pick = balancer.pick(&any()).unwrap();
+        *counts.entry(pick.desc().address).or_default() += 1;
+    }
+    counts
+}
+
+fn algorithm(algorithm: Algorithm) -> BalanceSettings {
+    BalanceSettings {
+        algorithm,
+        ..BalanceSettings::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_fails_in_a_row_is_ejected_and_one_request_finds_out_when_it_is_back() {
+    let several = balancer(&endpoints(3), 10);
+    fail(&several, 1);
+    assert!(is_ejected(&several, 1));
+    assert!(!picked(&several, 100).contains_key(&endpoint(1).address));
+    advance(Duration::from_secs(10)).await;
+    let repeatable = Selection {
+        repeatable: true,
+        ..any()
+    };
+    let probe = several.pick(&repeatable).unwrap();
+    assert_eq!(*probe.desc(), endpoint(1), "the first is the probe");
+    for _ in 0..100 {
+        assert_ne!(*several.pick(&repeatable).unwrap().desc(), endpoint(1));
+    }
+    probe.finish(Outcome::Failure);
+    drop(probe);
+    advance(Duration::from_secs(10)).await;
+    assert!(
+        !picked(&several, 100).contains_key(&endpoint(1).address),
+        "held twice as long"
+    );
+    advance(Duration::from_secs(10)).await;
+    several.pick(&repeatable).unwrap().finish(Outcome::Success);
+    assert!(picked(&several, 100).contains_key(&endpoint(1).address));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_repeated_is_the_last_to_find_out() {
+    let several = balancer(&endpoints(3), 11);
+    fail(&several, 2);
+    advance(Duration::from_secs(15)).await;
+    assert!(!picked(&several, 100).contains_key(&endpoint(2).address));
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(*several.pick(&any()).unwrap().desc(), endpoint(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_was_given_up_leaves_its_place_to_another() {
+    let several = balancer(&endpoints(3), 12);
+    fail(&several, 3);
+    advance(Duration::from_secs(20)).await;
+    drop(several.pick(&any()).unwrap());
+    assert_eq!(*several.pick(&any()).unwrap().desc(), endpoint(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_waited_in_vain_counts_as_failed_and_a_client_that_left_does_not() {
+    let several = balancer(&endpoints(2), 13);
+    let patience = Duration::from_secs(1);
+    for (waited, ejected) in [(999, false), (1000, true)] {
+        for _ in 0..200 {
+            let pick = several.pick(&any()).unwrap();
+            pick.wait_for(Some(patience));
+            if *pick.desc() == endpoint(1) {
+                advance(Duration::from_millis(waited)).await;
+                drop(pick);
+            } else {
+                pick.finish(Outcome::Success);
+            }
+        }
+        assert_eq!(is_ejected(&several, 1), ejected, "{waited} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn round_robin_gives_each_its_turn() {
+    let equal = Balancer::alone(&endpoints(3), algorithm(Algorithm::RoundRobin), 1);
+    assert_eq!(
+        picked(&equal, 9).into_values().collect::<Vec<_>>(),
+        [3, 3, 3]
+    );
+    let weights = [weighted(1, 1), weighted(2, 2), weighted(3, 4)];
+    let unequal = Balancer::alone(&weights, algorithm(Algorithm::RoundRobin), 1);
+    let counts = picked(&unequal, 70);
+    let count = |number: u8| counts[&endpoint(number).address];
+    assert_eq!((count(1), count(2), count(3)), (10, 20, 40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn least_request_takes_the_one_with_fewer_in_flight() {
+    let two = Balancer::alone(&endpoints(2), algorithm(Algorithm::LeastRequest), 1);
+    let held: Vec<Pick> = (0..10).map(|_| two.pick(&any()).unwrap()).collect();
+    let first = held
+        .iter()
+        .filter(|pick| *pick.desc() == endpoint(1))
+        .count();
+    assert_eq!(first, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_stays_with_its_endpoint_and_goes_on_when_that_is_full() {
+    let settings = BalanceSettings {
+        hash_load_percent: 125,
+        ..algorithm(Algorithm::ConsistentHash)
+    };
+    let several = Balancer::alone(&endpoints(4), settings, 1);
+    let of_key = |key: &str| Selection {
+        hash: Some(hash(key.as_bytes())),
+        ..any()
+    };
+    let first = several.pick(&of_key("a")).unwrap().desc().clone();
+    for _ in 0..50 {
+        assert_eq!(*several.pick(&of_key("a")).unwrap().desc(), first);
+    }
+    let held: Vec<Pick> = (0..40)
+        .map(|_| several.pick(&of_key("a")).unwrap())
+        .collect();
+    let own = held.iter().filter(|pick| *pick.desc() == first).count();
+    assert!(
+        (10..=13).contains(&own),
+        "{own} of 40 at a bound of 125 % of 10"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cookie_names_the_endpoint_whatever_comes_and_goes_and_nothing_else() {
+    let sticky = StickySettings {
+        cookie: "route".into(),
+        max_age_seconds: 60,
+    };
+    let several = balancer(&endpoints(3), 14);
+    let home = several.pick(&any()).unwrap();
+    let cookie = home.affinity().set_cookie(&sticky, true).unwrap();
+    let cookie = cookie.to_str().unwrap();
+    assert!(
+        cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax; Max-Age=60; Secure"),
+        "{cookie}"
+    );
+    assert!(!cookie.contains("10.0.0"), "{cookie}");
+    let pair = cookie.split(';').next().unwrap();
+    let named = |cookie: &str| {
+        let mut headers = http::HeaderMap::new();
+        headers.insert("cookie", format!("a=b; {cookie}; c=d").parse().unwrap());
+        Affinity::of_request(&headers, &sticky)
+    };
+    assert_eq!(named(pair), Some(home.affinity()));
+    let follow = |cookie: &str| {
+        let selection = Selection {
+            affinity: named(cookie),
+            ..any()
+        };
+        several.pick(&selection).unwrap().desc().clone()
+    };
+    let (own, others): (Vec<_>, Vec<_>) = endpoints(3)
+        .into_iter()
+        .partition(|desc| desc == home.desc());
+    assert!((0..50).all(|_| follow(pair) == own[0]));
+    several.update(&plan(&[own[0].clone(), endpoint(9), others[0].clone()]));
+    assert!(
+        (0..50).all(|_| follow(pair) == own[0]),
+        "others came and went"
+    );
+    several.update(&plan(&others));
+    assert!(
+        (0..50).all(|_| others.contains(&follow(pair))),
+        "it is gone"
+    );
+    for hostile in [
+        "route=",
+        "route=127.0.0.1:22",
+        "route=zz",
+        &"route=f".repeat(40),
+    ] {
+        assert_eq!(named(hostile), None, "{hostile}");
+        follow(hostile);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_priority_is_left_when_too_little_of_it_is_well_and_taken_up_when_it_is_healed() {
+    let level = |number: u8, priority: u32| EndpointDesc {
+        priority,
+        ..endpoint(number)
+    };
+    let several = balancer(&[level(1, 0), level(2, 0), level(3, 0), level(4, 1)], 15);
+    assert!(!picked(&several, 200).contains_key(&endpoint(4).address));
+    fail(&several, 1);
+    let counts = picked(&several, 200);
+    assert!(
+        !counts.contains_key(&endpoint(4).address),
+        "two thirds are left: {counts:?}"
+    );
+    fail(&several, 2);
+    let counts = picked(&several, 200);
+    assert_eq!(
+        counts.into_keys().collect::<Vec<_>>(),
+        [endpoint(4).address]
+    );
+    advance(Duration::from_secs(20)).await;
+    for _ in 0..2 {
+        several.pick(&any()).unwrap().finish(Outcome::Success);
+    }
+    assert!(!picked(&several, 200).contains_key(&endpoint(4).address));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_own_zone_comes_first_while_enough_of_it_is_well() {
+    let zoned = |number: u8, zone: &str| EndpointDesc {
+        zone: zone.into(),
+        ..endpoint(number)
+    };
+    let settings = BalanceSettings {
+        zone: Some("a".into()),
+        failover_percent: 60,
+        ..BalanceSettings::default()
+    };
+    let list = [zoned(1, "a"), zoned(2, "a"), zoned(3, "b"), zoned(4, "b")];
+    let several = Balancer::alone(&list, settings, 16);
+    assert_eq!(picked(&several, 200).len(), 2);
+    fail(&several, 1);
+    let counts = picked(&several, 200);
+    assert_eq!(
+        counts.len(),
+        3,
+        "half of the zone is too little: {counts:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_endpoint_gets_its_share_little_by_little() {
+    let settings = BalanceSettings {
+        slow_start: 10_000,
+        ..algorithm(Algorithm::RoundRobin)
+    };
+    let several = Balancer::alone(&endpoints(2), settings.clone(), 17);
+    several.update(&Plan {
+        settings,
+        ..plan(&endpoints(3))
+    });
+    let new = |counts: HashMap<SocketAddr, usize>| {
+        counts
+            .get(&endpoint(3).address)
+            .copied()
+            .unwrap_or_default()
+    };
+    let at_first = new(picked(&several, 300));
+    advance(Duration::from_secs(5)).await;
+    let halfway = new(picked(&several, 300));
+    advance(Duration::from_secs(5)).await;
+    let at_last = new(picked(&several, 300));
+    assert!(
+        at_first < 30 && (30..90).contains(&halfway),
+        "{at_first}, {halfway}"
+    );
+    assert_eq!(at_last, 100);
+}
+
+proptest! {
+    /// However requests fail, one endpoint at least is not ejected, and there always is a pick.
+    #[test]
+    fn never_all_are_ejected(outcomes in proptest::collection::vec((0..3_u8, 0..3000_u64), 1..300), count in 1..6_u8, seed: u64) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let several = balancer(&endpoints(count), seed);
+            for (outcome, pause) in outcomes {
+                several.pick(&any()).unwrap().finish([Outcome::Failure, Outcome::ConnectFailed, Outcome::Success][usize::from(outcome)]);
+                advance(Duration::from_millis(pause)).await;
+                let ejected = (1..=count).filter(|number| is_ejected(&several, *number)).count();
+                assert!(ejected < usize::from(count));
+                assert!(ejected * 100 <= usize::from(count) * 67);
+            }
+        });
+    }
+
+    /// When an endpoint goes, its keys move and no others; when it comes back they return.
+    #[test]
+    fn only_the_keys_of_an_endpoint_that_goes_move(count in 2..12_u8, gone in 0..12_u8, seed: u64) {
+        let all = endpoints(count);
+        let gone = &all[usize::from(gone % count)];
+        let rest: Vec<EndpointDesc> = all.iter().filter(|desc| *desc != gone).cloned().collect();
+        let before = ring::Ring::new(all.iter());
+        let after = ring::Ring::new(rest.iter());
+        for key in 0..500_u64 {
+            let key = hash(&(key ^ seed).to_be_bytes());
+            let home = &all[before.find(key, |_| Some(true)).unwrap()];
+            let now = &rest[after.find(key, |_| Some(true)).unwrap()];
+            assert!(home == now || home == gone);
+        }
+    }
+
+    /// Shares on the ring follow weights, to within what so many points can do.
+    #[test]
+    fn shares_of_keys_follow_weights(weight in 1..6_u32, seed: u64) {
+        let list = [weighted(1, weight), weighted(2, 6)];
+        let ring = ring::Ring::new(list.iter());
+        let of_first = (0..20_000_u64).filter(|key| ring.find(hash(&(key ^ seed).to_be_bytes()), |_| Some(true)) == Some(0)).count();
+        let share = of_first as f64 / 20_000.0;
+        let expected = f64::from(weight) / f64::from(weight + 6);
+        assert!((share - expected).abs() < 0.12, "{share} and not {expected}");
     }
 }

@@ -170,6 +170,8 @@ pub(crate) struct LimitConfig {
     pub workers: NonZeroUsize,
     /// For each listener, over all workers.
     pub max_connections: usize,
+    /// At once, for each worker.
+    pub max_requests: usize,
     pub max_mesh_streams: u32,
     /// Of a request.
     pub max_header_bytes: usize,

@@ -186,8 +186,8 @@ pub(super) struct ListenerSettings {
         default_values = ["0.0.0.0:15008", "[::]:15008"])]
     pub(super) mesh_listen: Vec<SocketAddr>,
 
-    /// Where /live, /ready and /metrics answer, and from loopback alone /shutdown, /config and /log-level. By
-    /// default [::] is left out where there is no IPv6.
+    /// Where /live, /ready and /metrics answer, and from loopback alone /shutdown, /config, /log-level and
+    /// /endpoints. By default [::] is left out where there is no IPv6.
     #[arg(long, value_name = "IP:PORT", value_parser = listen_address, value_delimiter = ',',
         default_values = ["0.0.0.0:15020", "[::]:15020"])]
     pub(super) admin_listen: Vec<SocketAddr>,
@@ -328,6 +328,11 @@ pub(super) struct LimitSettings {
     #[arg(long, value_name = "N", default_value_t = 10_000,
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(super) max_connections: u32,
+
+    /// Requests at once for each worker; further ones are answered with 503 at once.
+    #[arg(long, value_name = "N", default_value_t = 20_000,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(super) max_requests: u32,
 
     /// Streams that one peer may have open on one mesh connection.
     #[arg(long, value_name = "N", default_value_t = 1_000,

@@ -400,6 +400,7 @@ fn limits(settings: &LimitSettings) -> LimitConfig {
     LimitConfig {
         workers: NonZeroUsize::new(settings.workers.into()).unwrap_or(NonZeroUsize::MIN),
         max_connections: usize::try_from(settings.max_connections).unwrap_or(usize::MAX),
+        max_requests: usize::try_from(settings.max_requests).unwrap_or(usize::MAX),
         max_mesh_streams: settings.max_mesh_streams,
         max_header_bytes: settings.max_header_bytes,
         header_timeout: settings.header_timeout,

@@ -56,6 +56,9 @@ pub(crate) enum BodyError {
         /// Bytes that were announced and did not come.
         missing: u64,
     },
+    /// There is more of it than there may be.
+    #[error("body is longer than it may be")]
+    TooLong,
     /// A later attempt of the same request has taken the body over.
     #[error("a retry of the request has taken its body over")]
     Superseded,

@@ -26,6 +26,10 @@ pub(crate) enum BodyEnd<'a> {
 pub(crate) trait BodyWatcher {
     /// A piece of data was taken.
     fn data(&self, bytes: usize);
+    /// Whether there was more data than there may be, so that the body ends here.
+    fn is_too_long(&self) -> bool {
+        false
+    }
     /// The trailers came.
     fn trailers(&self, _trailers: &HeaderMap) {}
     /// Nothing more will come. Said exactly once for each body.
@@ -67,6 +71,11 @@ impl WatchedBody {
             (Poll::Ready(Some(Ok(frame))), Some(watcher)) => {
                 if let Some(data) = frame.data_ref() {
                     watcher.data(data.len());
+                    if watcher.is_too_long() {
+                        let error = BodyError::TooLong;
+                        self.end(BodyEnd::Failed(&error));
+                        return Poll::Ready(Some(Err(error)));
+                    }
                 } else if let Some(trailers) = frame.trailers_ref() {
                     watcher.trailers(trailers);
                     self.end(BodyEnd::Complete);

@@ -1,6 +1,6 @@
 //! Inbound HTTP: the way of one request to the workload.
 //!
-//! exchange (record, trace) → clean → [`AuthorizeLayer`] → [`Forward`]
+//! exchange (record, trace) → overload → clean → [`AuthorizeLayer`] → [`LimitLayer`] → [`Forward`]
 
 use std::{
     pin::Pin,
@@ -20,6 +20,7 @@ use crate::{
     errors::ProxyError,
     exchange::{Exchange, Origin},
     http::{Body, headers::FORWARDED_CLIENT_CERT},
+    limit::LimitLayer,
     worker::Worker,
 };
 
@@ -84,6 +85,7 @@ impl InboundHttp {
         if let Some(service) = self.worker.served(port.address.port()) {
             exchange.set_service(&service);
         }
+        exchange.keep_admission(self.worker.overload.admit()?);
         // Takes out what the caller says of itself; what its certificate says is put in.
         exchange.clean(&mut request)?;
         if let Some(client_cert) = &self.caller.client_cert {
@@ -100,12 +102,24 @@ impl InboundHttp {
             gate: self.gate.clone(),
             port: port.address.port(),
         };
-        authorize.layer(forward).oneshot(request).await
+        // As the policy has them that the gate asks.
+        let _ = self.worker.inbound_policy();
+        match self.worker.limits_of(port.address.port()) {
+            None => authorize.layer(forward).oneshot(request).await,
+            limits => {
+                let limit = LimitLayer {
+                    limits,
+                    exchange: Rc::clone(exchange),
+                    route: None,
+                };
+                authorize.layer(limit.layer(forward)).oneshot(request).await
+            }
+        }
     }
 }
 
 /// Sends a request to the workload in the protocol that its client spoke.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Forward {
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,

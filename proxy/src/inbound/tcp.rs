@@ -16,6 +16,7 @@ use crate::{
     detect::{self, Detected, Prefixed},
     errors::{Chain, ErrorCode, ProxyError},
     http::headers::header_list_bytes,
+    limit::Permit,
     mesh::TunnelStream,
     telemetry::{
         ConnectionRecord, Direction, Protocol,
@@ -62,8 +63,8 @@ pub(super) async fn from_peer(
         Ok(port) => Box::pin(connect(worker, caller, *port)).await,
         Err(error) => Err(ProxyError::new(error.code(), error.message())),
     };
-    let workload = match connected {
-        Ok(workload) => workload,
+    let (workload, _place) = match connected {
+        Ok(connected) => connected,
         Err(error) => {
             inbound.end(Some(&error));
             refuse(respond, error);
@@ -152,7 +153,7 @@ pub(super) async fn from_outside<T: copy::Connection>(
     let mut inbound = Inbound::begin(worker, caller, protocol);
     inbound.port = Some(port);
     let result = match connect(worker, caller, port).await {
-        Ok(workload) => copy::copy_both(client, workload, None, &inbound.progress)
+        Ok((workload, _place)) => copy::copy_both(client, workload, None, &inbound.progress)
             .await
             .map_err(|error| error.blame(Side::Near)),
         Err(error) => {
@@ -167,9 +168,12 @@ async fn connect(
     worker: &Rc<Worker>,
     caller: &Caller,
     port: WorkloadPort,
-) -> Result<TcpStream, ProxyError> {
+) -> Result<(TcpStream, Option<Permit>), ProxyError> {
     Gate::new(worker, caller.id()).connection(port.address.port())?;
-    worker.workload.connect(port.dial).await
+    let limits = worker.limits_of(port.address.port());
+    let place = limits.map(|limits| limits.admit_connection()).transpose()?;
+    let workload = worker.workload.connect(port.dial).await?;
+    Ok((workload, place.flatten()))
 }
 
 /// A connection that is recorded when it ends, or is dropped before.

@@ -17,6 +17,8 @@ use crate::{
     config::{self, Config},
     control::{Discovery, Resolution},
     errors::{ErrorCode, ProxyError},
+    health::Health,
+    limit::Limits,
     outbound::service::Service,
     worker::Worker,
 };
@@ -100,6 +102,8 @@ pub(crate) struct Destination {
     target: Target,
     config: Arc<Config>,
     discovery: Discovery,
+    health: Health,
+    limits: Limits,
     last_used: Cell<Instant>,
     /// Until when the first answer is waited for, from when somebody first did.
     answer_by: OnceCell<Instant>,
@@ -171,12 +175,14 @@ impl Destination {
             (Resolution::Service(update), Some(Resolved::Service(service)))
                 if service.is_same(&update) =>
             {
-                service.update(&update, &self.config);
+                service.update(&update, &self.config, &self.limits);
             }
             (Resolution::Service(update), _) => {
                 *resolved = Some(Resolved::Service(Rc::new(Service::new(
                     &update,
                     &self.config,
+                    self.health.of(&self.target.to_string()),
+                    &self.limits,
                 ))));
             }
         }
@@ -188,15 +194,24 @@ impl Destination {
 pub(crate) struct Destinations {
     config: Arc<Config>,
     discovery: Discovery,
+    health: Health,
+    limits: Limits,
     known: RefCell<HashMap<Target, Rc<Destination>>>,
     forget_at: Cell<usize>,
 }
 
 impl Destinations {
-    pub(crate) fn new(config: Arc<Config>, discovery: Discovery) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        discovery: Discovery,
+        health: Health,
+        limits: Limits,
+    ) -> Self {
         Self {
             config,
             discovery,
+            health,
+            limits,
             known: RefCell::default(),
             forget_at: Cell::new(MAX_DESTINATIONS),
         }
@@ -218,6 +233,8 @@ impl Destinations {
             target: target.clone(),
             config: Arc::clone(&self.config),
             discovery: self.discovery.clone(),
+            health: self.health.clone(),
+            limits: self.limits.clone(),
             last_used: Cell::new(Instant::now()),
             answer_by: OnceCell::new(),
             updates: RefCell::new(self.discovery.subscribe(&target.to_string())),
@@ -232,6 +249,21 @@ impl Destinations {
 }
 
 impl Destinations {
+    /// Lets requests go on to another endpoint that wait for one of which a health check found that it does not answer
+    /// any more. For as long as the worker lives.
+    pub(crate) async fn follow_health(worker: Rc<Worker>) {
+        let mut died = worker.destinations.health.died();
+        while died.changed().await.is_ok() {
+            died.mark_unchanged();
+            let known = worker.destinations.known.borrow();
+            for destination in known.values() {
+                if let Some(Resolved::Service(service)) = &*destination.resolved.borrow() {
+                    service.wake_the_hopeless();
+                }
+            }
+        }
+    }
+
     /// Forgets destinations that have not been used for a while, so that discovery follows what the workload talks
     /// to and not all that it ever did. For as long as the worker lives.
     pub(crate) async fn forget_unused(worker: Rc<Worker>) {

@@ -31,12 +31,15 @@ impl Connection for tokio::io::DuplexStream {}
 
 impl EndpointDesc {
     /// An address that nobody knows more of.
-    pub(super) fn plain(address: SocketAddr) -> Self {
+    pub(crate) fn plain(address: SocketAddr) -> Self {
         Self {
             address,
             mesh: None,
             workload_name: Arc::from(""),
             weight: NonZeroU32::MIN,
+            zone: Arc::from(""),
+            priority: 0,
+            affinity: None,
         }
     }
 

@@ -133,19 +133,34 @@ impl Forward<'_> {
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         self.exchange.set_service(service.name());
+        let limits = service.limits();
+        if let Some(limits) = &limits {
+            let route = self.exchange.route();
+            self.exchange
+                .pass(limits, &request, route.as_deref())
+                .await?;
+        }
         let balance = Balance {
             worker: Rc::clone(self.worker),
             exchange: Rc::clone(self.exchange),
             service: Rc::clone(service),
             http2: self.http2,
             tried: Rc::default(),
+            secure: self.front.tls,
+            patience: policy.try_timeout.or(policy.request_timeout),
         };
         if self.exchange.wants_upgrade() {
             return balance.oneshot(request).await;
         }
         let observer = Rc::clone(self.exchange) as Rc<dyn RetryObserver>;
         let retry = service.retry(policy).observed(observer);
-        retry.layer(balance).oneshot(request).await
+        let result = retry.layer(balance).oneshot(request).await;
+        match limits {
+            Some(limits) if result.is_err() && self.exchange.body_was_cut() => {
+                Err(limits.body_too_large())
+            }
+            _ => result,
+        }
     }
 
     /// Sends a copy of a request on its own way, once its body has gone by. Whatever comes of it is counted and

@@ -3,7 +3,6 @@
 //! exchange (record, trace) → clean → [`Forward`]: route → retry → [`Balance`] → endpoint
 
 use std::{
-    cell::Cell,
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
@@ -20,7 +19,7 @@ use super::{
     tcp::outside_address,
 };
 use crate::{
-    balance::{EndpointDesc, Outcome},
+    balance::{EndpointDesc, Outcome, Tried},
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
     http::Body,
@@ -74,6 +73,7 @@ impl OutboundHttp {
         destination: &Destination,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
+        exchange.keep_admission(self.worker.overload.admit()?);
         exchange.clean(&mut request)?;
         let service = match destination.resolve(&self.worker, READY_WAIT).await? {
             Resolved::Service(service) => service,
@@ -105,7 +105,11 @@ pub(super) struct Balance {
     pub(super) exchange: Rc<Exchange>,
     pub(super) service: Rc<Service>,
     pub(super) http2: bool,
-    pub(super) tried: Rc<Cell<Option<SocketAddr>>>,
+    pub(super) tried: Rc<Tried>,
+    /// Whether the client came over TLS.
+    pub(super) secure: bool,
+    /// How long an answer is waited for.
+    pub(super) patience: Option<Duration>,
 }
 
 impl tower::Service<Request<Body>> for Balance {
@@ -120,20 +124,43 @@ impl tower::Service<Request<Body>> for Balance {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
-            let Some(pick) = this.service.pick(this.tried.get()) else {
+            let chosen = (this.service).pick_for(&request, &this.exchange, &this.tried);
+            let Some(chosen) = chosen else {
                 return Err(this.service.no_endpoints());
             };
+            let pick = &chosen.pick;
             let endpoint = pick.desc();
-            this.tried.set(Some(endpoint.address));
-            let result = endpoint
-                .send(&this.worker, &this.exchange, request, this.http2)
-                .await;
+            this.tried.add(endpoint.address);
+            pick.wait_for(this.patience);
+            let sent = endpoint.send(&this.worker, &this.exchange, request, this.http2);
+            let mut result = if chosen.repeatable {
+                tokio::select! {
+                    biased;
+                    result = sent => result,
+                    () = pick.died() => Err(died(endpoint.address)),
+                }
+            } else {
+                sent.await
+            };
             if let Some(outcome) = outcome(&result) {
                 pick.finish(outcome);
+            }
+            if let Ok(response) = &mut result {
+                chosen.set_cookie(response, this.secure);
             }
             result
         })
     }
+}
+
+/// What ends a try whose endpoint has stopped answering.
+fn died(endpoint: SocketAddr) -> ProxyError {
+    ProxyError::new(
+        ErrorCode::UpstreamReset,
+        format_args!(
+            "{endpoint} stopped answering its health checks before it answered the request."
+        ),
+    )
 }
 
 /// What the outcome of a request says of its endpoint; none where it is about this proxy.

@@ -2,18 +2,25 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
     rc::Rc,
+    sync::Arc,
 };
 
 use sidewind_api::v1;
 
 use super::destination::Declared;
 use crate::{
-    balance::{Balancer, EndpointDesc, Pick},
+    balance::{
+        self, Affinity, BalanceSettings, Balancer, EndpointDesc, HashSource, Pick, Plan, Selection,
+        StickySettings, Tried,
+    },
     config::Config,
     errors::{ErrorCode, ProxyError},
-    retry::{HoldQueue, RetryBudget, RetryLayer, RetryPolicy},
+    exchange::Exchange,
+    health::{HealthSettings, ServiceHealth},
+    http::Body,
+    limit::{Limits, ServiceLimits},
+    retry::{self, HoldQueue, RetryBudget, RetryLayer, RetryPolicy},
     route::RouteTable,
 };
 
@@ -23,6 +30,8 @@ pub(crate) struct Service {
     port: u32,
     declared: Cell<Declared>,
     endpoints: Balancer,
+    settings: RefCell<Rc<BalanceSettings>>,
+    limits: RefCell<Option<Rc<ServiceLimits>>>,
     budget: Rc<RetryBudget>,
     queue: Rc<HoldQueue>,
     routes: RefCell<Routes>,
@@ -31,12 +40,21 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(service: &v1::Service, config: &Config) -> Self {
+    pub(crate) fn new(
+        service: &v1::Service,
+        config: &Config,
+        health: Arc<ServiceHealth>,
+        limits: &Limits,
+    ) -> Self {
+        let settings = BalanceSettings::of(service.traffic.as_ref(), &config.workload.zone);
+        let endpoints = endpoints(service);
         Self {
             name: service.name.as_str().into(),
             port: service.port,
             declared: Cell::new(service.protocol().into()),
-            endpoints: Balancer::new(&endpoints(service)),
+            endpoints: Balancer::new(health, &plan(service, &endpoints, &settings)),
+            settings: RefCell::new(Rc::new(settings)),
+            limits: RefCell::new(limits_of(service, limits)),
             budget: Rc::default(),
             queue: Rc::default(),
             routes: RefCell::new(Routes::read(service, config)),
@@ -50,9 +68,13 @@ impl Service {
     }
 
     /// Takes over a newer state. What was measured of endpoints that are still there is kept.
-    pub(crate) fn update(&self, service: &v1::Service, config: &Config) {
+    pub(crate) fn update(&self, service: &v1::Service, config: &Config, limits: &Limits) {
+        *self.limits.borrow_mut() = limits_of(service, limits);
         self.declared.set(service.protocol().into());
-        self.endpoints.update(&endpoints(service));
+        let settings = BalanceSettings::of(service.traffic.as_ref(), &config.workload.zone);
+        let endpoints = endpoints(service);
+        self.endpoints.update(&plan(service, &endpoints, &settings));
+        *self.settings.borrow_mut() = Rc::new(settings);
         self.update_routes(service, config);
         self.queue.release();
     }
@@ -89,9 +111,60 @@ impl Service {
         RetryLayer::new(policy, Rc::clone(&self.budget), Rc::clone(&self.queue))
     }
 
-    /// An endpoint for the next try, another than `tried` where there is one.
-    pub(crate) fn pick(&self, tried: Option<SocketAddr>) -> Option<Pick> {
-        self.endpoints.pick(tried)
+    /// An endpoint for a connection, another than those `tried` where there is one.
+    pub(crate) fn pick(&self, tried: &Tried) -> Option<Pick> {
+        self.endpoints.pick(&Selection {
+            tried: Some(tried),
+            // Nothing was sent yet, so that another endpoint is as good.
+            repeatable: true,
+            ..Selection::default()
+        })
+    }
+
+    /// An endpoint for a try of a request, by what the policy looks at.
+    pub(crate) fn pick_for(
+        &self,
+        request: &http::Request<Body>,
+        exchange: &Exchange,
+        tried: &Tried,
+    ) -> Option<Chosen> {
+        let settings = Rc::clone(&self.settings.borrow());
+        let headers = request.headers();
+        let source = exchange.source();
+        let hash = settings.hash.as_ref().and_then(|source_of| {
+            Some(balance::hash(match source_of {
+                HashSource::Header(name) => headers.get(name)?.as_bytes(),
+                HashSource::Cookie(name) => balance::cookie(headers, name)?,
+                HashSource::Identity => source.id.as_ref()?.as_str().as_bytes(),
+                HashSource::Address => return Some(address_hash(source.address?.ip())),
+            }))
+        });
+        let sticky = settings.sticky.as_ref();
+        let named = sticky.and_then(|sticky| Affinity::of_request(headers, sticky));
+        let repeatable = retry::is_idempotent(request.method());
+        let pick = self.endpoints.pick(&Selection {
+            tried: Some(tried),
+            hash,
+            affinity: named,
+            repeatable,
+        })?;
+        let affinity = sticky.map(|_| pick.affinity());
+        let cookie = (affinity != named).then(|| Rc::clone(&settings));
+        Some(Chosen {
+            pick,
+            repeatable,
+            cookie: cookie.filter(|settings| settings.sticky.is_some()),
+        })
+    }
+
+    /// What callers' proxies keep for it, if anything.
+    pub(crate) fn limits(&self) -> Option<Rc<ServiceLimits>> {
+        self.limits.borrow().clone()
+    }
+
+    /// Tells those who wait for an answer of endpoints that do not answer any more.
+    pub(crate) fn wake_the_hopeless(&self) {
+        self.endpoints.wake_the_hopeless();
     }
 
     pub(crate) fn no_endpoints(&self) -> ProxyError {
@@ -130,6 +203,66 @@ impl Routes {
                 Self::Unreadable(error.into())
             }
         }
+    }
+}
+
+/// An endpoint for one try of a request.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) pick: Pick,
+    /// Whether the request may be sent to another when this one gives no answer.
+    pub(crate) repeatable: bool,
+    /// Set where the client is to be told its endpoint.
+    cookie: Option<Rc<BalanceSettings>>,
+}
+
+impl Chosen {
+    /// Tells the client, with a response, to name its endpoint from now on.
+    pub(crate) fn set_cookie(&self, response: &mut http::Response<Body>, secure: bool) {
+        let sticky: Option<&StickySettings> = self
+            .cookie
+            .as_ref()
+            .and_then(|settings| settings.sticky.as_ref());
+        let cookie = sticky.and_then(|sticky| self.pick.affinity().set_cookie(sticky, secure));
+        if let Some(cookie) = cookie {
+            response
+                .headers_mut()
+                .append(http::header::SET_COOKIE, cookie);
+        }
+    }
+}
+
+fn address_hash(ip: std::net::IpAddr) -> u64 {
+    match ip {
+        std::net::IpAddr::V4(ip) => balance::hash(&ip.octets()),
+        std::net::IpAddr::V6(ip) => balance::hash(&ip.octets()),
+    }
+}
+
+fn limits_of(service: &v1::Service, limits: &Limits) -> Option<Rc<ServiceLimits>> {
+    let policy = service.traffic.as_ref()?;
+    let place = format!("outbound {} {}", service.name, service.port);
+    limits.of(
+        &place,
+        &service.name,
+        policy.bounds.as_ref(),
+        &policy.rate_limits,
+    )
+}
+
+fn plan<'a>(
+    service: &'a v1::Service,
+    endpoints: &'a [EndpointDesc],
+    settings: &BalanceSettings,
+) -> Plan<'a> {
+    let policy = service.traffic.as_ref();
+    Plan {
+        name: &service.name,
+        port: service.port,
+        policy: policy.map_or("", |policy| &policy.name),
+        endpoints,
+        settings: settings.clone(),
+        health: policy.map(HealthSettings::from).unwrap_or_default(),
     }
 }
 

@@ -11,11 +11,12 @@ use super::{
     service::Service,
 };
 use crate::{
-    balance::Outcome,
+    balance::{Outcome, Tried},
     config::Outside,
     copy::{self, Connection, Progress, Side},
     errors::{ErrorCode, ProxyError},
     exchange::Party,
+    limit::Permit,
     mesh::TunnelStream,
     telemetry::{
         ConnectionRecord, Direction, Protocol,
@@ -54,6 +55,8 @@ struct Journey {
     /// Once it is known where it goes.
     open: Option<(Rc<ConnectionHandles>, OpenConnection)>,
     recorded: bool,
+    /// Among the connections at once.
+    place: Option<Permit>,
 }
 
 impl Journey {
@@ -73,6 +76,7 @@ impl Journey {
             progress: Progress::default(),
             open: None,
             recorded: false,
+            place: None,
         }
     }
 
@@ -176,13 +180,18 @@ async fn connect_to_service(
     journey: &mut Journey,
 ) -> Result<Upstream, ProxyError> {
     journey.service = Some(Rc::clone(service.name()));
+    if let Some(limits) = service.limits() {
+        journey.place = limits.admit_connection()?;
+    }
     let mut last = None;
+    let tried = Tried::default();
     while journey.attempts < MAX_TRIES {
-        let Some(pick) = service.pick(journey.destination.address) else {
+        let Some(pick) = service.pick(&tried) else {
             break;
         };
         journey.attempts += 1;
         let endpoint = pick.desc();
+        tried.add(endpoint.address);
         journey.tls = endpoint.mesh.is_some();
         journey.destination = Party {
             address: Some(endpoint.address),

@@ -19,6 +19,7 @@ fn policy(rules: Vec<v1::AllowRule>) -> Arc<InboundPolicy> {
         plaintext: v1::PlaintextMode::Permissive.into(),
         default_deny: true,
         rules,
+        ..v1::InboundPolicy::default()
     };
     Arc::new(InboundPolicy::compile(&policy).unwrap())
 }

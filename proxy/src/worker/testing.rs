@@ -48,5 +48,7 @@ pub(crate) fn worker() -> Rc<Worker> {
         Telemetry::new(&shared, 0),
         drain,
         crate::mesh::Proofs::default(),
+        Health::default(),
+        Limits::default(),
     ))
 }

@@ -164,6 +164,29 @@ words! {
 }
 
 words! {
+    /// Why an endpoint was ejected.
+    Ejection {
+        /// So many requests in a row failed.
+        ConsecutiveFailures = "consecutive-failures",
+        /// Too few requests of an interval succeeded.
+        SuccessRate = "success-rate",
+        /// The request that was to find out whether it is back failed.
+        FailedProbe = "failed-probe",
+    }
+}
+
+impl Ejection {
+    /// For people.
+    pub(crate) const fn as_sentence(self) -> &'static str {
+        match self {
+            Self::ConsecutiveFailures => "too many requests in a row failed",
+            Self::SuccessRate => "too few requests succeeded",
+            Self::FailedProbe => "it was tried again and failed",
+        }
+    }
+}
+
+words! {
     /// How a handshake ended.
     Outcome {
         /// It completed.
@@ -197,6 +220,7 @@ impl AdminRefusal {
 }
 
 encode_as_str!(
+    Ejection,
     CutOff,
     Side,
     RetryReason,
@@ -242,6 +266,38 @@ pub(super) struct CodeLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct CutLabels {
     pub(super) reason: CutOff,
+}
+
+/// Labels of `sidewind_endpoint_ejections_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct EjectionLabels {
+    pub(super) service: Name,
+    pub(super) reason: Ejection,
+}
+
+impl Labels for EjectionLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            service: Name::overflow(),
+            reason: self.reason,
+        }
+    }
+}
+
+/// Labels of `sidewind_limited_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct LimitLabels {
+    pub(super) service: Name,
+    pub(super) limit: Name,
+}
+
+impl Labels for LimitLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            service: Name::overflow(),
+            limit: Name::overflow(),
+        }
+    }
 }
 
 /// Labels of `sidewind_admin_refusals_total`.

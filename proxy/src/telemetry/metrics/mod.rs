@@ -25,8 +25,8 @@ use prometheus_client::registry::Registry;
 pub(crate) use cell::{Counter, Gauge};
 pub(crate) use control::ControlNumbers;
 pub(crate) use events::{
-    AdminRefusal, CutOff, HandshakeFailure, HoldOutcome, MirrorOutcome, RetryOutcome, RetryReason,
-    Side,
+    AdminRefusal, CutOff, Ejection, HandshakeFailure, HoldOutcome, MirrorOutcome, RetryOutcome,
+    RetryReason, Side,
 };
 pub(crate) use exposition::Format;
 pub(crate) use handles::{
@@ -36,11 +36,11 @@ pub(crate) use workload_api::{ClosedConnection, WorkloadApiFamilies};
 
 use cell::{Cell, Histogram, Latency, Lifetime};
 use events::{
-    AdminLabels, CodeLabels, CutLabels, HandshakeLabels, HoldLabels, MirrorLabels, RetryLabels,
-    SideLabels,
+    AdminLabels, CodeLabels, CutLabels, EjectionLabels, HandshakeLabels, HoldLabels, LimitLabels,
+    MirrorLabels, RetryLabels, SideLabels,
 };
 use family::{Family, Labels, Single};
-use labels::{ConnectionLabels, PairLabels, RequestLabels};
+use labels::{ConnectionLabels, Name, PairLabels, RequestLabels};
 
 /// Series that a family of counters or gauges may have.
 const MAX_SERIES: usize = 2_000;
@@ -58,6 +58,8 @@ pub(crate) struct Metrics {
     errors: Family<CodeLabels, Counter>,
     cut: Family<CutLabels, Counter>,
     admin_refusals: Family<AdminLabels, Counter>,
+    ejections: Family<EjectionLabels, Counter>,
+    limited: Family<LimitLabels, Counter>,
     certificate_expiry: Arc<Gauge>,
     control_plane_connected: Arc<Gauge>,
     /// What programs beside the proxy ask of the Workload API.
@@ -88,6 +90,14 @@ impl Metrics {
         let admin_refusals = families.add(
             "sidewind_admin_refusals",
             "Connections to the admin port that were closed without an answer to a whole request",
+        );
+        let ejections = families.add(
+            "sidewind_endpoint_ejections",
+            "Endpoints that were passed over for a while because requests to them failed",
+        );
+        let limited = families.add(
+            "sidewind_limited_requests",
+            "Requests and connections that a limit of a service refused",
         );
         let workload_api = WorkloadApiFamilies::register(&mut families);
         let certificate_expiry = register_certificate(&mut registry);
@@ -122,6 +132,8 @@ impl Metrics {
             errors,
             cut,
             admin_refusals,
+            ejections,
+            limited,
             certificate_expiry,
             control_plane_connected,
             workload_api,
@@ -144,6 +156,24 @@ impl Metrics {
     /// Counts a connection that the admin port closed.
     pub(crate) fn admin_refused(&self, reason: AdminRefusal) {
         self.admin_refusals.cell(0, &AdminLabels { reason }).inc();
+    }
+
+    /// Counts the ejection of an endpoint.
+    pub(crate) fn ejected(&self, service: &str, reason: Ejection) {
+        let labels = EjectionLabels {
+            service: Name::new(service),
+            reason,
+        };
+        self.ejections.cell(0, &labels).inc();
+    }
+
+    /// Counts a request or connection that a limit refused.
+    pub(crate) fn limited(&self, service: &str, limit: &str) {
+        let labels = LimitLabels {
+            service: Name::new(service),
+            limit: Name::new(limit),
+        };
+        self.limited.cell(0, &labels).inc();
     }
 
     /// Everything, in the given format.

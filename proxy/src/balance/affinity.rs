@@ -1,0 +1,106 @@
+//! The cookie that keeps a client with its endpoint.
+//!
+//! It holds a name of 16 bytes that means something only when it is the name of an endpoint of the service: it can
+//! point to no other address, and tells none. The control plane gives an endpoint its name, so that every proxy knows
+//! it by the same one; one that has none (it has no sidecar) gets one from its address under a key of this process.
+
+use std::sync::OnceLock;
+
+use aws_lc_rs::hmac;
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderValue};
+
+use super::EndpointDesc;
+use super::settings::StickySettings;
+
+const BYTES: usize = 16;
+
+/// An endpoint's name in cookies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Affinity([u8; BYTES]);
+
+/// Names endpoints that the control plane gives no name.
+#[derive(Debug)]
+struct AffinityKey(hmac::Key);
+
+impl AffinityKey {
+    fn of_process() -> &'static Self {
+        static KEY: OnceLock<AffinityKey> = OnceLock::new();
+        KEY.get_or_init(|| {
+            let secret: [u8; 32] = rand::random();
+            Self(hmac::Key::new(hmac::HMAC_SHA256, &secret))
+        })
+    }
+}
+
+impl Affinity {
+    /// The name of an endpoint: what the control plane calls it, or one of this process' own.
+    pub(crate) fn of(desc: &EndpointDesc) -> Self {
+        desc.affinity.unwrap_or_else(|| {
+            let tag = hmac::sign(
+                &AffinityKey::of_process().0,
+                desc.address.to_string().as_bytes(),
+            );
+            Self::from_bytes(tag.as_ref()).unwrap_or(Self([0; BYTES]))
+        })
+    }
+
+    /// The first bytes of a name that is long enough.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self(bytes.first_chunk().copied()?))
+    }
+
+    /// What a request's cookie names, if it has one. Anything that is no name is none.
+    pub(crate) fn of_request(headers: &HeaderMap, settings: &StickySettings) -> Option<Self> {
+        Self::parse(cookie(headers, &settings.cookie)?)
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut bytes = [0; BYTES];
+        if text.len() != 2 * BYTES {
+            return None;
+        }
+        for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+            let digit = |at: usize| char::from(*pair.get(at)?).to_digit(16);
+            *byte = u8::try_from(digit(0)? * 16 + digit(1)?).ok()?;
+        }
+        Some(Self(bytes))
+    }
+
+    /// The `set-cookie` that names the endpoint from now on: no script reads it, no other site sends it along with
+    /// its forms, and over TLS it goes over TLS alone.
+    pub(crate) fn set_cookie(
+        &self,
+        settings: &StickySettings,
+        secure: bool,
+    ) -> Option<HeaderValue> {
+        use std::fmt::Write as _;
+        let mut text = format!("{}=", settings.cookie);
+        for byte in self.0 {
+            write!(text, "{byte:02x}").ok()?;
+        }
+        text.push_str("; Path=/; HttpOnly; SameSite=Lax");
+        if settings.max_age_seconds > 0 {
+            write!(text, "; Max-Age={}", settings.max_age_seconds).ok()?;
+        }
+        if secure {
+            text.push_str("; Secure");
+        }
+        HeaderValue::try_from(text).ok()
+    }
+}
+
+/// The value of a request's cookie (RFC 6265, section 5.4), without quotes.
+pub(crate) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+    let lines = headers.get_all(COOKIE).into_iter();
+    let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    pairs
+        .map(<[u8]>::trim_ascii)
+        .find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        .map(|value| {
+            let inner = value
+                .strip_prefix(b"\"")
+                .and_then(|it| it.strip_suffix(b"\""));
+            inner.unwrap_or(value)
+        })
+}

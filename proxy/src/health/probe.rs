@@ -1,0 +1,551 @@
+//! One check of one endpoint, the way that requests go: through the mesh where it is in it, else in plaintext.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::uri::{Authority, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use super::settings::{CheckKind, CheckSettings};
+use crate::balance::{EndpointDesc, MeshTarget};
+use crate::capture;
+use crate::config::Config;
+use crate::control::{Control, MeshIdentity};
+use crate::copy::{self, Progress};
+use crate::errors::{Chain, ErrorCode};
+use crate::http::headers::{SIDEWIND_DESTINATION, SIDEWIND_ERROR, SIDEWIND_PROTOCOL};
+use crate::http::{Body, H1Connection, h2_client, send_h2};
+use crate::mesh::{Census, KeepaliveSettings, MeshPool, PoolSettings, Proofs, TunnelError, Wire};
+
+/// Bytes between HTTP and the tunnel that it goes through.
+const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Most bytes that are read of an answer in gRPC.
+const MAX_GRPC_BYTES: usize = 1024;
+
+/// `SERVING` of grpc.health.v1.
+const SERVING: u8 = 1;
+
+const USER_AGENT: HeaderValue = HeaderValue::from_static("sidewind-health-check");
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Finding {
+    Healthy,
+    /// It answered, and not as it should.
+    Unhealthy(String),
+    /// It gave no answer.
+    NoAnswer(String),
+    /// The check was not let through, which says nothing about the endpoint.
+    Refused(String),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Healthy => f.write_str("the health check passed"),
+            Self::Unhealthy(what) => write!(f, "the health check failed: {what}"),
+            Self::NoAnswer(what) => write!(f, "the health check got no answer: {what}"),
+            Self::Refused(what) => write!(f, "the health check was refused: {what}"),
+        }
+    }
+}
+
+/// Makes checks.
+#[derive(Debug)]
+pub(super) struct Prober {
+    mesh: MeshPool,
+    identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
+}
+
+impl Prober {
+    pub(super) fn new(config: &Config, control: &Control) -> Self {
+        let traffic = &config.traffic;
+        let settings = PoolSettings {
+            connect_timeout: traffic.connect_timeout,
+            handshake_timeout: traffic.handshake_timeout,
+            keepalive: KeepaliveSettings {
+                idle_timeout: traffic.mesh_idle_timeout,
+                ..KeepaliveSettings::default()
+            },
+            ..PoolSettings::default()
+        };
+        let census = Census::new(control.bans.clone(), Proofs::default());
+        Self {
+            mesh: MeshPool::new(settings, Box::new(()), census),
+            identity: control.identity.clone(),
+        }
+    }
+
+    /// Lets go of connections made under certificates that were renewed.
+    pub(super) async fn follow_identity(self: Rc<Self>) {
+        let mut identity = self.identity.clone();
+        while identity.changed().await.is_ok() {
+            let renewed = identity.borrow_and_update().clone();
+            if let Some(renewed) = renewed {
+                self.mesh.retire_older(&renewed);
+            }
+        }
+    }
+
+    /// Checks an endpoint, for as long as it takes.
+    pub(super) async fn check(&self, desc: &EndpointDesc, settings: &CheckSettings) -> Finding {
+        match self.ask(desc, &settings.kind).await {
+            Ok(finding) | Err(finding) => finding,
+        }
+    }
+
+    async fn ask(&self, desc: &EndpointDesc, kind: &CheckKind) -> Result<Finding, Finding> {
+        let address = desc.address;
+        match (kind, &desc.mesh) {
+            (CheckKind::Tcp, None) => {
+                plain(address).await?;
+                Ok(Finding::Healthy)
+            }
+            (CheckKind::Tcp, Some(mesh)) => {
+                let identity = self.identity()?;
+                let tunnel = self.mesh.tunnel(
+                    &identity,
+                    mesh.address,
+                    &mesh.id,
+                    address,
+                    http::HeaderMap::new(),
+                );
+                tunnel.await.map_err(|error| tunnel_failed(&error))?;
+                Ok(Finding::Healthy)
+            }
+            (
+                CheckKind::Http {
+                    path,
+                    host,
+                    statuses,
+                },
+                mesh,
+            ) => {
+                let request = http_request(address, path, host)?;
+                let response = self.send(address, mesh.as_ref(), request, false).await?;
+                Ok(judge_status(&response, statuses))
+            }
+            (CheckKind::Grpc { service }, mesh) => {
+                let request = grpc_request(address, service)?;
+                let response = self.send(address, mesh.as_ref(), request, true).await?;
+                judge_grpc(response).await
+            }
+        }
+    }
+
+    fn identity(&self) -> Result<Arc<MeshIdentity>, Finding> {
+        let identity = self.identity.borrow().clone();
+        identity.ok_or_else(|| Finding::Refused("this proxy has no certificate yet".to_owned()))
+    }
+
+    async fn send(
+        &self,
+        address: SocketAddr,
+        mesh: Option<&MeshTarget>,
+        request: Request<Body>,
+        http2: bool,
+    ) -> Result<Response<Body>, Finding> {
+        let Some(mesh) = mesh else {
+            return over(plain(address).await?, request, http2).await;
+        };
+        let identity = self.identity()?;
+        let connection = self.mesh.connect(&identity, mesh.address, &mesh.id).await;
+        let connection = connection.map_err(|error| no_answer(&error))?;
+        let response = if connection.wire() == Wire::Hbone {
+            drop(connection);
+            let tunnel = self.mesh.tunnel(
+                &identity,
+                mesh.address,
+                &mesh.id,
+                address,
+                http::HeaderMap::new(),
+            );
+            let tunnel = tunnel.await.map_err(|error| tunnel_failed(&error))?;
+            let (near, far) = tokio::io::duplex(TUNNEL_BUFFER_BYTES);
+            tokio::task::spawn_local(async move {
+                // Its failure is the check's, which reads from it.
+                let _ = copy::copy_tunnel(far, tunnel, None, &Progress::default()).await;
+            });
+            over(near, request, http2).await?
+        } else {
+            let (sender, lease) = connection.into_parts();
+            let response = send_h2(sender, to_mesh(request, address, http2)).await;
+            let response = response.map_err(|error| no_answer(&error))?;
+            drop(lease);
+            response
+        };
+        match response.headers().get(SIDEWIND_ERROR) {
+            None => Ok(response),
+            Some(code) => Err(of_proxy(code)),
+        }
+    }
+}
+
+/// What the answer of the proxy beside an endpoint says about it.
+fn of_proxy(code: &HeaderValue) -> Finding {
+    let code = code.to_str().unwrap_or("unreadable");
+    let what = format!("the proxy beside it answered {code}");
+    match ErrorCode::from_name(code) {
+        Some(
+            ErrorCode::WorkloadUnavailable
+            | ErrorCode::ConnectFailed
+            | ErrorCode::ConnectTimeout
+            | ErrorCode::UpstreamReset
+            | ErrorCode::RequestTimeout,
+        ) => Finding::NoAnswer(what),
+        Some(ErrorCode::UpstreamProtocol) => Finding::Unhealthy(what),
+        _ => Finding::Refused(what),
+    }
+}
+
+fn no_answer(error: &(dyn std::error::Error + 'static)) -> Finding {
+    Finding::NoAnswer(Chain(error).to_string())
+}
+
+fn tunnel_failed(error: &TunnelError) -> Finding {
+    match error {
+        TunnelError::Refused { code, .. } => {
+            let value = code
+                .as_deref()
+                .and_then(|code| HeaderValue::from_str(code).ok());
+            value.map_or_else(|| no_answer(error), |code| of_proxy(&code))
+        }
+        error => no_answer(error),
+    }
+}
+
+async fn plain(address: SocketAddr) -> Result<tokio::net::TcpStream, Finding> {
+    // The check as a whole has a limit.
+    let connected = capture::connect(address, std::time::Duration::from_secs(3600), None).await;
+    connected.map_err(|error| no_answer(&error))
+}
+
+/// Sends a request over a connection of its own.
+async fn over<T>(io: T, request: Request<Body>, http2: bool) -> Result<Response<Body>, Finding>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if !http2 {
+        let connection = H1Connection::new(io)
+            .await
+            .map_err(|error| no_answer(&error))?;
+        return connection
+            .send(request)
+            .await
+            .map_err(|error| no_answer(&error));
+    }
+    let made = h2_client::client_builder().handshake::<_, Bytes>(io).await;
+    let (sender, connection) = made.map_err(|error| no_answer(&error))?;
+    // Ends with its only stream, when the sender is gone.
+    tokio::task::spawn_local(connection);
+    send_h2(sender, request)
+        .await
+        .map_err(|error| no_answer(&error))
+}
+
+fn authority(address: SocketAddr, host: &str) -> Result<Authority, Finding> {
+    let text = if host.is_empty() {
+        address.to_string()
+    } else {
+        host.to_owned()
+    };
+    Authority::try_from(text).map_err(|error| Finding::Refused(error.to_string()))
+}
+
+fn http_request(address: SocketAddr, path: &str, host: &str) -> Result<Request<Body>, Finding> {
+    let authority = authority(address, host)?;
+    let unfit = |error: &dyn fmt::Display| Finding::Refused(error.to_string());
+    let mut request = Request::new(Body::Empty);
+    *request.uri_mut() = path.parse::<Uri>().map_err(|error| unfit(&error))?;
+    let host = HeaderValue::from_str(authority.as_str()).map_err(|error| unfit(&error))?;
+    request.headers_mut().insert(header::HOST, host);
+    request.headers_mut().insert(header::USER_AGENT, USER_AGENT);
+    Ok(request)
+}
+
+/// `grpc.health.v1.Health/Check`, whose message has the service's name as its only field.
+fn grpc_request(address: SocketAddr, service: &str) -> Result<Request<Body>, Finding> {
+    let authority = authority(address, "")?;
+    let mut message = BytesMut::new();
+    if !service.is_empty() {
+        prost::encoding::string::encode(1, &service.to_owned(), &mut message);
+    }
+    let mut body = BytesMut::with_capacity(5 + message.len());
+    body.put_u8(0);
+    body.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    body.put(message);
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority(authority)
+        .path_and_query("/grpc.health.v1.Health/Check")
+        .build();
+    let mut request = Request::new(Body::Full(body.freeze()));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri.map_err(|error| Finding::Refused(error.to_string()))?;
+    *request.version_mut() = http::Version::HTTP_2;
+    let headers = request.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    headers.insert(header::USER_AGENT, USER_AGENT);
+    Ok(request)
+}
+
+/// Makes of a request what goes over the mesh wire.
+fn to_mesh(mut request: Request<Body>, address: SocketAddr, http2: bool) -> Request<Body> {
+    let host = request.headers_mut().remove(header::HOST);
+    let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    if let Some(authority) = host {
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(authority)
+            .path_and_query(request.uri().path_and_query().map_or("/", |it| it.as_str()))
+            .build();
+        if let Ok(uri) = uri {
+            *request.uri_mut() = uri;
+        }
+    }
+    *request.version_mut() = http::Version::HTTP_2;
+    // An IP address and a port are always a valid header value.
+    if let Ok(address) = HeaderValue::try_from(address.to_string()) {
+        request.headers_mut().insert(SIDEWIND_DESTINATION, address);
+    }
+    if http2 {
+        let value = HeaderValue::from_static("h2");
+        request.headers_mut().insert(SIDEWIND_PROTOCOL, value);
+    }
+    request
+}
+
+fn judge_status(response: &Response<Body>, statuses: &[(u16, u16)]) -> Finding {
+    let status = response.status().as_u16();
+    if statuses
+        .iter()
+        .any(|(first, last)| (*first..=*last).contains(&status))
+    {
+        Finding::Healthy
+    } else {
+        Finding::Unhealthy(format!("it answered {status}"))
+    }
+}
+
+async fn judge_grpc(response: Response<Body>) -> Result<Finding, Finding> {
+    let grpc_status = |headers: &http::HeaderMap| {
+        let status = headers.get("grpc-status")?.to_str().ok()?;
+        (status != "0").then(|| Finding::Unhealthy(format!("it answered grpc-status {status}")))
+    };
+    if response.status() != StatusCode::OK {
+        return Ok(Finding::Unhealthy(format!(
+            "it answered {}",
+            response.status()
+        )));
+    }
+    if let Some(failed) = grpc_status(response.headers()) {
+        return Ok(failed);
+    }
+    let mut body = response.into_body();
+    let mut message = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| no_answer(&error))?;
+        if let Some(data) = frame.data_ref() {
+            if message.len() + data.len() > MAX_GRPC_BYTES {
+                return Ok(Finding::Unhealthy("its answer is too long".to_owned()));
+            }
+            message.extend_from_slice(data);
+        } else if let Some(failed) = frame.trailers_ref().and_then(grpc_status) {
+            return Ok(failed);
+        }
+    }
+    // The frame's head of five bytes, then field 1 as a varint (HealthCheckResponse.status).
+    Ok(match message.get(5..) {
+        Some([0x08, SERVING, ..]) => Finding::Healthy,
+        Some(_) => Finding::Unhealthy("it is not serving".to_owned()),
+        None => Finding::Unhealthy("it answered with no message".to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn prober() -> Prober {
+        let (bans, identity) = (watch::channel(Arc::default()).1, watch::channel(None).1);
+        let census = Census::new(bans, Proofs::default());
+        Prober {
+            mesh: MeshPool::new(PoolSettings::default(), Box::new(()), census),
+            identity,
+        }
+    }
+
+    fn settings(kind: CheckKind) -> CheckSettings {
+        CheckSettings {
+            kind,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            healthy_threshold: 1,
+            unhealthy_threshold: 1,
+            jitter_percent: 0,
+        }
+    }
+
+    fn http(path: &str) -> CheckKind {
+        CheckKind::Http {
+            path: path.to_owned(),
+            host: "api.example".to_owned(),
+            statuses: vec![(200, 299)],
+        }
+    }
+
+    async fn found(address: SocketAddr, kind: CheckKind) -> Finding {
+        let desc = EndpointDesc::plain(address);
+        prober().check(&desc, &settings(kind)).await
+    }
+
+    /// A server that reads one request and answers with these bytes, and gives what it read.
+    async fn answering(answer: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::task::spawn_local(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = Vec::new();
+            while !read.ends_with(b"\r\n\r\n") {
+                read.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(answer).await.unwrap();
+            String::from_utf8(read).unwrap()
+        });
+        (address, server)
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn an_http_check_goes_by_the_status() {
+        let (address, server) = answering(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+        assert_eq!(
+            found(address, http("/health?deep=1")).await,
+            Finding::Healthy
+        );
+        let request = server.await.unwrap();
+        assert!(
+            request.starts_with("GET /health?deep=1 HTTP/1.1\r\n"),
+            "{request}"
+        );
+        assert!(request.contains("host: api.example\r\n"), "{request}");
+        let (address, _server) = answering(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await;
+        assert_eq!(
+            found(address, http("/health")).await,
+            Finding::Unhealthy("it answered 503".to_owned())
+        );
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_does_not_accept_or_breaks_off_gave_no_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        for kind in [CheckKind::Tcp, http("/")] {
+            assert!(matches!(found(address, kind).await, Finding::NoAnswer(_)));
+        }
+        let (address, _server) = answering(b"").await;
+        assert!(matches!(
+            found(address, http("/")).await,
+            Finding::NoAnswer(_)
+        ));
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_accepts_passes_a_tcp_check() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(found(address, CheckKind::Tcp).await, Finding::Healthy);
+    }
+
+    /// A server of grpc.health.v1 that gives this message, and what it was asked.
+    async fn grpc_server(message: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<Bytes>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::task::spawn_local(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+            assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+            let answer = async {
+                let mut asked = request.into_body();
+                let body = asked.data().await.unwrap().unwrap();
+                let head = Response::builder().header("content-type", "application/grpc");
+                let mut stream = respond
+                    .send_response(head.body(()).unwrap(), false)
+                    .unwrap();
+                stream
+                    .send_data(Bytes::from_static(message), false)
+                    .unwrap();
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                stream.send_trailers(trailers).unwrap();
+                body
+            };
+            tokio::pin!(answer);
+            let body = tokio::select! {
+                body = &mut answer => body,
+                _ = std::future::poll_fn(|cx| connection.poll_closed(cx)) => panic!("closed"),
+            };
+            let _ = std::future::poll_fn(|cx| connection.poll_closed(cx)).await;
+            body
+        });
+        (address, server)
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn a_grpc_check_asks_for_the_service_and_goes_by_what_it_says() {
+        let kind = || CheckKind::Grpc {
+            service: "a.B".to_owned(),
+        };
+        let (address, server) = grpc_server(b"\0\0\0\0\x02\x08\x01").await;
+        assert_eq!(found(address, kind()).await, Finding::Healthy);
+        assert_eq!(server.await.unwrap(), b"\0\0\0\0\x05\x0a\x03a.B"[..]);
+        for not_serving in [&b"\0\0\0\0\x02\x08\x02"[..], b"\0\0\0\0\0"] {
+            let (address, _server) = grpc_server(not_serving).await;
+            assert!(matches!(
+                found(address, kind()).await,
+                Finding::Unhealthy(_)
+            ));
+        }
+    }
+
+    #[test]
+    fn what_the_proxy_beside_an_endpoint_says_is_told_apart_from_what_the_endpoint_does() {
+        let of = |code: &'static str| of_proxy(&HeaderValue::from_static(code));
+        assert!(matches!(of("workload-unavailable"), Finding::NoAnswer(_)));
+        assert!(matches!(of("upstream-protocol"), Finding::Unhealthy(_)));
+        for code in [
+            "policy-denied",
+            "rate-limited",
+            "overloaded",
+            "of-a-later-version",
+        ] {
+            assert!(matches!(of(code), Finding::Refused(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_request_over_the_mesh_has_its_authority_and_destination() {
+        let request = http_request(([10, 0, 0, 2], 80).into(), "/a?b", "api.example").unwrap();
+        let request = to_mesh(request, ([10, 0, 0, 2], 80).into(), false);
+        assert_eq!(request.uri(), "http://api.example/a?b");
+        assert_eq!(request.headers()[SIDEWIND_DESTINATION], "10.0.0.2:80");
+        assert!(!request.headers().contains_key("host"));
+    }
+}

@@ -1,0 +1,54 @@
+//! What people are shown of endpoints, at the admin port.
+
+use serde_json::{Value, json};
+
+use super::endpoint::EndpointHealth;
+use super::{Health, ServiceHealth, lock};
+
+impl Health {
+    /// Every service in use with its endpoints, for people: state, reason and how long it has been so.
+    pub(crate) fn report(&self) -> Value {
+        let mut services: Vec<_> = self.services().iter().map(|it| it.report()).collect();
+        services.sort_by_cached_key(|service| service["service"].to_string());
+        json!({ "services": services })
+    }
+}
+
+impl ServiceHealth {
+    fn report(&self) -> Value {
+        let now = self.now();
+        let members = lock(&self.members);
+        let endpoints: Vec<Value> = members.list.iter().map(|cell| shown(cell, now)).collect();
+        json!({
+            "service": &*members.name,
+            "port": members.port,
+            "policy": &*members.policy,
+            "checked": members.settings.check.is_some(),
+            "endpoints": endpoints,
+        })
+    }
+}
+
+fn shown(cell: &EndpointHealth, now: u64) -> Value {
+    let desc = cell.desc();
+    let state = if cell.is_probing() {
+        "probing"
+    } else if cell.is_ejected() {
+        "ejected"
+    } else {
+        cell.checked().as_str()
+    };
+    json!({
+        "address": desc.address.to_string(),
+        "workloadName": &*desc.workload_name,
+        "spiffeId": desc.mesh.as_ref().map(|mesh| mesh.id.to_string()),
+        "zone": &*desc.zone,
+        "priority": desc.priority,
+        "weight": desc.weight,
+        "state": state,
+        "reason": cell.reason(),
+        "sinceMilliseconds": now.saturating_sub(cell.changed_at()),
+        "ejections": cell.ejections(),
+        "ejectedForMilliseconds": cell.ejected_until().saturating_sub(now),
+    })
+}

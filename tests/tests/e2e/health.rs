@@ -1,0 +1,201 @@
+//! Servers that are ill, and callers that do not notice.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use sidewind_tests::load::{Load, RunningLoad};
+use sidewind_tests::mesh::{Mesh, Workload};
+use sidewind_tests::process::Process;
+use sidewind_tests::wait::{PATIENCE, eventually};
+use sidewind_tests::workloads;
+
+/// The address of the service, which no host has.
+const VIRTUAL: &str = "10.96.0.10";
+
+const ENTRY: &str = "apiVersion: sidewind.dev/v1alpha1
+kind: ServiceEntry
+metadata: { name: orders, namespace: data }
+spec:
+  addresses: [10.96.0.10]
+  ports: [{ port: 80, protocol: http, targetPort: 8080 }]
+  service: orders-api.data
+";
+
+const CHECKED: &str = "apiVersion: sidewind.dev/v1alpha1
+kind: TrafficPolicy
+metadata: { name: orders-api, namespace: data }
+spec:
+  targetRefs: [{ kind: Service, name: orders-api }]
+  healthCheck:
+    http: { path: /orders }
+    interval: 200ms
+    timeout: 300ms
+    unhealthyThreshold: 2
+  outlierDetection: { consecutiveFailures: 3, hold: 2s }
+";
+
+/// Three API servers of one service, each beside a sidecar, and a task that calls them.
+struct Three {
+    task: Workload,
+    apis: Vec<(Workload, Process)>,
+    _mesh: Mesh,
+}
+
+impl Three {
+    #[track_caller]
+    fn start(policy: &str) -> Self {
+        Self::with_third(policy, Duration::ZERO)
+    }
+
+    /// The same with a third server that takes longer.
+    #[track_caller]
+    fn with_third(policy: &str, delay: Duration) -> Self {
+        let mut mesh = Mesh::plan()
+            .config("entry.yaml", ENTRY)
+            .config("traffic.yaml", policy)
+            .start();
+        let apis = (1..=3)
+            .map(|number| {
+                let name = format!("orders-api-{number}");
+                let api = mesh
+                    .workload("data", &name)
+                    .serves("orders-api.data:80=8080/http")
+                    .start();
+                let delay = if number == 3 { delay } else { Duration::ZERO };
+                let server = workloads::slow_api(&api, 8080, delay, &mesh.scratch);
+                (api, server)
+            })
+            .collect();
+        let task = mesh.workload("airflow", "task").start();
+        Self {
+            task,
+            apis,
+            _mesh: mesh,
+        }
+    }
+
+    /// The state of each server's endpoint, as the task's sidecar has it.
+    fn states(&self) -> Vec<String> {
+        let shown: serde_json::Value =
+            serde_json::from_str(&self.task.sidecar.get("/endpoints").text()).expect("JSON");
+        let services = shown["services"].as_array().cloned().unwrap_or_default();
+        let endpoints = services
+            .iter()
+            .filter(|service| service["service"] == "orders-api.data")
+            .flat_map(|service| service["endpoints"].as_array().cloned().unwrap_or_default());
+        let endpoints: Vec<_> = endpoints.collect();
+        let state = |(api, _): &(Workload, Process)| {
+            let address = api.at(8080).to_string();
+            let found = endpoints
+                .iter()
+                .find(|it| it["address"] == address.as_str());
+            found.map_or_else(String::new, |it| {
+                it["state"].as_str().unwrap_or_default().into()
+            })
+        };
+        self.apis.iter().map(state).collect()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, number: usize, state: &str) {
+        eventually(&format!("server {number} is {state}"), PATIENCE, || {
+            (self.states().get(number).map(String::as_str) == Some(state)).then_some(())
+        });
+    }
+
+    /// How many requests a server's sidecar has taken.
+    fn taken(&self, number: usize) -> f64 {
+        let metrics = self.apis[number].0.sidecar.metrics();
+        metrics.sum("sidewind_requests_total", &[("direction", "inbound")])
+    }
+
+    /// 200 requests a second to the service.
+    fn load(&self) -> RunningLoad {
+        let address = format!("{VIRTUAL}:80").parse().expect("an address");
+        Load::new(address, "/orders").start(&self.task.place)
+    }
+}
+
+#[test]
+fn of_three_servers_one_hangs_one_dies_and_one_is_slow_and_no_idempotent_request_fails() {
+    let mut three = Three::with_third(CHECKED, Duration::from_millis(50));
+    let load = three.load();
+    for number in 0..3 {
+        three.wait_for(number, "healthy");
+    }
+    eventually("the load runs", PATIENCE, || {
+        (load.succeeded() > 200).then_some(())
+    });
+    three.apis[0].1.signal(Signal::STOP);
+    three.wait_for(0, "dead");
+    let begun = load.succeeded();
+    eventually("it goes on", PATIENCE, || {
+        (load.succeeded() > begun + 200).then_some(())
+    });
+    three.apis[1].1.kill();
+    three.wait_for(1, "dead");
+    let begun = load.succeeded();
+    eventually("one is enough", PATIENCE, || {
+        (load.succeeded() > begun + 200).then_some(())
+    });
+    three.apis[0].1.signal(Signal::CONT);
+    three.wait_for(0, "healthy");
+    let report = load.stop();
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+    assert!(report.requests > 600);
+}
+
+#[test]
+fn the_slow_one_gets_less() {
+    let three = Three::with_third(CHECKED, Duration::from_millis(100));
+    let load = three.load();
+    eventually("the load runs", PATIENCE, || {
+        (load.succeeded() > 1500).then_some(())
+    });
+    let report = load.stop();
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+    let (first, second, slow) = (three.taken(0), three.taken(1), three.taken(2));
+    assert!(
+        slow * 2.0 < first && slow * 2.0 < second,
+        "{first}, {second}, slow {slow}"
+    );
+    assert!(slow > 0.0, "it is not given up");
+}
+
+#[test]
+fn a_hung_server_is_found_out_by_the_requests_alone_where_tries_have_a_limit() {
+    let policy = "apiVersion: sidewind.dev/v1alpha1
+kind: TrafficPolicy
+metadata: { name: orders-api, namespace: data }
+spec:
+  targetRefs: [{ kind: Service, name: orders-api }]
+  outlierDetection: { consecutiveFailures: 2, hold: 30s }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: orders, namespace: data }
+spec:
+  parentRefs: [{ kind: Service, group: \"\", name: orders-api }]
+  rules: [{ timeouts: { request: 5s, backendRequest: 300ms }, retry: { attempts: 2, codes: [503], backoff: 10ms } }]
+";
+    let three = Three::start(policy);
+    let load = three.load();
+    eventually("the load runs", PATIENCE, || {
+        (load.succeeded() > 100).then_some(())
+    });
+    three.apis[1].1.signal(Signal::STOP);
+    three.wait_for(1, "ejected");
+    let begun = load.succeeded();
+    eventually("it goes on", PATIENCE, || {
+        (load.succeeded() > begun + 200).then_some(())
+    });
+    let report = load.stop();
+    three.apis[1].1.signal(Signal::CONT);
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+    let ejections = three.task.sidecar.metrics();
+    let ejections = ejections.sum(
+        "sidewind_endpoint_ejections_total",
+        &[("service", "orders-api.data")],
+    );
+    assert!(ejections >= 1.0, "{ejections}");
+}
