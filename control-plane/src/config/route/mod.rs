@@ -69,8 +69,11 @@ struct ExtensionReference {
 #[derive(Debug, Default)]
 pub(super) struct Routes {
     routes: Vec<Arc<Route>>,
-    by_service: HashMap<ServiceName, Vec<(Option<u16>, Arc<Route>)>>,
+    by_service: HashMap<ServiceName, Vec<Attached>>,
 }
+
+/// A route of a service: of one port of it, or of all.
+type Attached = (Option<u16>, Arc<Route>);
 
 /// The routes and extensions of a draft.
 #[derive(Debug, Default)]
@@ -209,7 +212,7 @@ impl Routes {
         let Some(attached) = self.by_service.get(service) else {
             return (None, None);
         };
-        let here = |(of, _): &&(Option<u16>, Arc<Route>)| of.is_none_or(|of| of == port);
+        let here = |(of, _): &&Attached| of.is_none_or(|of| of == port);
         let own = format!("{service}:{port}");
         let rules: Vec<v1::RouteRule> = attached
             .iter()
