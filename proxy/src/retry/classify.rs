@@ -112,6 +112,8 @@ pub(super) struct Again {
     pub(super) failed: Failed,
     /// The server surely did nothing with the request.
     pub(super) unsent: bool,
+    /// Once more whatever the policy says: it was not sent, or its connection broke off before a response.
+    pub(super) always: bool,
     /// No endpoint is up, as far as this attempt shows.
     pub(super) down: bool,
     /// It helps only to wait for an endpoint.
@@ -152,6 +154,8 @@ impl Kind {
         (repeat || down).then(|| Again {
             failed: Failed::Error(error.code()),
             unsent: error.progress() == Progress::Unsent,
+            always: error.progress() == Progress::Unsent
+                || error.code() == Some(ErrorCode::UpstreamReset),
             down,
             only_held: !repeat,
             ask_again: None,
@@ -165,10 +169,13 @@ impl Kind {
             (true, code) => code.is_some_and(|code| policy.grpc_codes.contains(&code)),
             (false, _) => self.repeatable && policy.statuses.contains(&response.status()),
         };
-        let undelivered = was_undelivered(response);
-        (repeat || undelivered).then(|| Again {
+        let said = said_by_proxy(response);
+        let undelivered = said == Some(ErrorCode::WorkloadUnavailable);
+        let reset = said == Some(ErrorCode::UpstreamReset) && self.repeatable;
+        (repeat || undelivered || reset).then(|| Again {
             failed: Failed::Response(response.status(), grpc_code),
             unsent: undelivered,
+            always: undelivered || reset,
             down: undelivered,
             only_held: false,
             ask_again: ask_again(response.headers()),
@@ -191,9 +198,9 @@ fn grpc_status(response: &Response<Body>) -> Option<u8> {
     status.to_str().ok()?.parse().ok()
 }
 
-/// True when the proxy beside the workload says that the request did not reach it. It takes the header away from
-/// what workloads answer.
-fn was_undelivered(response: &Response<Body>) -> bool {
-    let said = response.headers().get(SIDEWIND_ERROR);
-    said.is_some_and(|code| code == ErrorCode::WorkloadUnavailable.as_str())
+/// What the proxy beside the workload says of a request that got no response. It takes the header away from what
+/// workloads answer.
+fn said_by_proxy(response: &Response<Body>) -> Option<ErrorCode> {
+    let said = response.headers().get(SIDEWIND_ERROR)?;
+    ErrorCode::from_name(said.to_str().ok()?)
 }

@@ -152,7 +152,7 @@ where
     let mut waiting: Option<Held> = None;
     let mut number = 1;
     loop {
-        // What surely was not sent is tried once more whatever the policy says.
+        // What was not sent, or broke off, is tried once more whatever the policy says.
         let spare = (number <= policy.max_retries.max(1) || policy.hold.is_some())
             .then(|| Spare::of(&mut attempt, policy.replay_bytes))
             .flatten();
@@ -249,7 +249,7 @@ impl RetryLayer {
 
     /// How long to wait before a further attempt; none where the policy, the server or the time left allows no more.
     fn delay(&self, again: &Again, number: u32, deadline: Option<Deadline>) -> Option<Duration> {
-        let most = match again.unsent {
+        let most = match again.always {
             true => self.policy.max_retries.max(1),
             false => self.policy.max_retries,
         };

@@ -135,6 +135,7 @@ async fn what_is_retried_depends_on_method_and_outcome() {
         (get(), Err(Failure::Connect), 2),
         (post(), Err(Failure::Connect), 2),
         (post(), undelivered(), 2),
+        (get(), undelivered(), 2),
         (get(), Err(Failure::Reset), 2),
         (post(), Err(Failure::Reset), 1),
         (get(), Err(Failure::Refused), 1),
@@ -588,4 +589,18 @@ async fn what_waits_is_bounded_in_number_bytes_and_time() {
         took >= Duration::from_secs(10) && took < Duration::from_secs(13),
         "{took:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_broke_off_behind_the_other_proxy_is_like_one_that_did_here() {
+    let policy = || RetryPolicy {
+        max_retries: 0,
+        ..RetryPolicy::default()
+    };
+    for (method, attempts) in [(Method::GET, 2), (Method::POST, 1)] {
+        let reset = with_header(502, "sidewind-error", "upstream-reset");
+        let steps = vec![reset, status(200)];
+        let (result, _) = play(policy(), request(method, Body::Empty), steps).await;
+        assert_eq!(result.attempts(), attempts);
+    }
 }
