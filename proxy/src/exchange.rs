@@ -23,7 +23,7 @@ use crate::{
     drain::Active,
     errors::{Chain, ErrorCode, ProxyError},
     http::{
-        Body, BodyEnd, BodyWatcher,
+        Body, BodyEnd, BodyError, BodyWatcher,
         headers::{AuthorityCache, BadRequest, Upgrade, examine_request, header_list_bytes},
     },
     limit::{Admitted, Asker, Permit, ServiceLimits},
@@ -494,10 +494,10 @@ impl BodyWatcher for RequestWatcher {
 
     fn end(&self, end: BodyEnd<'_>) {
         if let BodyEnd::Failed(error) = end {
-            let code = if error.is_malformed() {
-                ErrorCode::BadRequest
-            } else {
-                ErrorCode::ClientClosed
+            let code = match error {
+                BodyError::TooLong => ErrorCode::BodyTooLarge,
+                error if error.is_malformed() => ErrorCode::BadRequest,
+                _ => ErrorCode::ClientClosed,
             };
             self.0.broken_request.set(Some(code));
         }
