@@ -122,11 +122,19 @@ pub(crate) fn check_free(address: SocketAddr) -> io::Result<()> {
 /// # Errors
 /// What the system says, such as [`io::ErrorKind::AddrNotAvailable`].
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::from_std(bind(address)?)
+}
+
+/// As [`listen`], for another thread's runtime.
+///
+/// # Errors
+/// As [`listen`].
+pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = unbound(address)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 fn unbound(address: SocketAddr) -> io::Result<Socket> {

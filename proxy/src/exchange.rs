@@ -258,7 +258,7 @@ impl Exchange {
             self.attempt_began.set(self.started.elapsed());
         }
         self.endpoint.set(Some(endpoint));
-        if self.direction == Direction::Outbound {
+        if self.direction != Direction::Inbound {
             self.tls.set(id.is_some());
             *self.destination.borrow_mut() = Party {
                 address: Some(endpoint),

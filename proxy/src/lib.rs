@@ -11,6 +11,7 @@
 //! | [`listen`], [`capture`], [`redirect`] | sockets, and how connections get here |
 //! | [`outbound`] | the way of a connection that the workload makes |
 //! | [`inbound`] | the way of a connection to the workload |
+//! | [`gateway`] | the way of a connection from outside the mesh to a service within |
 //! | [`detect`], [`http`], [`copy`], [`upgrade`] | protocols: what a client speaks, HTTP, bytes |
 //! | [`route`], [`balance`], [`health`], [`retry`], [`policy`], [`limit`] | where to, which endpoint, which are well, whether again, whether at all, how many |
 //! | [`mesh`], [`plaintext`] | connections to other sidecars, and to those who have none |
@@ -36,6 +37,7 @@ mod detect;
 mod drain;
 mod errors;
 mod exchange;
+mod gateway;
 mod health;
 #[doc(hidden)]
 pub mod hot;

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -22,6 +23,7 @@ use crate::{
     capture::{self, DestinationSource},
     config::{Config, ListenAddress},
     copy::Connection,
+    gateway::{self, OpenPort},
     inbound::{self, MeshPort, PlaintextPort},
     outbound::{self, Listening, Target},
     telemetry::{Direction, logs::Throttle},
@@ -37,6 +39,7 @@ pub(crate) enum Purpose {
     Outbound(Listening),
     Mesh,
     Plaintext(PlaintextPort),
+    Gateway(Arc<OpenPort>),
 }
 
 impl Purpose {
@@ -44,6 +47,7 @@ impl Purpose {
         match self {
             Self::Outbound(_) => Direction::Outbound,
             Self::Mesh | Self::Plaintext(_) => Direction::Inbound,
+            Self::Gateway(_) => Direction::Gateway,
         }
     }
 }
@@ -54,6 +58,17 @@ pub(crate) struct ListenPlan {
     pub(crate) address: ListenAddress,
     purpose: Purpose,
     open: Arc<AtomicUsize>,
+}
+
+impl ListenPlan {
+    /// One address of a gateway's port.
+    pub(crate) fn gateway(address: SocketAddr, port: Arc<OpenPort>) -> Self {
+        Self {
+            address: required(address),
+            open: Arc::clone(&port.open),
+            purpose: Purpose::Gateway(port),
+        }
+    }
 }
 
 /// A listener could not be opened.
@@ -135,16 +150,22 @@ pub(crate) async fn accept(worker: Rc<Worker>, plan: ListenPlan, listener: TcpLi
     // A draining sidecar takes no new mesh connections: a dial that is refused goes elsewhere, and one that is
     // accepted would only be told to go away.
     let draining = worker.drain.begun();
+    let mut ended = false;
     let mut draining = std::pin::pin!(async move {
         match &purpose {
             Purpose::Mesh => draining.await,
+            // What is in the kernel's queue is accepted all the same, below.
+            Purpose::Gateway(port) => port.closed().await,
             Purpose::Outbound(_) | Purpose::Plaintext(_) => std::future::pending().await,
         }
     });
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut draining => return,
+            accepted = listener.accept(), if !ended => accepted,
+            () = closing(&mut draining, &mut ended) => match waiting(&plan, &listener) {
+                Some(accepted) => Ok(accepted),
+                None => return,
+            },
         };
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
@@ -193,6 +214,11 @@ fn serve(
                 inbound::serve_plaintext(worker, *port, Placed::new(stream, place), client);
             tokio::task::spawn_local(serving);
         }
+        Purpose::Gateway(port) => {
+            let stream = Placed::new(stream, place);
+            let serving = gateway::serve(worker, Arc::clone(port), stream, client);
+            tokio::task::spawn_local(serving);
+        }
         Purpose::Mesh => {
             let mesh_port = mesh_port.clone();
             tokio::task::spawn_local(async move {
@@ -200,6 +226,22 @@ fn serve(
                 drop(place);
             });
         }
+    }
+}
+
+/// Resolves when no more is to be accepted, and then each time.
+async fn closing(closed: &mut (impl Future<Output = ()> + Unpin), ended: &mut bool) {
+    if !*ended {
+        closed.await;
+        *ended = true;
+    }
+}
+
+/// A connection that waits at a gateway's port that is being closed.
+fn waiting(plan: &ListenPlan, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    match plan.purpose {
+        Purpose::Gateway(_) => listener.accept().now_or_never()?.ok(),
+        _ => None,
     }
 }
 

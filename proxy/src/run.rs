@@ -24,6 +24,7 @@ use crate::{
     config::{self, Config, TrafficConfig},
     control::{self, Control},
     drain::{self, Drain, DrainTrigger},
+    gateway::{self, Keeper, OpenPorts},
     health::{self, Health},
     limit::Limits,
     listen::{self, ListenError, ListenPlan},
@@ -100,7 +101,13 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
 
     let health = Health::new(Some(Arc::clone(&telemetry.metrics)));
     let limits = Limits::new(Some(Arc::clone(&telemetry.metrics)));
-    let workers = Workers::start(&config, &control, &telemetry, &drain, (&health, &limits))?;
+    let keeper = gateway_keeper(&config, &readiness, &telemetry);
+    let shared = Shared {
+        health: health.clone(),
+        limits,
+        gateway_ports: keeper.as_ref().map(Keeper::ports),
+    };
+    let workers = Workers::start(&config, &control, &telemetry, &drain, &shared)?;
     let checks = tokio::spawn(health::check::start_when_wanted(
         health.clone(),
         Arc::clone(&config),
@@ -108,8 +115,11 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
     ));
     let workload_api = start_workload_api(&config, &control, &telemetry.metrics)?;
     let admin = start_admin(&config, &telemetry, &readiness, log, &shutdown, health)?;
-    // Not before the last of them is open, the admin port among them.
-    readiness.set(Component::Listeners, true, "");
+    // Not before the last of them is open, the admin port among them. A gateway's keeper speaks for its ports itself.
+    match keeper {
+        None => readiness.set(Component::Listeners, true, ""),
+        Some(keeper) => drop(tokio::spawn(keeper.run(control.gateway.clone()))),
+    }
     let following = tokio::spawn(status::follow(
         control.clone(),
         readiness.clone(),
@@ -185,6 +195,18 @@ async fn stop_checks(checks: tokio::task::JoinHandle<std::io::Result<health::che
     if let Ok(Ok(checks)) = checks.await {
         checks.stop();
     }
+}
+
+/// What keeps the ports of a gateway.
+fn gateway_keeper(
+    config: &Config,
+    readiness: &Readiness,
+    telemetry: &SharedTelemetry,
+) -> Option<Keeper> {
+    let listen = config.gateway.listen.clone()?;
+    let workers = config.limits.workers.get();
+    let metrics = Arc::clone(&telemetry.metrics);
+    Some(Keeper::new(listen, workers, readiness.clone(), metrics))
 }
 
 /// Waits for the drain, unless a second signal cuts it short.
@@ -291,6 +313,15 @@ fn start_admin(
     Ok(serving)
 }
 
+/// What the workers share beside configuration and control: state in atomics, and snapshots.
+#[derive(Clone)]
+struct Shared {
+    health: Health,
+    limits: Limits,
+    /// None where the proxy is no gateway.
+    gateway_ports: Option<watch::Receiver<OpenPorts>>,
+}
+
 /// The threads that carry traffic.
 struct Workers {
     threads: Vec<JoinHandle<()>>,
@@ -304,7 +335,7 @@ impl Workers {
         control: &Control,
         telemetry: &SharedTelemetry,
         drain: &Drain,
-        (health, limits): (&Health, &Limits),
+        shared: &Shared,
     ) -> Result<Self, Failure> {
         let plans = listen::plan(config);
         for plan in &plans {
@@ -324,8 +355,7 @@ impl Workers {
                 plans: plans.clone(),
                 stopped: stopped.clone(),
                 proofs: proofs.clone(),
-                health: health.clone(),
-                limits: limits.clone(),
+                shared: shared.clone(),
             };
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -355,8 +385,7 @@ struct WorkerThread {
     plans: Vec<ListenPlan>,
     stopped: watch::Receiver<bool>,
     proofs: Proofs,
-    health: Health,
-    limits: Limits,
+    shared: Shared,
 }
 
 type Started = mpsc::SyncSender<Result<(), Failure>>;
@@ -388,12 +417,16 @@ impl WorkerThread {
             telemetry.clone(),
             self.drain.clone(),
             self.proofs.clone(),
-            self.health.clone(),
-            self.limits.clone(),
+            self.shared.health.clone(),
+            self.shared.limits.clone(),
         ));
         if let Err(error) = self.listen(&worker) {
             let _ = started.send(Err(error.into()));
             return;
+        }
+        if let Some(ports) = self.shared.gateway_ports.take() {
+            let following = gateway::follow(Rc::clone(&worker), self.index, ports);
+            tokio::task::spawn_local(following);
         }
         let _ = started.send(Ok(()));
         tokio::task::spawn_local(telemetry.clone().keep_flushing());

@@ -71,6 +71,7 @@ pub(crate) fn shown_config(config: &Config) -> Value {
         "control": format!("{:?}", config.control),
         "workload": format!("{:?}", config.workload),
         "listeners": format!("{:?}", config.listeners),
+        "gateway": format!("{:?}", config.gateway),
         "workload_api": format!("{:?}", config.workload_api),
         "traffic": format!("{:?}", config.traffic),
         "limits": format!("{:?}", config.limits),

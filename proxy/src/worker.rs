@@ -27,6 +27,7 @@ use crate::{
     control::{Control, MeshIdentity},
     drain::Drain,
     errors::{Chain, ErrorCode, ProxyError},
+    gateway::GatewayWorker,
     health::Health,
     http::{
         Body, FarTooLarge, H1ServerError, H1ServerSettings, H2ServerError, H2ServerSettings,
@@ -70,6 +71,7 @@ pub(crate) struct Worker {
     /// To endpoints without a sidecar, in the mesh's services or outside.
     pub(crate) endpoints: PlaintextClient,
     pub(crate) forwarding: Forwarding,
+    pub(crate) gateway: GatewayWorker,
     /// Copies of requests that are under way to mirrors.
     pub(crate) copies: Copies,
     pub(crate) limits: Limits,
@@ -132,6 +134,7 @@ impl Worker {
                 traffic.pool_idle_timeout,
             ),
             forwarding: Forwarding::new(&config),
+            gateway: GatewayWorker::default(),
             copies: Copies::default(),
             overload: Overload::new(config.limits.max_requests),
             limits,
@@ -385,10 +388,13 @@ impl Worker {
 
     /// Counts and, once a minute, logs a connection that was refused before it could be told why.
     pub(crate) fn refused(&self, client: SocketAddr, error: &ProxyError) {
+        self.refused_by(Direction::Inbound, client, error);
+    }
+
+    /// The same, whichever way it was to go.
+    pub(crate) fn refused_by(&self, direction: Direction, client: SocketAddr, error: &ProxyError) {
         static REFUSED: Throttle = Throttle::new();
-        self.telemetry
-            .metrics()
-            .error(Direction::Inbound, error.code());
+        self.telemetry.metrics().error(direction, error.code());
         if let Some(suppressed) = REFUSED.admit() {
             tracing::warn!(%client, code = %error.code(), error = %error.chain(), suppressed, "a connection was refused");
         }

@@ -15,6 +15,25 @@ impl Cidr {
     pub(crate) fn is_ipv4(&self) -> bool {
         self.address.is_ipv4()
     }
+
+    /// Whether an address is in the block; IPv4 in IPv6 is IPv4.
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(block), IpAddr::V4(address)) => {
+                let mask = u32::MAX
+                    .checked_shl(32 - u32::from(self.prefix))
+                    .unwrap_or(0);
+                address.to_bits() & mask == block.to_bits()
+            }
+            (IpAddr::V6(block), IpAddr::V6(address)) => {
+                let mask = u128::MAX
+                    .checked_shl(128 - u32::from(self.prefix))
+                    .unwrap_or(0);
+                address.to_bits() & mask == block.to_bits()
+            }
+            _ => false,
+        }
+    }
 }
 
 impl FromStr for Cidr {

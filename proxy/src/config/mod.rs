@@ -66,6 +66,7 @@ pub(crate) struct Config {
     pub control: ControlConfig,
     pub workload: WorkloadConfig,
     pub listeners: ListenerConfig,
+    pub gateway: GatewayConfig,
     /// None: there is no Workload API.
     pub workload_api: Option<WorkloadApiConfig>,
     pub traffic: TrafficConfig,
@@ -142,6 +143,26 @@ impl ListenerConfig {
             .first()
             .map_or(15008, |listen| listen.address.port())
     }
+}
+
+/// How a gateway treats its clients.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GatewayConfig {
+    /// None: the proxy is no gateway.
+    pub listen: Option<GatewayListenConfig>,
+    /// Whose `x-forwarded-…` are believed.
+    pub trusted_proxies: Vec<Cidr>,
+    /// Who begins each connection with a PROXY protocol header.
+    pub proxy_protocol_from: Vec<Cidr>,
+    pub idle_timeout: Duration,
+}
+
+/// Where a gateway listens, and with which certificates.
+#[derive(Debug, Clone)]
+pub(crate) struct GatewayListenConfig {
+    /// Their ports are those of Gateway documents.
+    pub addresses: Vec<ListenAddress>,
+    pub certificates: Option<PathBuf>,
 }
 
 /// What becomes of traffic, and how long it may take.

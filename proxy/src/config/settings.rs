@@ -65,6 +65,8 @@ pub(super) struct RunSettings {
     #[command(flatten)]
     pub(super) listeners: ListenerSettings,
     #[command(flatten)]
+    pub(super) gateway: GatewaySettings,
+    #[command(flatten)]
     pub(super) workload_api: WorkloadApiSettings,
     #[command(flatten)]
     pub(super) traffic: TrafficSettings,
@@ -160,6 +162,8 @@ pub(crate) enum CaptureMode {
     Transparent,
     /// The workload uses the proxy as its HTTP proxy, and the ports of --listen.
     Explicit,
+    /// There is no workload: clients outside the mesh come to the ports of Gateway documents.
+    Gateway,
 }
 
 #[derive(Debug, Args)]
@@ -206,6 +210,35 @@ pub(super) struct ListenerSettings {
     /// address that they were for).
     #[arg(long, value_name = "IP", value_parser = host_address, default_value = "127.0.0.1")]
     pub(super) forward_address: IpAddr,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Gateway")]
+pub(super) struct GatewaySettings {
+    /// Where the ports of Gateway documents are opened; with gateway capture alone, like all of these. By default [::] is
+    /// left out where there is no IPv6.
+    #[arg(long, value_name = "IP", value_delimiter = ',', default_values = ["0.0.0.0", "::"])]
+    pub(super) gateway_address: Vec<IpAddr>,
+
+    /// Where the certificates of Gateway documents are: certificateRefs name NAME is DIR/NAME/tls.crt, the chain with its
+    /// leaf first, and DIR/NAME/tls.key, both in PEM. Read again when they change.
+    #[arg(long, value_name = "DIR")]
+    pub(super) gateway_certificates: Option<PathBuf>,
+
+    /// Proxies in front of the gateway whose x-forwarded-for, -proto and -host are believed and continued. From all others
+    /// they are overwritten.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(super) gateway_trusted_proxies: Vec<Cidr>,
+
+    /// Load balancers in front of the gateway that begin each connection with a PROXY protocol header, version 1 or 2.
+    /// From these it must come, and from no others is it taken.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(super) gateway_proxy_protocol_from: Vec<Cidr>,
+
+    /// How long a client of the gateway may keep a connection open without a request.
+    #[arg(long, value_name = "DURATION", default_value = "90s",
+        value_parser = duration_within(MILLISECOND, DAY))]
+    pub(super) gateway_idle_timeout: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -12,14 +12,14 @@ use super::environment::{AwsVariables, variable_name};
 use super::error::{ConfigError, Place};
 use super::evidence;
 use super::settings::{
-    CaptureMode, CommandSettings, IdentitySettings, LimitSettings, ListenerSettings,
-    RedirectSettings, RunSettings, SidecarChoice, TelemetrySettings, TrafficSettings,
-    WorkloadApiSettings, WorkloadSettings,
+    CaptureMode, CommandSettings, GatewaySettings, IdentitySettings, LimitSettings,
+    ListenerSettings, RedirectSettings, RunSettings, SidecarChoice, TelemetrySettings,
+    TrafficSettings, WorkloadApiSettings, WorkloadSettings,
 };
 use super::{
-    CommandConfig, Config, ControlConfig, LimitConfig, ListenAddress, ListenerConfig,
-    RedirectConfig, RunningSidecarConfig, TelemetryConfig, TrafficConfig, WorkloadApiConfig,
-    WorkloadConfig,
+    CommandConfig, Config, ControlConfig, GatewayConfig, GatewayListenConfig, LimitConfig,
+    ListenAddress, ListenerConfig, RedirectConfig, RunningSidecarConfig, TelemetryConfig,
+    TrafficConfig, WorkloadApiConfig, WorkloadConfig,
 };
 
 /// Which settings were given, and where.
@@ -65,6 +65,7 @@ impl<'a> Given<'a> {
             let needed = match needed {
                 CaptureMode::Transparent => "transparent",
                 CaptureMode::Explicit => "explicit",
+                CaptureMode::Gateway => "gateway",
             };
             return Err(self.error(flag, format!("works with --capture {needed} alone")));
         }
@@ -78,12 +79,14 @@ pub(super) fn run(
     aws: &AwsVariables,
 ) -> Result<Config, ConfigError> {
     let control = control(settings.identity, given, aws)?;
+    let gateway = gateway(settings.gateway, settings.listeners.capture, given)?;
     let listeners = listeners(settings.listeners, given)?;
     let workload = workload(settings.workload, &listeners, given)?;
     Ok(Config {
         control,
         workload,
         listeners,
+        gateway,
         workload_api: workload_api(settings.workload_api, given)?,
         traffic: traffic(settings.traffic, given)?,
         limits: limits(&settings.limits),
@@ -194,6 +197,15 @@ fn listeners(settings: ListenerSettings, given: &Given<'_>) -> Result<ListenerCo
     given.only_with("inbound-listen", CaptureMode::Transparent, capture)?;
     given.only_with("plaintext-listen", CaptureMode::Explicit, capture)?;
     given.only_with("forward-address", CaptureMode::Explicit, capture)?;
+    let is_gateway = capture == CaptureMode::Gateway;
+    if is_gateway {
+        // It has no workload, and is nobody's peer.
+        for flag in ["outbound-listen", "mesh-listen", "listen", "serve"] {
+            if given.is_given(flag) {
+                return Err(given.error(flag, "does not work with --capture gateway"));
+            }
+        }
+    }
     let addresses = |flag: &str, addresses: Vec<SocketAddr>| -> Vec<ListenAddress> {
         let chosen = given.is_given(flag);
         addresses
@@ -205,15 +217,19 @@ fn listeners(settings: ListenerSettings, given: &Given<'_>) -> Result<ListenerCo
             .collect()
     };
     let explicit = capture == CaptureMode::Explicit;
+    let without_gateway = |listen: Vec<ListenAddress>| match is_gateway {
+        true => Vec::new(),
+        false => listen,
+    };
     let config = ListenerConfig {
         capture,
-        outbound: addresses("outbound-listen", settings.outbound_listen),
-        inbound: if explicit {
+        outbound: without_gateway(addresses("outbound-listen", settings.outbound_listen)),
+        inbound: if explicit || is_gateway {
             Vec::new()
         } else {
             addresses("inbound-listen", settings.inbound_listen)
         },
-        mesh: addresses("mesh-listen", settings.mesh_listen),
+        mesh: without_gateway(addresses("mesh-listen", settings.mesh_listen)),
         admin: addresses("admin-listen", settings.admin_listen),
         mapped: settings.listen,
         plaintext: settings.plaintext_listen,
@@ -223,6 +239,40 @@ fn listeners(settings: ListenerSettings, given: &Given<'_>) -> Result<ListenerCo
     check_overlap(&config, given)?;
     check_mesh_port(&config, given)?;
     Ok(config)
+}
+
+fn gateway(
+    settings: GatewaySettings,
+    capture: CaptureMode,
+    given: &Given<'_>,
+) -> Result<GatewayConfig, ConfigError> {
+    for flag in [
+        "gateway-address",
+        "gateway-certificates",
+        "gateway-trusted-proxies",
+        "gateway-proxy-protocol-from",
+        "gateway-idle-timeout",
+    ] {
+        given.only_with(flag, CaptureMode::Gateway, capture)?;
+    }
+    let chosen = given.is_given("gateway-address");
+    let addresses = settings
+        .gateway_address
+        .into_iter()
+        .map(|address| ListenAddress {
+            address: SocketAddr::new(address, 0),
+            required: chosen || address.is_ipv4(),
+        });
+    let listen = (capture == CaptureMode::Gateway).then(|| GatewayListenConfig {
+        addresses: addresses.collect(),
+        certificates: settings.gateway_certificates,
+    });
+    Ok(GatewayConfig {
+        listen,
+        trusted_proxies: settings.gateway_trusted_proxies,
+        proxy_protocol_from: settings.gateway_proxy_protocol_from,
+        idle_timeout: settings.gateway_idle_timeout,
+    })
 }
 
 /// Whoever reaches these listeners acts with the workload's identity.

@@ -76,7 +76,6 @@ pub(crate) struct Control {
     /// None until it has arrived: inbound refuses until then.
     pub(crate) inbound_policy: watch::Receiver<Option<Arc<v1::InboundPolicy>>>,
     /// What to listen on as a gateway: none until a Gateway document has named this proxy.
-    #[allow(dead_code)]
     pub(crate) gateway: watch::Receiver<Option<Arc<v1::GatewayConfig>>>,
     /// Who is banned: empty until the control plane has said so.
     pub(crate) bans: watch::Receiver<Arc<BanList>>,

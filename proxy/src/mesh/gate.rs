@@ -37,7 +37,7 @@ impl HandshakeGate {
 
     /// A place for a handshake from `address`, held until the guard is dropped; None when all are
     /// taken.
-    pub(super) fn enter(&self, address: IpAddr) -> Option<GateGuard> {
+    pub(crate) fn enter(&self, address: IpAddr) -> Option<GateGuard> {
         let mut by_address = self.0.by_address.borrow_mut();
         let theirs = by_address.get(&address).copied().unwrap_or(0);
         if self.0.total.get() >= self.0.max_total || theirs >= self.0.max_per_address {
@@ -59,7 +59,7 @@ impl Default for HandshakeGate {
 }
 
 /// The place of one handshake.
-pub(super) struct GateGuard {
+pub(crate) struct GateGuard {
     gate: Rc<GateInner>,
     address: IpAddr,
 }

@@ -18,7 +18,7 @@ use crate::{
     http::Body,
     retry::{RetryObserver, RetryPolicy},
     route::{CopiedBody, Front, Mirror, RouteTable, Selected, Target},
-    telemetry::metrics::MirrorOutcome,
+    telemetry::{Direction, metrics::MirrorOutcome},
     worker::{READY_WAIT, Worker},
 };
 
@@ -140,11 +140,16 @@ impl Forward<'_> {
                 .pass(limits, &request, route.as_deref())
                 .await?;
         }
+        // What a gateway's clients speak says nothing of what a service does.
+        let http2 = match self.origin.direction {
+            Direction::Gateway => self.exchange.is_grpc() || service.declares_http2(),
+            Direction::Outbound | Direction::Inbound => self.http2,
+        };
         let balance = Balance {
             worker: Rc::clone(self.worker),
             exchange: Rc::clone(self.exchange),
             service: Rc::clone(service),
-            http2: self.http2,
+            http2,
             tried: Rc::default(),
             secure: self.front.tls,
             patience: policy.try_timeout.or(policy.request_timeout),

@@ -19,11 +19,14 @@ use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 use tokio::net::TcpStream;
 
-pub(crate) use self::destination::{Destinations, Target};
 use self::{
     destination::{Declared, Destination, Resolved},
     http::OutboundHttp,
     tcp::OpaqueConnection,
+};
+pub(crate) use self::{
+    destination::{Destinations, Target},
+    forward::Forward,
 };
 use crate::{
     capture::{DestinationSource, OriginalDestination},
@@ -54,7 +57,8 @@ impl Listening {
     pub(crate) fn on_outbound_port(capture: CaptureMode) -> Self {
         match capture {
             CaptureMode::Transparent => Self::Redirected(DestinationSource::Redirect),
-            CaptureMode::Explicit => Self::ForwardProxy,
+            // A gateway has no such port.
+            CaptureMode::Explicit | CaptureMode::Gateway => Self::ForwardProxy,
         }
     }
 }
@@ -134,8 +138,26 @@ async fn connection<T: Connection + Send + 'static>(
         stream,
         client,
         protocol,
+        direction: Direction::Outbound,
     };
     Box::pin(tcp::forward(&worker, &destination, opaque)).await;
+}
+
+/// Carries TLS that a gateway passes through.
+pub(crate) async fn pass_through<T: Connection>(
+    worker: &Rc<Worker>,
+    destination: &Destination,
+    stream: T,
+    client: SocketAddr,
+) {
+    let _active = worker.drain.active();
+    let opaque = OpaqueConnection {
+        stream,
+        client,
+        protocol: Protocol::Tls,
+        direction: Direction::Gateway,
+    };
+    tcp::forward(worker, destination, opaque).await;
 }
 
 /// The service of the mesh that TLS names, where the address that was dialled belongs to none: a name server outside

@@ -29,6 +29,7 @@ pub(crate) struct Service {
     name: Rc<str>,
     port: u32,
     declared: Cell<Declared>,
+    http2: Cell<bool>,
     endpoints: Balancer,
     settings: RefCell<Rc<BalanceSettings>>,
     limits: RefCell<Option<Rc<ServiceLimits>>>,
@@ -52,6 +53,7 @@ impl Service {
             name: service.name.as_str().into(),
             port: service.port,
             declared: Cell::new(service.protocol().into()),
+            http2: Cell::new(declares_http2(service)),
             endpoints: Balancer::new(health, &plan(service, &endpoints, &settings)),
             settings: RefCell::new(Rc::new(settings)),
             limits: RefCell::new(limits_of(service, limits)),
@@ -71,6 +73,7 @@ impl Service {
     pub(crate) fn update(&self, service: &v1::Service, config: &Config, limits: &Limits) {
         *self.limits.borrow_mut() = limits_of(service, limits);
         self.declared.set(service.protocol().into());
+        self.http2.set(declares_http2(service));
         let settings = BalanceSettings::of(service.traffic.as_ref(), &config.workload.zone);
         let endpoints = endpoints(service);
         self.endpoints.update(&plan(service, &endpoints, &settings));
@@ -99,6 +102,11 @@ impl Service {
 
     pub(crate) fn declared(&self) -> Declared {
         self.declared.get()
+    }
+
+    /// Whether the service is declared to speak HTTP/2, and nothing else.
+    pub(crate) fn declares_http2(&self) -> bool {
+        self.http2.get()
     }
 
     /// Where requests for it go.
@@ -176,6 +184,10 @@ impl Service {
             ),
         )
     }
+}
+
+fn declares_http2(service: &v1::Service) -> bool {
+    matches!(service.protocol(), v1::Protocol::Http2 | v1::Protocol::Grpc)
 }
 
 /// Where a service's requests go.

@@ -34,6 +34,7 @@ pub(crate) struct OpaqueConnection<T> {
     pub(crate) stream: T,
     pub(crate) client: SocketAddr,
     pub(crate) protocol: Protocol,
+    pub(crate) direction: Direction,
 }
 
 enum Upstream {
@@ -45,6 +46,7 @@ enum Upstream {
 struct Journey {
     worker: Rc<Worker>,
     started: (SystemTime, Instant),
+    direction: Direction,
     protocol: Protocol,
     source: Party,
     service: Option<Rc<str>>,
@@ -60,14 +62,18 @@ struct Journey {
 }
 
 impl Journey {
-    fn begin(worker: &Rc<Worker>, client: SocketAddr, protocol: Protocol) -> Self {
+    fn begin<T>(worker: &Rc<Worker>, connection: &OpaqueConnection<T>) -> Self {
+        // Whoever comes to a gateway from outside is nobody.
+        let own_id = || worker.identity().ok().map(|identity| identity.id.clone());
+        let is_own = connection.direction != Direction::Gateway;
         Self {
             worker: Rc::clone(worker),
             started: (SystemTime::now(), Instant::now()),
-            protocol,
+            direction: connection.direction,
+            protocol: connection.protocol,
             source: Party {
-                address: Some(client),
-                id: worker.identity().ok().map(|identity| identity.id.clone()),
+                address: Some(connection.client),
+                id: is_own.then(own_id).flatten(),
             },
             service: None,
             destination: Party::default(),
@@ -83,7 +89,7 @@ impl Journey {
     /// Counts the connection as open, under what is known of it now.
     fn open(&mut self) {
         let handles = self.worker.telemetry.metrics().connection_handles(
-            Direction::Outbound,
+            self.direction,
             self.protocol,
             self.service.as_deref().unwrap_or_default(),
             self.destination.as_peer().spiffe_id,
@@ -110,7 +116,7 @@ impl Journey {
             request_bytes: self.progress.sent(),
             response_bytes: self.progress.received(),
             handles: self.open.as_ref().map(|(handles, _)| &**handles),
-            ..ConnectionRecord::new(Direction::Outbound, self.protocol)
+            ..ConnectionRecord::new(self.direction, self.protocol)
         });
     }
 }
@@ -130,7 +136,7 @@ pub(crate) async fn forward<T: Connection>(
     destination: &Destination,
     connection: OpaqueConnection<T>,
 ) {
-    let mut journey = Journey::begin(worker, connection.client, connection.protocol);
+    let mut journey = Journey::begin(worker, &connection);
     // In a box, since it is over when bytes flow.
     let connecting = connect(worker, destination, connection.protocol, &mut journey);
     let connected = Box::pin(connecting).await;
@@ -166,12 +172,24 @@ async fn connect(
 ) -> Result<Upstream, ProxyError> {
     match destination.resolve(worker, READY_WAIT).await {
         Ok(Resolved::Service(service)) => connect_to_service(worker, &service, journey).await,
+        // Routes name services of the mesh, and nothing else may be reached by a gateway.
+        Ok(Resolved::Outside) if journey.direction == Direction::Gateway => {
+            Err(unknown_service(destination.target()))
+        }
         Ok(Resolved::Outside) => connect_outside(worker, destination, journey).await,
         // What the workload has encrypted itself may go on without the control plane's word; plaintext that
         // might belong into the mesh may not.
-        Err(_) if protocol == Protocol::Tls => connect_outside(worker, destination, journey).await,
+        Err(_) if protocol == Protocol::Tls && journey.direction == Direction::Outbound => {
+            connect_outside(worker, destination, journey).await
+        }
         Err(error) => Err(error),
     }
+}
+
+/// What is said of a gateway's route to a service that discovery does not know.
+pub(super) fn unknown_service(target: &Target) -> ProxyError {
+    let message = format_args!("{target}, which a route names, is no service of the mesh.");
+    ProxyError::new(ErrorCode::NoEndpoints, message)
 }
 
 async fn connect_to_service(

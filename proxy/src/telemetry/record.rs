@@ -19,6 +19,8 @@ pub(crate) enum Direction {
     Inbound,
     /// From the workload.
     Outbound,
+    /// From outside the mesh to services within.
+    Gateway,
 }
 
 impl Direction {
@@ -27,6 +29,7 @@ impl Direction {
         match self {
             Self::Inbound => "inbound",
             Self::Outbound => "outbound",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -266,6 +269,6 @@ impl<'a> ConnectionRecord<'a> {
 fn remote_id<'a>(direction: Direction, source: Peer<'a>, destination: Peer<'a>) -> Option<&'a str> {
     match direction {
         Direction::Inbound => source.spiffe_id,
-        Direction::Outbound => destination.spiffe_id,
+        Direction::Outbound | Direction::Gateway => destination.spiffe_id,
     }
 }

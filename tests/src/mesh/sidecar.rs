@@ -21,7 +21,8 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    pub(super) fn new(place: Place, admin: SocketAddr, process: Process) -> Self {
+    /// One whose process was started by the test itself.
+    pub fn new(place: Place, admin: SocketAddr, process: Process) -> Self {
         Self {
             place,
             admin,

@@ -16,6 +16,7 @@ mod discovery;
 mod drain;
 mod explicit;
 mod full_disk;
+mod gateway;
 mod harness;
 mod health;
 mod ipv6;

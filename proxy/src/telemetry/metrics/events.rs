@@ -33,6 +33,8 @@ words! {
         Client = "client",
         /// It accepted.
         Server = "server",
+        /// It accepted, as a gateway, from outside the mesh.
+        Gateway = "gateway",
     }
 }
 

@@ -9,6 +9,7 @@ mod control;
 mod events;
 mod exposition;
 mod family;
+mod gateway;
 mod handles;
 mod labels;
 mod process;
@@ -29,6 +30,7 @@ pub(crate) use events::{
     RetryReason, Side,
 };
 pub(crate) use exposition::Format;
+pub(crate) use gateway::GatewayFamilies;
 pub(crate) use handles::{
     ConnectionHandles, FinishedRequest, OpenConnection, RequestHandles, WorkerMetrics,
 };
@@ -62,6 +64,8 @@ pub(crate) struct Metrics {
     limited: Family<LimitLabels, Counter>,
     certificate_expiry: Arc<Gauge>,
     control_plane_connected: Arc<Gauge>,
+    /// Ports and certificates of a gateway.
+    pub(crate) gateway: GatewayFamilies,
     /// What programs beside the proxy ask of the Workload API.
     pub(crate) workload_api: WorkloadApiFamilies,
     /// Access-log lines that were dropped because the log's destination is too slow or fails.
@@ -101,6 +105,7 @@ impl Metrics {
         );
         let workload_api = WorkloadApiFamilies::register(&mut families);
         let certificate_expiry = register_certificate(&mut registry);
+        let gateway = GatewayFamilies::register(&mut registry);
         let control_plane_connected = single(
             &mut registry,
             "sidewind_control_plane_connected",
@@ -136,6 +141,7 @@ impl Metrics {
             limited,
             certificate_expiry,
             control_plane_connected,
+            gateway,
             workload_api,
             dropped_log_lines,
             exported_spans,
@@ -262,7 +268,10 @@ struct HandshakeFamilies {
 impl HandshakeFamilies {
     fn register(families: &mut Families<'_>) -> Self {
         Self {
-            total: families.add("sidewind_tls_handshakes", "TLS handshakes on the mesh wire"),
+            total: families.add(
+                "sidewind_tls_handshakes",
+                "TLS handshakes of the mesh, and of a gateway with its clients",
+            ),
             duration: families.add_histogram(
                 "sidewind_tls_handshake_duration_seconds",
                 "How long TLS handshakes took, failed ones too",

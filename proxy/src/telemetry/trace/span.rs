@@ -106,7 +106,7 @@ fn empty(direction: Direction, context: &TraceContext, attributes: Attributes) -
         parent_span_is_remote: context.parent_id.is_some(),
         span_kind: match direction {
             Direction::Inbound => SpanKind::Server,
-            Direction::Outbound => SpanKind::Client,
+            Direction::Outbound | Direction::Gateway => SpanKind::Client,
         },
         name: Cow::Borrowed(""),
         start_time: std::time::UNIX_EPOCH,
@@ -203,7 +203,7 @@ fn request_error_type(record: &RequestRecord<'_>) -> Option<Cow<'static, str>> {
     if let Some(code) = record.error {
         return Some(Cow::Borrowed(code.as_str()));
     }
-    let client = record.direction == Direction::Outbound;
+    let client = record.direction != Direction::Inbound;
     if let Some(status) = record.grpc_status {
         // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS.
         let failed = if client {
@@ -351,7 +351,7 @@ impl Attributes {
         // The peer is who is at the other end of the proxy's own connection.
         let peer = match record.direction {
             Direction::Inbound => record.source.address,
-            Direction::Outbound => record.endpoint,
+            Direction::Outbound | Direction::Gateway => record.endpoint,
         };
         if let Some(peer) = peer {
             self.text("network.peer.address", peer.ip().to_string());

@@ -1,0 +1,255 @@
+//! HTTP of a gateway: the way of one request.
+//!
+//! forwarded headers → exchange (record, trace) → clean → listener by host → the listener's routes →
+//! [`Forward`], which is a sidecar's way too
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
+
+use http::{HeaderValue, Request, Response, header};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    OpenPort, forwarded,
+    idle::Idle,
+    port::{Listener, Port},
+};
+use crate::{
+    errors::{Chain, ErrorCode, ProxyError},
+    exchange::{Exchange, Origin, Party},
+    http::Body,
+    outbound::Forward,
+    retry::RetryPolicy,
+    route::{Front, RouteTable},
+    telemetry::Direction,
+    worker::Worker,
+};
+
+/// Serves the requests of one client's connection.
+#[derive(Clone, Debug)]
+pub(super) struct GatewayHttp(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    worker: Rc<Worker>,
+    port: Arc<OpenPort>,
+    origin: Origin,
+    client: SocketAddr,
+    /// The listener whose certificate the client saw; none without TLS.
+    proven: Option<String>,
+    idle: Rc<Idle>,
+}
+
+/// Serves a connection to its end: until the client closes it, it is idle for too long, the port is closed, or the
+/// drain begins.
+pub(super) async fn serve<T>(worker: Rc<Worker>, stream: T, http2: bool, http: GatewayHttp)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let _open = worker.open_http(Direction::Gateway, http2, "", None);
+    let idle = Rc::clone(&http.0.idle);
+    let (drain, closed) = (worker.drain.begun(), http.0.port.closed());
+    let ending = {
+        let idle = Rc::clone(&idle);
+        async move {
+            tokio::select! {
+                () = drain => {}
+                () = closed => {}
+                () = idle.too_long() => {}
+            }
+        }
+    };
+    let service = move |request| {
+        let http = http.clone();
+        async move { Ok(http.respond(request).await) }
+    };
+    tokio::select! {
+        () = worker.serve_http(stream, http2, Direction::Gateway, false, ending, service) => {}
+        // It was told to go and stays.
+        () = idle.overstayed() => {}
+    }
+}
+
+impl GatewayHttp {
+    pub(super) fn new(
+        worker: &Rc<Worker>,
+        port: Arc<OpenPort>,
+        client: SocketAddr,
+        proven: Option<String>,
+    ) -> Self {
+        let source = Party {
+            address: Some(client),
+            id: None,
+        };
+        Self(Rc::new(Inner {
+            origin: Origin::new(worker, Direction::Gateway, source),
+            worker: Rc::clone(worker),
+            port,
+            client,
+            proven,
+            idle: Idle::new(worker.config.gateway.idle_timeout),
+        }))
+    }
+
+    async fn respond(&self, mut request: Request<Body>) -> Response<Body> {
+        let inner = &*self.0;
+        let under_way = inner.idle.begin();
+        let tls = inner.proven.is_some();
+        let host = host_value(&request);
+        let trusted = &inner.worker.config.gateway.trusted_proxies;
+        let headers = request.headers_mut();
+        let client = forwarded::apply(headers, host.as_ref(), inner.client, tls, trusted);
+        let mut origin = inner.origin.clone();
+        if client != inner.client.ip().to_canonical() {
+            // A proxy in front says who it is, and from no port.
+            origin.source.address = Some(SocketAddr::new(client, 0));
+        }
+        let exchange = Exchange::begin(&origin, &mut request, inner.worker.drain.active());
+        let port = inner.port.current();
+        let host = host.as_ref().and_then(|host| host.to_str().ok());
+        let listener = inner.listener(&port, host.unwrap_or_default());
+        let result = inner.forward(&origin, &exchange, listener, request).await;
+        let mut response = exchange.end(result);
+        if let Some(hsts) = listener.ok().and_then(|listener| listener.hsts.clone()) {
+            let headers = response.headers_mut();
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts);
+        }
+        response.map(|body| body.watched(Rc::new(under_way)))
+    }
+}
+
+impl Inner {
+    /// The listener that a request is for, where its connection may ask for it.
+    fn listener<'p>(
+        &self,
+        port: &'p Port,
+        authority: &str,
+    ) -> Result<&'p Arc<Listener>, NoListener> {
+        let host = host_of(authority).to_ascii_lowercase();
+        let listener = port.listener(&host).ok_or(NoListener::Unknown)?;
+        match &self.proven {
+            // Another host's listener has another certificate, and perhaps other clients (RFC 9110, section 15.5.20).
+            Some(proven) if *proven != listener.name => Err(NoListener::Other),
+            _ => Ok(listener),
+        }
+    }
+
+    async fn forward(
+        &self,
+        origin: &Origin,
+        exchange: &Rc<Exchange>,
+        listener: Result<&Arc<Listener>, NoListener>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        exchange.clean(&mut request)?;
+        let listener = listener?;
+        let table = self.worker.gateway.tables.of(&self.worker, listener)?;
+        let forward = Forward {
+            worker: &self.worker,
+            origin,
+            exchange,
+            front: Front {
+                tls: self.proven.is_some(),
+                port: self.port.number,
+            },
+            // Each service says what it speaks; what the client spoke says nothing of it.
+            http2: false,
+        };
+        forward.by_table(&table, None, request).await
+    }
+}
+
+/// Why a request has no listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NoListener {
+    Unknown,
+    Other,
+}
+
+impl From<NoListener> for ProxyError {
+    fn from(reason: NoListener) -> Self {
+        let message = match reason {
+            NoListener::Unknown => {
+                "No listener of this gateway is for the host that the request names."
+            }
+            NoListener::Other => {
+                "The host that the request names is served by another listener than this connection; make a new one."
+            }
+        };
+        Self::new(ErrorCode::WrongDestination, message)
+    }
+}
+
+/// The authority that a request names.
+fn host_value(request: &Request<Body>) -> Option<HeaderValue> {
+    match request.uri().authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => request.headers().get(header::HOST).cloned(),
+    }
+}
+
+/// Without user, port and final dot.
+fn host_of(authority: &str) -> &str {
+    let host = match authority.rsplit_once(':') {
+        // The colons of an IPv6 address are within brackets.
+        Some((host, port)) if !port.contains(']') => host,
+        _ => authority,
+    };
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// The routes of a port's listeners as one worker uses them.
+#[derive(Debug, Default)]
+pub(super) struct Tables(RefCell<Vec<(Arc<Listener>, Option<Rc<RouteTable>>)>>);
+
+impl Tables {
+    /// The routes of a listener. They are read once, and forgotten when the port has another listener in its place.
+    fn of(&self, worker: &Worker, listener: &Arc<Listener>) -> Result<Rc<RouteTable>, ProxyError> {
+        let mut known = self.0.borrow_mut();
+        let table = match known.iter().find(|(other, _)| Arc::ptr_eq(other, listener)) {
+            Some((_, table)) => table.clone(),
+            None => {
+                // Those that nobody else holds are of a state that is gone.
+                known.retain(|(other, _)| Arc::strong_count(other) > 1);
+                let table = read(worker, listener);
+                known.push((Arc::clone(listener), table.clone()));
+                table
+            }
+        };
+        table.ok_or_else(|| {
+            let message = format_args!("The routes of listener {} cannot be read.", listener.name);
+            ProxyError::new(ErrorCode::BackendInvalid, message)
+        })
+    }
+}
+
+fn read(worker: &Worker, listener: &Listener) -> Option<Rc<RouteTable>> {
+    let Some(routes) = &listener.routes else {
+        return Some(Rc::default());
+    };
+    let policy = |route: Option<&_>| RetryPolicy::new(route, &worker.config.traffic);
+    RouteTable::compile(routes, &policy)
+        .map(Rc::new)
+        .inspect_err(|error| {
+            tracing::error!(listener = listener.name, error = %Chain(error), "a listener's routes cannot be read");
+        })
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_of_an_authority_has_no_port() {
+        for (authority, host) in [
+            ("airflow.example.com", "airflow.example.com"),
+            ("airflow.example.com:8443", "airflow.example.com"),
+            ("airflow.example.com.:8443", "airflow.example.com"),
+            ("[::1]:8443", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("", ""),
+        ] {
+            assert_eq!(host_of(authority), host);
+        }
+    }
+}

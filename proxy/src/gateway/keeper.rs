@@ -1,0 +1,303 @@
+//! Keeps the gateway's ports as its documents and certificates say; on the control thread.
+//!
+//! What is new is made whole before any of it is used. A port that stays keeps its sockets and connections, and its
+//! next request sees the new state; one that is new is opened for all workers at once; one that has gone is closed
+//! after what waited there was accepted.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use rustls::crypto::CryptoProvider;
+use sidewind_api::v1;
+use tokio::sync::watch;
+
+use super::{
+    certificates::Certificates,
+    port::{Listener, ListenerError, Port, TlsEnds},
+};
+use crate::{
+    admin::{Component, Readiness},
+    capture,
+    config::{GatewayListenConfig, ListenAddress},
+    errors::Chain,
+    telemetry::metrics::Metrics,
+};
+
+/// How often certificates are looked at, and ports that could not be opened are tried again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A port that is listened on, shared by all workers.
+#[derive(Debug)]
+pub(crate) struct OpenPort {
+    pub(super) number: u16,
+    current: ArcSwap<Port>,
+    /// Its connections.
+    pub(crate) open: Arc<AtomicUsize>,
+    /// Of each worker, until it takes them.
+    sockets: Mutex<Vec<Vec<TcpListener>>>,
+    closed: watch::Sender<bool>,
+}
+
+impl OpenPort {
+    /// What is served there now.
+    pub(super) fn current(&self) -> Arc<Port> {
+        self.current.load_full()
+    }
+
+    /// The sockets of one worker, once.
+    pub(super) fn take_sockets(&self, worker: usize) -> Vec<TcpListener> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets
+            .get_mut(worker)
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Resolves when the port is to be closed.
+    pub(crate) fn closed(&self) -> impl Future<Output = ()> + use<> {
+        let mut closed = self.closed.subscribe();
+        async move {
+            // An error means that the keeper has ended, which it does with the process.
+            if closed.wait_for(|closed| *closed).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// The ports that are open.
+pub(crate) type OpenPorts = Vec<Arc<OpenPort>>;
+
+/// Owns the ports.
+pub(crate) struct Keeper {
+    config: GatewayListenConfig,
+    workers: usize,
+    provider: Arc<CryptoProvider>,
+    certificates: Certificates,
+    open: BTreeMap<u16, Arc<OpenPort>>,
+    ports: watch::Sender<OpenPorts>,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    /// Once everything has been served, what is wrong with something later is told, and the rest goes on.
+    was_ready: bool,
+    told: Vec<String>,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        config: GatewayListenConfig,
+        workers: usize,
+        readiness: Readiness,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let certificates = Certificates::new(config.certificates.clone());
+        let waiting = "no Gateway document has named this proxy's identity yet";
+        readiness.set(Component::Listeners, false, waiting);
+        Self {
+            config,
+            workers,
+            provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+            certificates,
+            open: BTreeMap::new(),
+            ports: watch::Sender::default(),
+            readiness,
+            metrics,
+            was_ready: false,
+            told: Vec::new(),
+        }
+    }
+
+    /// The ports, as they open and close.
+    pub(crate) fn ports(&self) -> watch::Receiver<OpenPorts> {
+        self.ports.subscribe()
+    }
+
+    /// Follows the documents and certificates for as long as the process lives.
+    pub(crate) async fn run(
+        mut self,
+        mut updates: watch::Receiver<Option<Arc<v1::GatewayConfig>>>,
+    ) {
+        let mut tick = tokio::time::interval(LOOK_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut applied = None;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                changed = updates.changed() => if changed.is_err() {
+                    return;
+                },
+            }
+            let Some(wanted) = updates.borrow_and_update().clone() else {
+                continue;
+            };
+            let is_new = applied.as_ref() != Some(&wanted);
+            let looked = self.look(&wanted).await;
+            // What could not be opened is tried again.
+            if is_new || looked || !self.told.is_empty() {
+                self.apply(&wanted);
+                applied = Some(wanted);
+            }
+        }
+    }
+
+    /// Looks at the files, away from this thread. Gives back whether any certificate is another one now.
+    async fn look(&mut self, wanted: &v1::GatewayConfig) -> bool {
+        let names = wanted
+            .listeners
+            .iter()
+            .flat_map(|listener| &listener.certificates);
+        let names: Vec<String> = names.cloned().collect();
+        let mut certificates = std::mem::take(&mut self.certificates);
+        let provider = Arc::clone(&self.provider);
+        let looking = tokio::task::spawn_blocking(move || {
+            let looked = certificates.look(&names, &provider);
+            (certificates, looked)
+        });
+        match looking.await {
+            Ok((certificates, looked)) => {
+                self.certificates = certificates;
+                let gateway = &self.metrics.gateway;
+                gateway.certificates_looked(
+                    looked.loaded,
+                    looked.refused,
+                    self.certificates.first_end(),
+                );
+                looked.changed
+            }
+            Err(error) => {
+                // Reading panics only by a defect; start afresh with the next look.
+                tracing::error!(%error, "certificates could not be looked at");
+                self.certificates = Certificates::new(self.config.certificates.clone());
+                false
+            }
+        }
+    }
+
+    /// Makes the ports as they are to be.
+    fn apply(&mut self, wanted: &v1::GatewayConfig) {
+        let mut problems: Vec<String> = self
+            .certificates
+            .problems()
+            .map(|(name, problem)| format!("certificate {name}: {problem}"))
+            .collect();
+        let ports = self.compile(wanted, &mut problems);
+        let gone: Vec<u16> = self
+            .open
+            .keys()
+            .filter(|port| !ports.contains_key(port))
+            .copied()
+            .collect();
+        for number in gone {
+            if let Some(port) = self.open.remove(&number) {
+                tracing::info!(port = number, "a gateway port is closed");
+                port.closed.send_replace(true);
+            }
+        }
+        for (number, port) in ports {
+            if let Some(open) = self.open.get(&number) {
+                open.current.store(Arc::new(port));
+                continue;
+            }
+            match self.bind(number) {
+                Ok(sockets) => {
+                    tracing::info!(port = number, tls = port.tls, "a gateway port is open");
+                    let open = OpenPort {
+                        number,
+                        current: ArcSwap::from_pointee(port),
+                        open: Arc::default(),
+                        sockets: Mutex::new(sockets),
+                        closed: watch::Sender::new(false),
+                    };
+                    self.open.insert(number, Arc::new(open));
+                }
+                Err(error) => problems.push(format!("port {number} cannot be opened: {error}")),
+            }
+        }
+        let open: OpenPorts = self.open.values().cloned().collect();
+        self.ports.send_if_modified(|present| {
+            let same = present.len() == open.len()
+                && present
+                    .iter()
+                    .zip(&open)
+                    .all(|(one, other)| Arc::ptr_eq(one, other));
+            *present = open;
+            !same
+        });
+        self.tell(wanted, problems);
+    }
+
+    fn compile(
+        &self,
+        wanted: &v1::GatewayConfig,
+        problems: &mut Vec<String>,
+    ) -> BTreeMap<u16, Port> {
+        let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+        for listener in &wanted.listeners {
+            let added = u16::try_from(listener.port)
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or(ListenerError::Port(listener.port))
+                .and_then(|number| {
+                    let made = Listener::new(listener, &self.certificates, &self.provider)?;
+                    let tls = !matches!(made.ends, TlsEnds::Plain);
+                    ports
+                        .entry(number)
+                        .or_insert_with(|| Port::new(tls))
+                        .add(made)
+                });
+            if let Err(error) = added {
+                let (gateway, name) = (&listener.gateway, &listener.name);
+                problems.push(format!("listener {gateway}/{name}: {}", Chain(&error)));
+            }
+        }
+        ports
+    }
+
+    /// Opens a port at each address, for each worker.
+    fn bind(&self, number: u16) -> io::Result<Vec<Vec<TcpListener>>> {
+        let mut sockets: Vec<Vec<TcpListener>> = (0..self.workers).map(|_| Vec::new()).collect();
+        for ListenAddress { address, required } in &self.config.addresses {
+            let address = SocketAddr::new(address.ip(), number);
+            let missing = |error: &io::Error| !required && capture::is_unavailable(error);
+            match capture::check_free(address) {
+                Err(error) if missing(&error) => continue,
+                result => result?,
+            }
+            for of_worker in &mut sockets {
+                of_worker.push(capture::bind(address)?);
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// Says what is wrong once, and in readiness for as long as it is.
+    fn tell(&mut self, wanted: &v1::GatewayConfig, problems: Vec<String>) {
+        for problem in &problems {
+            if !self.told.contains(problem) {
+                tracing::error!(
+                    problem,
+                    "a gateway listener is not served as its document says"
+                );
+            }
+        }
+        self.was_ready |= problems.is_empty();
+        let ready = self.was_ready && !wanted.listeners.is_empty();
+        let detail = match (wanted.listeners.is_empty(), problems.is_empty()) {
+            (true, _) => "no Gateway document names this proxy's identity".to_owned(),
+            (false, true) => {
+                let ports: Vec<String> = self.open.keys().map(u16::to_string).collect();
+                format!("ports {}", ports.join(", "))
+            }
+            (false, false) => problems.join("; "),
+        };
+        self.readiness.set(Component::Listeners, ready, detail);
+        self.metrics.gateway.set_open_ports(self.open.len());
+        self.told = problems;
+    }
+}
