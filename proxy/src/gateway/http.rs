@@ -199,7 +199,10 @@ fn host_of(authority: &str) -> &str {
 
 /// The routes of a port's listeners as one worker uses them.
 #[derive(Debug, Default)]
-pub(super) struct Tables(RefCell<Vec<(Arc<Listener>, Option<Rc<RouteTable>>)>>);
+pub(super) struct Tables(RefCell<Vec<KnownTable>>);
+
+/// A listener with its routes; none where they cannot be read.
+type KnownTable = (Arc<Listener>, Option<Rc<RouteTable>>);
 
 impl Tables {
     /// The routes of a listener. They are read once, and forgotten when the port has another listener in its place.

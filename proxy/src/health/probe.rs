@@ -76,7 +76,11 @@ impl Prober {
             },
             ..PoolSettings::default()
         };
-        let census = Census::new(control.bans.clone(), Proofs::default());
+        let census = Census::new(
+            control.bans.clone(),
+            control.identity.clone(),
+            Proofs::default(),
+        );
         Self {
             mesh: MeshPool::new(settings, Box::new(()), census),
             identity: control.identity.clone(),
@@ -384,7 +388,7 @@ mod tests {
 
     fn prober() -> Prober {
         let (bans, identity) = (watch::channel(Arc::default()).1, watch::channel(None).1);
-        let census = Census::new(bans, Proofs::default());
+        let census = Census::new(bans, identity.clone(), Proofs::default());
         Prober {
             mesh: MeshPool::new(PoolSettings::default(), Box::new(()), census),
             identity,

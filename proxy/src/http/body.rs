@@ -84,7 +84,7 @@ impl BodyError {
             }
             BodyError::Http2(error) => !error.is_io() && !error.is_remote(),
             BodyError::Truncated { .. } => true,
-            BodyError::Superseded => false,
+            BodyError::TooLong | BodyError::Superseded => false,
         }
     }
 
