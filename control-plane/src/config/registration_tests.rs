@@ -65,7 +65,8 @@ fn terms_of_tasks_are_read() {
             }),
         ),
     ] {
-        let text = format!("{REGISTRATION}  taskIdentities: {text}\n---{ATTESTORS}{airflow}");
+        let text =
+            format!("{REGISTRATION}  taskIdentities: {text}\n{PARTNER}---{ATTESTORS}{airflow}");
         let config = parse(&text).unwrap();
         assert_eq!(config.registrations()[0].task_identities, expected);
     }

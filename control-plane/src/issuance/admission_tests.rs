@@ -10,6 +10,13 @@ metadata: { name: clusters }
 spec: { kubernetes: [{ cluster: prod, inCluster: true }] }
 ";
 
+const PARTNER: &str = "---
+apiVersion: sidewind.dev/v1alpha1
+kind: FederatedTrustDomain
+metadata: { name: other }
+spec: { trustDomain: other.org, url: 'https://bundle.other.org', profile: https_web }
+";
+
 const ACCOUNTS: &str = r#"
 apiVersion: sidewind.dev/v1alpha1
 kind: AttestorConfig
@@ -68,6 +75,7 @@ fn the_registration_with_the_most_conditions_decides() {
             "{kubernetes: {namespace: data, serviceAccount: [orders, other]}}",
             "spiffeId: spiffe://example.org/orders\n  svidTtl: 10m\n  jwtTtl: 2m\n  taskIdentities: true\n  federatesWith: [other.org]\n  services: [\"{kubernetes.serviceAccount}.{kubernetes.namespace}\"]\n  dnsNames: [orders.example.org]",
         ),
+        PARTNER.to_owned(),
     ]);
     let registration = admission.admit(&facts(&[])).unwrap().registration;
     assert_eq!(

@@ -139,11 +139,6 @@ async fn what_cannot_be_banned_or_lifted_is_refused_with_the_reason() {
             false,
             "reserved",
         ),
-        (
-            Subject::SpiffeId("spiffe://elsewhere.example/x".to_owned()),
-            false,
-            "trust domain",
-        ),
         (Subject::Serial("xyz".to_owned()), false, "hexadecimal"),
         (Subject::Serial("0f".to_owned()), true, "not banned"),
     ] {

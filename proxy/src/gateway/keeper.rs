@@ -146,7 +146,8 @@ impl Keeper {
         }
     }
 
-    /// Looks at the files, away from this thread. Gives back whether any certificate is another one now.
+    /// Looks at the files, away from this thread. Gives back whether any certificate is another one now,
+    /// or is found to be unusable.
     async fn look(&mut self, wanted: &v1::GatewayConfig) -> bool {
         let names = wanted
             .listeners
@@ -168,7 +169,7 @@ impl Keeper {
                     looked.refused,
                     self.certificates.first_end(),
                 );
-                looked.changed
+                looked.changed || looked.refused > 0
             }
             Err(error) => {
                 // Reading panics only by a defect; start afresh with the next look.

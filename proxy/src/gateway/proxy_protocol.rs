@@ -122,11 +122,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(Said, usize)>, HeaderError> 
 
 fn parse_v1(bytes: &[u8]) -> Result<Option<(Said, usize)>, HeaderError> {
     let window = bytes.get(..MAX_V1_BYTES).unwrap_or(bytes);
-    let Some(end) = window.iter().position(|byte| *byte == b'\r') else {
-        // All before the end is printable ASCII.
-        if window.iter().any(|byte| !(b' '..=b'~').contains(byte)) {
-            return Err(HeaderError::Line);
-        }
+    let end = window.iter().position(|byte| *byte == b'\r');
+    // All before the end is printable ASCII: a wrong byte is refused as soon as it is there.
+    let line = window.get(..end.unwrap_or(window.len())).unwrap_or(window);
+    if line.iter().any(|byte| !(b' '..=b'~').contains(byte)) {
+        return Err(HeaderError::Line);
+    }
+    let Some(end) = end else {
         return match bytes.len() >= MAX_V1_BYTES {
             true => Err(HeaderError::TooLong(MAX_V1_BYTES)),
             false => Ok(None),

@@ -31,7 +31,10 @@ impl ServiceHealth {
 
 fn shown(cell: &EndpointHealth, now: u64) -> Value {
     let desc = cell.desc();
-    let state = if cell.is_probing() {
+    // What checks say comes first: while they fail nobody finds out whether the time of an ejection is over.
+    let state = if !cell.passes_checks() {
+        cell.checked().as_str()
+    } else if cell.is_probing() {
         "probing"
     } else if cell.is_ejected() {
         "ejected"

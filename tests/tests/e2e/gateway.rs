@@ -397,17 +397,11 @@ fn a_route_to_what_is_no_service_leads_nowhere_and_never_out_of_the_mesh() {
 #[test]
 fn a_certificate_is_replaced_under_load_and_a_bad_one_is_not_taken() {
     let edge = Edge::start();
-    let url = format!("https://{}:8443/orders", edge.host.address);
+    let url = "https://airflow.example.com:8443/orders";
     let load = edge.host.place.program("h2load");
     let load = load.args(["-n", "20000", "-c", "8", "-m", "4", "--connect-to"]);
     let load = load.arg(format!("{}:8443", edge.host.address));
-    let load = load.args([
-        "--sni",
-        "airflow.example.com",
-        "-H",
-        ":authority: airflow.example.com",
-    ]);
-    let mut load = load.arg(&url).start("h2load", &edge.mesh.scratch);
+    let mut load = load.arg(url).start("h2load", &edge.mesh.scratch);
     let serving = || {
         let seen = edge.s_client(&["-servername", "airflow.example.com"]).out();
         let begin = seen.find("-----BEGIN").unwrap_or_else(|| panic!("{seen}"));
@@ -428,12 +422,10 @@ fn a_certificate_is_replaced_under_load_and_a_bad_one_is_not_taken() {
     });
     assert_eq!(serving(), good);
     assert!(edge.gateway.is_ready());
-    assert!(
-        edge.gateway
-            .get("/ready")
-            .text()
-            .contains("certificate airflow")
-    );
+    eventually("readiness says which", PATIENCE, || {
+        let said = edge.gateway.get("/ready").text();
+        said.contains("certificate airflow").then_some(())
+    });
     assert!(
         load.wait(Duration::from_secs(60)).success(),
         "{}",
@@ -671,7 +663,7 @@ fn a_gateway_that_is_told_to_end_finishes_what_it_has_accepted() {
 fn slow_and_silent_clients_are_not_waited_for() {
     let flags = [
         "--gateway-idle-timeout",
-        "1s",
+        "3s",
         "--header-timeout",
         "1s",
         "--handshake-timeout",
@@ -693,7 +685,7 @@ fn slow_and_silent_clients_are_not_waited_for() {
     };
     // Each ends by the gateway's closing: s_client itself would wait for ever.
     let seen = client("GET /orders HTTP/1.1\r\nhost: airflow.ex");
-    assert!(seen.contains(" 408 "), "{seen}");
+    assert!(seen.is_empty(), "half a request gets no answer: {seen}");
     let seen = client("GET /orders HTTP/1.1\r\nhost: airflow.example.com\r\n\r\n");
     assert!(
         seen.contains(" 200 ") && seen.contains("anemometer"),

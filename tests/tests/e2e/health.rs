@@ -169,6 +169,7 @@ kind: TrafficPolicy
 metadata: { name: orders-api, namespace: data }
 spec:
   targetRefs: [{ kind: Service, name: orders-api }]
+  balance: { algorithm: roundRobin }
   outlierDetection: { consecutiveFailures: 2, hold: 30s }
 ---
 apiVersion: gateway.networking.k8s.io/v1

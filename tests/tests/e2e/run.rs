@@ -114,6 +114,7 @@ fn a_command_that_is_told_to_end_still_calls_out_for_as_long_as_it_lives() {
     let go_argument = go.display().to_string();
     let plan = mesh
         .workload("airflow", "task")
+        .with_default_drain()
         .flag("--drain-quiet", "0s")
         .flag("--drain-timeout", "0s");
     let mut task = plan

@@ -185,10 +185,14 @@ async fn a_tainted_key_ends_with_its_last_token_and_a_revoked_one_at_once() {
     valid(&fresh, now).unwrap();
     // One that has signed nothing goes without more ado, and so does one whose tokens have ended.
     keys.rotate(STEP, &ACTOR, now).await.unwrap();
-    let prepared = keys.keys()[0].key_id.clone();
+    let in_state = |state| {
+        let found = keys.keys().into_iter().find(|key| key.state == state);
+        found.unwrap().key_id
+    };
+    let prepared = in_state(JwtKeyState::Prepared);
     keys.revoke(&prepared, false, &ACTOR, now).await.unwrap();
     assert_eq!(keys.published().authorities.len(), 1);
-    let second = keys.keys()[0].key_id.clone();
+    let second = in_state(JwtKeyState::Active);
     for options in [STEP, FORCE] {
         keys.rotate(options, &ACTOR, now).await.unwrap();
     }

@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::*;
 use crate::errors::ErrorCode;
+use crate::retry::Failed;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::record::{Direction, Peer, Protocol, TaskContext};
+use crate::telemetry::record::{Direction, FailedAttempt, Peer, Protocol, TaskContext};
 use crate::telemetry::trace::Tracer;
 
 fn task() -> TaskContext {
@@ -22,6 +23,13 @@ fn task() -> TaskContext {
     }
 }
 
+const FAILED: [FailedAttempt; 1] = [FailedAttempt {
+    endpoint: None,
+    failed: Failed::Response(StatusCode::BAD_GATEWAY, None),
+    began: Duration::from_millis(1),
+    duration: Duration::from_millis(2),
+}];
+
 /// A record with every field set.
 fn full_request(task: &TaskContext) -> RequestRecord<'_> {
     RequestRecord {
@@ -34,6 +42,8 @@ fn full_request(task: &TaskContext) -> RequestRecord<'_> {
         error: Some(ErrorCode::NoEndpoints),
         error_detail: Some("orders.data has no endpoints.: all \"ejected\""),
         service: "orders.data",
+        route: "data/orders",
+        failed_attempts: &FAILED,
         endpoint: Some(([10, 0, 0, 9], 8080).into()),
         source: Peer {
             address: Some(([10, 0, 0, 1], 40_000).into()),
@@ -79,7 +89,8 @@ fn a_request_line_says_everything_that_is_known() {
         "protocol": "gRPC", "method": "POST", "path": "/orders", "authority": "orders.data",
         "status": 503, "grpc_status": 14, "error": "no-endpoints",
         "error_detail": "orders.data has no endpoints.: all \"ejected\"",
-        "service": "orders.data", "endpoint": "10.0.0.9:8080",
+        "service": "orders.data", "route": "data/orders", "endpoint": "10.0.0.9:8080",
+        "failed_attempts": [{ "status": 502, "began_ms": 1.0, "duration_ms": 2.0 }],
         "source": {
             "address": "10.0.0.1:40000",
             "spiffe_id": "spiffe://example.org/ns/airflow/sa/worker",

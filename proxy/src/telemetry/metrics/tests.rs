@@ -43,6 +43,16 @@ fn exercise(metrics: &WorkerMetrics) {
     connections.record(1, 2, Duration::from_secs(3));
     metrics.error(Direction::Inbound, ErrorCode::PolicyDenied);
     metrics.shared().admin_refused(AdminRefusal::Silent);
+    metrics.held("orders.data", HoldOutcome::Held);
+    metrics.mirrored("orders.data", MirrorOutcome::Answered);
+    metrics
+        .shared()
+        .ejected("orders.data", Ejection::SuccessRate);
+    metrics.shared().limited("orders.data", "max-requests");
+    metrics
+        .shared()
+        .gateway
+        .certificates_looked(1, 0, Some(SystemTime::now()));
     let timeout = Err(HandshakeFailure::Timeout);
     metrics.handshake(Side::Server, timeout, Duration::from_secs(10));
     metrics.cut_off(CutOff::Banned, 1);
