@@ -113,7 +113,9 @@ def every_command_and_flag_is_known():
                 continue
             listed = help_of(program, *path)
             count += 1
-            for argument in arguments:
+            # What stands behind -- is another program's.
+            own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+            for argument in own:
                 flag = re.match(r"--?[a-z][a-z-]*", argument)
                 if flag and flag[0] not in ("--help", "--version"):
                     where = f"{name}: `{program} {' '.join(path)}` has no {flag[0]}"
