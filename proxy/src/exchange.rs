@@ -19,6 +19,7 @@ use sidewind_identity::SpiffeId;
 use tokio::time::Instant;
 
 use crate::{
+    airflow::ConnectionTask,
     complaints::check_header_list,
     drain::Active,
     errors::{Chain, ErrorCode, ProxyError},
@@ -30,7 +31,7 @@ use crate::{
     mesh::StreamLease,
     retry::{Failed, RetryObserver},
     telemetry::{
-        Direction, FailedAttempt, Peer, Protocol, RequestRecord, Telemetry,
+        Direction, FailedAttempt, Peer, Protocol, RequestRecord, TaskContext, Telemetry,
         metrics::{HoldOutcome, RetryOutcome, RetryReason},
         trace::TraceContext,
     },
@@ -70,6 +71,8 @@ pub(crate) struct Exchange {
     /// Why the request's body broke off, if it did.
     broken_request: Cell<Option<ErrorCode>>,
     upgrade: Cell<bool>,
+    /// The Airflow task that the request comes from.
+    task: RefCell<ConnectionTask>,
     /// Of a request in HTTP/2, as it came; in HTTP/1 no larger one is read. And how many it may have.
     header_bytes: (usize, usize),
     recorded: Cell<bool>,
@@ -109,6 +112,8 @@ pub(crate) struct Origin {
     pub(crate) tls: bool,
     /// Most bytes of a request's header.
     pub(crate) max_header_bytes: usize,
+    /// The Airflow task that the connection belongs to.
+    pub(crate) task: ConnectionTask,
     /// The authorities that the connection's requests name.
     pub(crate) authorities: Rc<RefCell<AuthorityCache>>,
 }
@@ -122,6 +127,7 @@ impl Origin {
             source,
             destination: Party::default(),
             tls: false,
+            task: ConnectionTask::default(),
             authorities: Rc::default(),
         }
     }
@@ -173,6 +179,7 @@ impl Exchange {
             response_bytes: Cell::new(0),
             broken_request: Cell::new(None),
             upgrade: Cell::new(false),
+            task: RefCell::new(origin.task.clone()),
             header_bytes: (header_bytes, origin.max_header_bytes),
             recorded: Cell::new(false),
             lease: RefCell::new(None),
@@ -250,6 +257,16 @@ impl Exchange {
 
     pub(crate) fn route(&self) -> Option<Rc<str>> {
         self.route.get().cloned()
+    }
+
+    /// The Airflow task that the request comes from, as far as it becomes known.
+    pub(crate) fn task(&self) -> ConnectionTask {
+        self.task.borrow().clone()
+    }
+
+    /// Notes that the request comes from a task, as a peer said that is believed.
+    pub(crate) fn set_task(&self, task: TaskContext) {
+        *self.task.borrow_mut() = ConnectionTask::known(Some(task));
     }
 
     /// Notes that the request is sent to `endpoint`, whose proxy proved `id`, or in plaintext without one.
@@ -392,6 +409,7 @@ impl Exchange {
         drop(self.places.take());
         let error = self.error.borrow();
         let destination = self.destination.borrow();
+        let task = self.task.borrow();
         let host = self.host.as_ref().and_then(|host| host.to_str().ok());
         let authority = self.uri.authority().map(|authority| authority.as_str());
         let record = RequestRecord {
@@ -419,6 +437,7 @@ impl Exchange {
                 .as_ref()
                 .and_then(|state| state.to_str().ok()),
             user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
+            task: task.now(),
             ..RequestRecord::new(self.direction, self.protocol, &self.method)
         };
         self.telemetry.finish_request(&record);

@@ -14,6 +14,7 @@
 //! | [`gateway`] | the way of a connection from outside the mesh to a service within |
 //! | [`detect`], [`http`], [`copy`], [`upgrade`] | protocols: what a client speaks, HTTP, bytes |
 //! | [`route`], [`balance`], [`health`], [`retry`], [`policy`], [`limit`] | where to, which endpoint, which are well, whether again, whether at all, how many |
+//! | [`airflow`] | which task a connection of the workload belongs to |
 //! | [`mesh`], [`plaintext`] | connections to other sidecars, and to those who have none |
 //! | [`workload_api`] | the workload's own programs get its identity: SPIFFE Workload API, Envoy SDS |
 //! | [`hot`] | the pieces that every request passes, for `benches/` alone |
@@ -26,6 +27,7 @@
 //! metric cells of its own; workers share snapshots and nothing else.
 
 mod admin;
+mod airflow;
 mod balance;
 mod capture;
 mod command;

@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     admin::{self, Admin, Component, Readiness},
-    capture,
+    airflow, capture,
     command::{Beside, End, Supervisor, run_beside},
     config::{self, Config, TrafficConfig},
     control::{self, Control},
@@ -38,7 +38,7 @@ use crate::{
         metrics::Metrics,
         trace::{self, SpanExporting, TraceResource},
     },
-    worker::Worker,
+    worker::{Shared, Worker},
     workload_api::{self, WorkloadApi},
 };
 
@@ -100,14 +100,15 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
     let readiness = Readiness::default();
 
     let health = Health::new(Some(Arc::clone(&telemetry.metrics)));
-    let limits = Limits::new(Some(Arc::clone(&telemetry.metrics)));
     let keeper = gateway_keeper(&config, &readiness, &telemetry);
     let shared = Shared {
         health: health.clone(),
-        limits,
-        gateway_ports: keeper.as_ref().map(Keeper::ports),
+        limits: Limits::new(Some(Arc::clone(&telemetry.metrics))),
+        tasks: start_task_lookup(&config, &telemetry.metrics)?,
     };
-    let workers = Workers::start(&config, &control, &telemetry, &drain, &shared)?;
+    let gateway_ports = keeper.as_ref().map(Keeper::ports);
+    let of_all = (&shared, gateway_ports.as_ref());
+    let workers = Workers::start(&config, &control, &telemetry, &drain, of_all)?;
     let checks = tokio::spawn(health::check::start_when_wanted(
         health.clone(),
         Arc::clone(&config),
@@ -273,6 +274,17 @@ fn start_telemetry(config: &Config) -> Result<(SharedTelemetry, Option<SpanExpor
     Ok((telemetry, exporting))
 }
 
+/// Starts what finds the Airflow tasks behind connections, where that is wanted.
+fn start_task_lookup(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<airflow::Lookup>, Failure> {
+    let logs = config.airflow.lookup.clone();
+    Ok(logs
+        .map(|logs| airflow::Lookup::start(logs, metrics))
+        .transpose()?)
+}
+
 /// Opens the Workload API socket, if there is to be one.
 fn start_workload_api(
     config: &Config,
@@ -313,15 +325,6 @@ fn start_admin(
     Ok(serving)
 }
 
-/// What the workers share beside configuration and control: state in atomics, and snapshots.
-#[derive(Clone)]
-struct Shared {
-    health: Health,
-    limits: Limits,
-    /// None where the proxy is no gateway.
-    gateway_ports: Option<watch::Receiver<OpenPorts>>,
-}
-
 /// The threads that carry traffic.
 struct Workers {
     threads: Vec<JoinHandle<()>>,
@@ -335,7 +338,7 @@ impl Workers {
         control: &Control,
         telemetry: &SharedTelemetry,
         drain: &Drain,
-        shared: &Shared,
+        (shared, gateway_ports): (&Shared, Option<&watch::Receiver<OpenPorts>>),
     ) -> Result<Self, Failure> {
         let plans = listen::plan(config);
         for plan in &plans {
@@ -356,6 +359,7 @@ impl Workers {
                 stopped: stopped.clone(),
                 proofs: proofs.clone(),
                 shared: shared.clone(),
+                gateway_ports: gateway_ports.cloned(),
             };
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -386,6 +390,8 @@ struct WorkerThread {
     stopped: watch::Receiver<bool>,
     proofs: Proofs,
     shared: Shared,
+    /// None where the proxy is no gateway.
+    gateway_ports: Option<watch::Receiver<OpenPorts>>,
 }
 
 type Started = mpsc::SyncSender<Result<(), Failure>>;
@@ -417,14 +423,13 @@ impl WorkerThread {
             telemetry.clone(),
             self.drain.clone(),
             self.proofs.clone(),
-            self.shared.health.clone(),
-            self.shared.limits.clone(),
+            self.shared.clone(),
         ));
         if let Err(error) = self.listen(&worker) {
             let _ = started.send(Err(error.into()));
             return;
         }
-        if let Some(ports) = self.shared.gateway_ports.take() {
+        if let Some(ports) = self.gateway_ports.take() {
             let following = gateway::follow(Rc::clone(&worker), self.index, ports);
             tokio::task::spawn_local(following);
         }

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    airflow::{ConnectionTask, Lookup as TaskLookup, SocketPair},
     capture::CaptureError,
     complaints::complain,
     config::{Config, InboundPlaintext, ServedPort},
@@ -76,6 +77,8 @@ pub(crate) struct Worker {
     pub(crate) copies: Copies,
     pub(crate) limits: Limits,
     pub(crate) overload: Overload,
+    /// Finds the tasks behind connections, where that is wanted.
+    tasks: Option<TaskLookup>,
     /// What the workload offers, by its ports.
     served: HashMap<u16, Served>,
     identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
@@ -90,6 +93,15 @@ struct PolicySnapshot {
     limits: HashMap<u16, Rc<ServiceLimits>>,
 }
 
+/// What the workers of a process share of what they learn: in atomics, or on a thread of its own.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) health: Health,
+    pub(crate) limits: Limits,
+    /// None where nobody looks for tasks.
+    pub(crate) tasks: Option<TaskLookup>,
+}
+
 impl Worker {
     pub(crate) fn new(
         config: Arc<Config>,
@@ -97,9 +109,13 @@ impl Worker {
         telemetry: Telemetry,
         drain: Drain,
         proofs: Proofs,
-        health: Health,
-        limits: Limits,
+        shared: Shared,
     ) -> Self {
+        let Shared {
+            health,
+            limits,
+            tasks,
+        } = shared;
         let census = Census::new(control.bans.clone(), control.identity.clone(), proofs);
         let traffic = &config.traffic;
         let mut policy_updates = control.inbound_policy.clone();
@@ -138,6 +154,7 @@ impl Worker {
             copies: Copies::default(),
             overload: Overload::new(config.limits.max_requests),
             limits,
+            tasks,
             served: served(&config.workload.serve),
             identity: control.identity.clone(),
             policy: RefCell::new(PolicySnapshot {
@@ -149,6 +166,20 @@ impl Worker {
             drain,
             config,
         }
+    }
+
+    /// The Airflow task behind a connection of the workload, as its own socket sees it, as far as it becomes known.
+    pub(crate) fn task_of(&self, socket: SocketPair) -> ConnectionTask {
+        match &self.tasks {
+            Some(tasks) => ConnectionTask::pending(tasks.ask(socket)),
+            None => ConnectionTask::default(),
+        }
+    }
+
+    /// Whether a peer is believed when it says which task a request comes from.
+    pub(crate) fn believes_tasks_of(&self, peer: Option<&SpiffeId>) -> bool {
+        let patterns = &self.config.airflow.context_from;
+        peer.is_some_and(|peer| patterns.iter().any(|pattern| pattern.matches(peer)))
     }
 
     /// The service that a port of the workload belongs to.

@@ -22,6 +22,7 @@ pub struct Invocation {
     arguments: Vec<OsString>,
     variables: Vec<(OsString, OsString)>,
     user: Option<u32>,
+    capabilities: Vec<&'static str>,
     directory: Option<PathBuf>,
     input: Vec<u8>,
     timeout: Duration,
@@ -35,6 +36,7 @@ impl Invocation {
             arguments: Vec::new(),
             variables: Vec::new(),
             user: None,
+            capabilities: Vec::new(),
             directory: None,
             input: Vec::new(),
             timeout: Duration::from_secs(60),
@@ -77,6 +79,12 @@ impl Invocation {
     /// Runs it under this user and group number, which needs root; with none, as the test's own user.
     pub fn user(mut self, uid: impl Into<Option<u32>>) -> Self {
         self.user = uid.into();
+        self
+    }
+
+    /// Leaves its user these capabilities, named as `setpriv` does; none by default.
+    pub fn capabilities(mut self, names: &[&'static str]) -> Self {
+        self.capabilities = names.to_vec();
         self
     }
 
@@ -183,6 +191,16 @@ impl Invocation {
                 words.push(format!("--reuid={uid}").into());
                 words.push(format!("--regid={uid}").into());
                 words.push("--clear-groups".into());
+                if !self.capabilities.is_empty() {
+                    let names: Vec<String> = self
+                        .capabilities
+                        .iter()
+                        .map(|name| format!("+{name}"))
+                        .collect();
+                    let names = names.join(",");
+                    words.push(format!("--inh-caps={names}").into());
+                    words.push(format!("--ambient-caps={names}").into());
+                }
             }
             words.push("--".into());
         }

@@ -4,6 +4,7 @@
 //! what one value alone cannot tell, and reads files; [`reference`] prints the table for the docs.
 
 mod addresses;
+mod airflow;
 mod aws;
 mod cidr;
 mod environment;
@@ -32,6 +33,7 @@ use clap::{CommandFactory, FromArgMatches};
 use sidewind_identity::TrustDomain;
 
 pub(crate) use addresses::{ControlPlaneAddress, Destination, MappedListener, PlaintextListener};
+pub(crate) use airflow::AirflowConfig;
 pub(crate) use aws::{
     AwsCredentials, AwsCredentialsSource, ContainerAuthorization, ContainerCredentials,
 };
@@ -70,6 +72,7 @@ pub(crate) struct Config {
     /// None: there is no Workload API.
     pub workload_api: Option<WorkloadApiConfig>,
     pub traffic: TrafficConfig,
+    pub airflow: AirflowConfig,
     pub limits: LimitConfig,
     pub telemetry: TelemetryConfig,
     /// None: the proxy runs until it is told to end.

@@ -13,6 +13,7 @@ use super::addresses::{
     ControlPlaneAddress, MappedListener, PlaintextListener, host_address, listen_address, port,
     trust_domain,
 };
+use super::airflow::AirflowSettings;
 use super::cidr::Cidr;
 use super::evidence::EvidenceSettings;
 use super::served_port::ServedPort;
@@ -70,6 +71,8 @@ pub(super) struct RunSettings {
     pub(super) workload_api: WorkloadApiSettings,
     #[command(flatten)]
     pub(super) traffic: TrafficSettings,
+    #[command(flatten)]
+    pub(super) airflow: AirflowSettings,
     #[command(flatten)]
     pub(super) limits: LimitSettings,
     #[command(flatten)]

@@ -8,6 +8,7 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use sidewind_identity::{TrustBundle, TrustDomain};
 
+use super::airflow::airflow;
 use super::environment::{AwsVariables, variable_name};
 use super::error::{ConfigError, Place};
 use super::evidence;
@@ -89,6 +90,7 @@ pub(super) fn run(
         gateway,
         workload_api: workload_api(settings.workload_api, given)?,
         traffic: traffic(settings.traffic, given)?,
+        airflow: airflow(settings.airflow, given)?,
         limits: limits(&settings.limits),
         telemetry: telemetry(settings.telemetry),
         command: command(&settings.command),

@@ -17,6 +17,7 @@ use super::{
     destination::{WorkloadPort, take_destination},
 };
 use crate::{
+    airflow::{baggage, told},
     errors::ProxyError,
     exchange::{Exchange, Origin},
     http::{Body, headers::FORWARDED_CLIENT_CERT},
@@ -31,6 +32,8 @@ pub(crate) struct InboundHttp {
     pub(super) caller: Caller,
     gate: Gate,
     origin: Origin,
+    /// Whether the caller is believed when it says which Airflow task a request comes from.
+    believes_tasks: bool,
 }
 
 impl InboundHttp {
@@ -39,6 +42,7 @@ impl InboundHttp {
             worker: Rc::clone(worker),
             gate: Gate::new(worker, caller.id()),
             origin: caller.origin(worker),
+            believes_tasks: worker.believes_tasks_of(caller.id()),
             caller,
         }
     }
@@ -88,6 +92,11 @@ impl InboundHttp {
         exchange.keep_admission(self.worker.overload.admit()?);
         // Takes out what the caller says of itself; what its certificate says is put in.
         exchange.clean(&mut request)?;
+        if let Some(task) = baggage::take(request.headers_mut()).filter(|_| self.believes_tasks) {
+            baggage::put(request.headers_mut(), &task);
+            told::tell(request.headers_mut(), &task);
+            exchange.set_task(task);
+        }
         if let Some(client_cert) = &self.caller.client_cert {
             let headers = request.headers_mut();
             headers.insert(FORWARDED_CLIENT_CERT, client_cert.clone());

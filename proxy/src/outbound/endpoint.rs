@@ -5,6 +5,7 @@ use std::{net::SocketAddr, num::NonZeroU32, rc::Rc, sync::Arc, time::Duration};
 use http::{HeaderValue, Request, Response};
 
 use crate::{
+    airflow::baggage,
     balance::{EndpointDesc, MeshTarget},
     control::MeshIdentity,
     copy::{self, Connection, Progress},
@@ -162,6 +163,9 @@ impl EndpointDesc {
         // An IP address and a port are always a valid header value.
         if let Ok(address) = HeaderValue::try_from(self.address.to_string()) {
             request.headers_mut().insert(SIDEWIND_DESTINATION, address);
+        }
+        if let Some(task) = exchange.task().now() {
+            baggage::put(request.headers_mut(), task);
         }
         if http2 {
             let value = HeaderValue::from_static("h2");

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use super::{connection, destination::Target, http::OutboundHttp};
 use crate::{
+    airflow::ConnectionTask,
     errors::{ErrorCode, ProxyError},
     http::{Body, take_back},
     listen::Placed,
@@ -16,13 +17,18 @@ use crate::{
 };
 
 /// Serves one client of the proxy to the end of its connection.
-pub(super) async fn serve(worker: Rc<Worker>, stream: Placed<TcpStream>, client: SocketAddr) {
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    stream: Placed<TcpStream>,
+    client: SocketAddr,
+    task: ConnectionTask,
+) {
     let _open = worker.open_http(Direction::Outbound, false, "", None);
-    let http = Rc::new(OutboundHttp::new(&worker, client, false));
+    let http = Rc::new(OutboundHttp::new(&worker, client, false, task.clone()));
     let proxy = Rc::clone(&worker);
     let service = move |request: Request<Body>| {
-        let (http, worker) = (Rc::clone(&http), Rc::clone(&proxy));
-        async move { Ok(respond(worker, &http, client, request).await) }
+        let (http, worker, task) = (Rc::clone(&http), Rc::clone(&proxy), task.clone());
+        async move { Ok(respond(worker, &http, (client, task), request).await) }
     };
     // Outbound goes on for the workload while the proxy drains.
     let never = std::future::pending();
@@ -32,7 +38,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Placed<TcpStream>, client:
 async fn respond(
     worker: Rc<Worker>,
     http: &OutboundHttp,
-    client: SocketAddr,
+    client: (SocketAddr, ConnectionTask),
     request: Request<Body>,
 ) -> Response<Body> {
     match target(&request) {
@@ -72,7 +78,7 @@ fn target(request: &Request<Body>) -> Result<Target, ProxyError> {
 /// Accepts a CONNECT; what follows is a connection like any other of the workload's.
 fn tunnel(
     worker: Rc<Worker>,
-    client: SocketAddr,
+    (client, task): (SocketAddr, ConnectionTask),
     target: Target,
     mut request: Request<Body>,
 ) -> Response<Body> {
@@ -83,7 +89,7 @@ fn tunnel(
         match upgrade.await {
             // Its own connection again, so that what breaks is reset, and bytes go through as few hands as elsewhere.
             Ok(upgraded) => match take_back::<Placed<TcpStream>>(upgraded) {
-                Some(stream) => connection(worker, target, stream, client).await,
+                Some(stream) => connection(worker, target, stream, client, task).await,
                 None => tracing::error!(%client, "a CONNECT was made on another connection"),
             },
             Err(error) => {

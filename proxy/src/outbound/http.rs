@@ -19,6 +19,7 @@ use super::{
     tcp::outside_address,
 };
 use crate::{
+    airflow::{ConnectionTask, baggage},
     balance::{EndpointDesc, Outcome, Tried},
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
@@ -38,14 +39,22 @@ pub(crate) struct OutboundHttp {
 }
 
 impl OutboundHttp {
-    pub(crate) fn new(worker: &Rc<Worker>, client: SocketAddr, http2: bool) -> Self {
+    pub(crate) fn new(
+        worker: &Rc<Worker>,
+        client: SocketAddr,
+        http2: bool,
+        task: ConnectionTask,
+    ) -> Self {
         let source = Party {
             address: Some(client),
             id: worker.identity().ok().map(|identity| identity.id.clone()),
         };
         Self {
             worker: Rc::clone(worker),
-            origin: Origin::new(worker, Direction::Outbound, source),
+            origin: Origin {
+                task,
+                ..Origin::new(worker, Direction::Outbound, source)
+            },
             http2,
         }
     }
@@ -75,6 +84,10 @@ impl OutboundHttp {
     ) -> Result<Response<Body>, ProxyError> {
         exchange.keep_admission(self.worker.overload.admit()?);
         exchange.clean(&mut request)?;
+        // What a client says of its task is not believed; what is known of it goes to peers.
+        baggage::take(request.headers_mut());
+        let limit = self.worker.config.airflow.lookup_timeout;
+        exchange.task().within(limit).await;
         let service = match destination.resolve(&self.worker, READY_WAIT).await? {
             Resolved::Service(service) => service,
             Resolved::Outside => {

@@ -29,6 +29,7 @@ pub(crate) use self::{
     forward::Forward,
 };
 use crate::{
+    airflow::{ConnectionTask, SocketPair},
     capture::{DestinationSource, OriginalDestination},
     config::CaptureMode,
     copy::Connection,
@@ -72,15 +73,29 @@ pub(crate) async fn serve(
 ) {
     // The drain waits for what the workload has open.
     let _active = worker.drain.active();
-    let target = match listening {
-        Listening::ForwardProxy => return forward_proxy::serve(worker, stream, client).await,
-        Listening::Mapped(target) => target,
+    // The client's own socket is connected to what it dialled, wherever the kernel has redirected it.
+    let local = stream.get_ref().local_addr().ok();
+    let task = |remote: Option<SocketAddr>| {
+        let socket = remote.map(|remote| SocketPair {
+            local: client,
+            remote,
+        });
+        socket
+            .map(|socket| worker.task_of(socket))
+            .unwrap_or_default()
+    };
+    let (target, task) = match listening {
+        Listening::ForwardProxy => {
+            let task = task(local);
+            return forward_proxy::serve(worker, stream, client, task).await;
+        }
+        Listening::Mapped(target) => (target, task(local)),
         Listening::Redirected(source) => match source.original_destination(stream.get_ref()) {
-            Ok(OriginalDestination(address)) => Target::Address(address),
+            Ok(OriginalDestination(address)) => (Target::Address(address), task(Some(address))),
             Err(error) => return worker.not_captured(Direction::Outbound, client, &error),
         },
     };
-    connection(worker, target, stream, client).await;
+    connection(worker, target, stream, client, task).await;
 }
 
 /// Serves a connection whose destination is known.
@@ -89,6 +104,7 @@ async fn connection<T: Connection + Send + 'static>(
     target: Target,
     mut stream: T,
     client: SocketAddr,
+    task: ConnectionTask,
 ) {
     // What a connection passes on its way is in boxes, so that its task has room for none of it when it is idle.
     let mut destination = worker.destinations.get(&target);
@@ -114,7 +130,7 @@ async fn connection<T: Connection + Send + 'static>(
             let http2 = found.protocol == Detected::Http2;
             let name = service.as_ref().map_or("", |service| service.name());
             let _open = worker.open_http(Direction::Outbound, http2, name, None);
-            let http = Rc::new(OutboundHttp::new(&worker, client, http2));
+            let http = Rc::new(OutboundHttp::new(&worker, client, http2, task));
             let service = move |request| {
                 let (http, destination) = (Rc::clone(&http), Rc::clone(&destination));
                 async move { Ok(http.respond(destination, request).await) }
@@ -139,6 +155,7 @@ async fn connection<T: Connection + Send + 'static>(
         client,
         protocol,
         direction: Direction::Outbound,
+        task,
     };
     Box::pin(tcp::forward(&worker, &destination, opaque)).await;
 }
@@ -156,6 +173,7 @@ pub(crate) async fn pass_through<T: Connection>(
         client,
         protocol: Protocol::Tls,
         direction: Direction::Gateway,
+        task: ConnectionTask::default(),
     };
     tcp::forward(worker, destination, opaque).await;
 }

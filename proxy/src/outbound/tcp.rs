@@ -11,6 +11,7 @@ use super::{
     service::Service,
 };
 use crate::{
+    airflow::ConnectionTask,
     balance::{Outcome, Tried},
     config::Outside,
     copy::{self, Connection, Progress, Side},
@@ -35,6 +36,7 @@ pub(crate) struct OpaqueConnection<T> {
     pub(crate) client: SocketAddr,
     pub(crate) protocol: Protocol,
     pub(crate) direction: Direction,
+    pub(crate) task: ConnectionTask,
 }
 
 enum Upstream {
@@ -54,6 +56,7 @@ struct Journey {
     tls: bool,
     attempts: u32,
     progress: Progress,
+    task: ConnectionTask,
     /// Once it is known where it goes.
     open: Option<(Rc<ConnectionHandles>, OpenConnection)>,
     recorded: bool,
@@ -80,6 +83,7 @@ impl Journey {
             tls: false,
             attempts: 0,
             progress: Progress::default(),
+            task: connection.task.clone(),
             open: None,
             recorded: false,
             place: None,
@@ -115,6 +119,7 @@ impl Journey {
             attempts: self.attempts,
             request_bytes: self.progress.sent(),
             response_bytes: self.progress.received(),
+            task: self.task.now(),
             handles: self.open.as_ref().map(|(handles, _)| &**handles),
             ..ConnectionRecord::new(self.direction, self.protocol)
         });

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 pub(crate) use record::{
-    ConnectionRecord, Direction, FailedAttempt, Peer, Protocol, RequestRecord,
+    ConnectionRecord, Direction, FailedAttempt, Peer, Protocol, RequestRecord, TaskContext,
 };
 
 use access_log::{AccessLog, LineBuffer};

@@ -48,7 +48,6 @@ pub(crate) fn worker() -> Rc<Worker> {
         Telemetry::new(&shared, 0),
         drain,
         crate::mesh::Proofs::default(),
-        Health::default(),
-        Limits::default(),
+        Shared::default(),
     ))
 }

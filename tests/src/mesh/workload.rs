@@ -23,6 +23,7 @@ pub struct WorkloadPlan<'m> {
     /// In place of a join token.
     evidence: Option<Vec<String>>,
     variables: Vec<(String, String)>,
+    capabilities: Vec<&'static str>,
     waits: bool,
     default_drain: bool,
     front: Front,
@@ -57,6 +58,7 @@ impl<'m> WorkloadPlan<'m> {
             flags: Vec::new(),
             evidence: None,
             variables: Vec::new(),
+            capabilities: Vec::new(),
             waits: true,
             default_drain: false,
             front: Front::Sidecar,
@@ -93,6 +95,12 @@ impl<'m> WorkloadPlan<'m> {
     /// Sets an environment variable of the sidecar.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Gives the sidecar capabilities, named as `setpriv` does.
+    pub fn capabilities(mut self, names: &[&'static str]) -> Self {
+        self.capabilities = names.to_vec();
         self
     }
 
@@ -206,6 +214,7 @@ impl<'m> WorkloadPlan<'m> {
             let token = scratch.write_secret(&token, control_plane.token(&self.token), uid);
             proxy.arg("--join-token-file").arg(token)
         };
+        proxy = proxy.capabilities(&self.capabilities);
         for (name, value) in &self.variables {
             proxy = proxy.env(name, value);
         }

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod airflow;
 mod aws;
 mod bad_input;
 mod bad_requests;

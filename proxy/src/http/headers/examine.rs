@@ -343,7 +343,7 @@ impl Examined {
         }
     }
 
-    /// Removes the fields that only proxies may set: `sidewind-*` and `x-forwarded-client-cert`, in every
+    /// Removes the fields that only proxies may set: `sidewind-*`, `x-airflow-*` and `x-forwarded-client-cert`, in every
     /// spelling that some server takes for them.
     pub(crate) fn strip_reserved(&self, headers: &mut HeaderMap) {
         for name in &self.reserved {
@@ -352,9 +352,10 @@ impl Examined {
     }
 }
 
-/// True for `sidewind-*` and `x-forwarded-client-cert`. CGI-like servers read `_` as `-`, so that both count.
+/// True for `sidewind-*`, `x-airflow-*` and `x-forwarded-client-cert`. CGI-like servers read `_` as `-`, so that both
+/// count.
 fn is_reserved(name: &str) -> bool {
-    const PREFIX: &[u8] = b"sidewind-";
+    const PREFIXES: [&[u8]; 2] = [b"sidewind-", b"x-airflow-"];
     const CLIENT_CERT: &[u8] = b"x-forwarded-client-cert";
     let name = name.as_bytes();
     let spelled = |name: &[u8], like: &[u8]| {
@@ -365,9 +366,10 @@ fn is_reserved(name: &str) -> bool {
                 .all(|(byte, like)| byte == like || (*byte == b'_' && *like == b'-'))
     };
     spelled(name, CLIENT_CERT)
-        || name
-            .get(..PREFIX.len())
-            .is_some_and(|start| spelled(start, PREFIX))
+        || PREFIXES.into_iter().any(|prefix| {
+            name.get(..prefix.len())
+                .is_some_and(|start| spelled(start, prefix))
+        })
 }
 
 /// Options of `connection` that name no field, or a field that is dealt with anyway.

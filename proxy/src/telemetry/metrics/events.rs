@@ -216,6 +216,30 @@ words! {
     }
 }
 
+words! {
+    /// What became of the search for the Airflow task behind a connection.
+    TaskLookup {
+        /// It was found.
+        Task = "task",
+        /// Its task instance was found, and not what it is called.
+        Instance = "instance",
+        /// It is the worker's own connection.
+        NoTask = "no-task",
+        /// The connection was closed before it was looked at.
+        SocketGone = "socket-gone",
+        /// No process that can be seen holds the connection.
+        NoOwner = "no-owner",
+        /// The proxy may not read the open files of some processes.
+        Denied = "denied",
+        /// Its process works for several tasks.
+        Ambiguous = "ambiguous",
+        /// Looking took too long.
+        TimedOut = "timed-out",
+        /// Too many connections were waiting to be looked at.
+        Busy = "busy",
+    }
+}
+
 impl AdminRefusal {
     /// How many there are.
     pub(crate) const COUNT: usize = Self::Displaced as usize + 1;
@@ -230,7 +254,8 @@ encode_as_str!(
     HoldOutcome,
     MirrorOutcome,
     Outcome,
-    AdminRefusal
+    AdminRefusal,
+    TaskLookup
 );
 
 /// A handshake's failure or none.
@@ -308,6 +333,12 @@ pub(super) struct AdminLabels {
     pub(super) reason: AdminRefusal,
 }
 
+/// Labels of `sidewind_task_lookups_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct TaskLookupLabels {
+    pub(super) result: TaskLookup,
+}
+
 /// Labels of `sidewind_retries_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct RetryLabels {
@@ -344,7 +375,8 @@ closed_set!(
     HandshakeLabels,
     SideLabels,
     CodeLabels,
-    AdminLabels
+    AdminLabels,
+    TaskLookupLabels
 );
 
 macro_rules! by_service {

@@ -17,7 +17,7 @@ mod workload_api;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -27,7 +27,7 @@ pub(crate) use cell::{Counter, Gauge};
 pub(crate) use control::ControlNumbers;
 pub(crate) use events::{
     AdminRefusal, CutOff, Ejection, HandshakeFailure, HoldOutcome, MirrorOutcome, RetryOutcome,
-    RetryReason, Side,
+    RetryReason, Side, TaskLookup,
 };
 pub(crate) use exposition::Format;
 pub(crate) use gateway::GatewayFamilies;
@@ -39,7 +39,7 @@ pub(crate) use workload_api::{ClosedConnection, WorkloadApiFamilies};
 use cell::{Cell, Histogram, Latency, Lifetime};
 use events::{
     AdminLabels, CodeLabels, CutLabels, EjectionLabels, HandshakeLabels, HoldLabels, LimitLabels,
-    MirrorLabels, RetryLabels, SideLabels,
+    MirrorLabels, RetryLabels, SideLabels, TaskLookupLabels,
 };
 use family::{Family, Labels, Single};
 use labels::{ConnectionLabels, Name, PairLabels, RequestLabels};
@@ -62,6 +62,8 @@ pub(crate) struct Metrics {
     admin_refusals: Family<AdminLabels, Counter>,
     ejections: Family<EjectionLabels, Counter>,
     limited: Family<LimitLabels, Counter>,
+    task_lookups: Family<TaskLookupLabels, Counter>,
+    task_lookup_duration: Arc<Histogram<Latency>>,
     certificate_expiry: Arc<Gauge>,
     control_plane_connected: Arc<Gauge>,
     /// Ports and certificates of a gateway.
@@ -103,7 +105,16 @@ impl Metrics {
             "sidewind_limited_requests",
             "Requests and connections that a limit of a service refused",
         );
+        let task_lookups = families.add(
+            "sidewind_task_lookups",
+            "Searches for the Airflow task behind a connection",
+        );
         let workload_api = WorkloadApiFamilies::register(&mut families);
+        let task_lookup_duration = single(
+            &mut registry,
+            "sidewind_task_lookup_duration_seconds",
+            "How long searches for the Airflow task behind a connection took, without waiting for their turn",
+        );
         let certificate_expiry = register_certificate(&mut registry);
         let gateway = GatewayFamilies::register(&mut registry);
         let control_plane_connected = single(
@@ -139,6 +150,8 @@ impl Metrics {
             admin_refusals,
             ejections,
             limited,
+            task_lookups,
+            task_lookup_duration,
             certificate_expiry,
             control_plane_connected,
             gateway,
@@ -180,6 +193,16 @@ impl Metrics {
             limit: Name::new(limit),
         };
         self.limited.cell(0, &labels).inc();
+    }
+
+    /// Counts a search for the task behind a connection, with how long it took where one was made.
+    pub(crate) fn task_lookup(&self, result: TaskLookup, took: Option<Duration>) {
+        self.task_lookups
+            .cell(0, &TaskLookupLabels { result })
+            .inc();
+        if let Some(took) = took {
+            self.task_lookup_duration.observe(took);
+        }
     }
 
     /// Everything, in the given format.

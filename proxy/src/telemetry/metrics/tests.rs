@@ -43,6 +43,9 @@ fn exercise(metrics: &WorkerMetrics) {
     connections.record(1, 2, Duration::from_secs(3));
     metrics.error(Direction::Inbound, ErrorCode::PolicyDenied);
     metrics.shared().admin_refused(AdminRefusal::Silent);
+    metrics
+        .shared()
+        .task_lookup(TaskLookup::Task, Some(Duration::from_millis(1)));
     metrics.held("orders.data", HoldOutcome::Held);
     metrics.mirrored("orders.data", MirrorOutcome::Answered);
     metrics

@@ -1,0 +1,80 @@
+//! Which Airflow task a connection belongs to, with no change to DAGs.
+//!
+//! On a worker that runs many tasks the way goes from the connection to its socket's inode ([`socket`], one exact
+//! question to the kernel), from there to the process that owns it ([`processes`], the shallowest of those that hold
+//! it), and from that process to the task ([`attribute`]): by the attempt log that its supervisor has open
+//! ([`attempt_log`]), or, where there is none to be seen, by the process's title ([`title`]) or environment
+//! ([`environment`]). [`lookup`] does it on a thread of its own.
+//!
+//! [`connection`] keeps it for a connection's requests and record; [`baggage`] takes it to the next proxy, which
+//! tells it to the workload ([`told`]).
+//!
+//! What is not known is said to be unknown; nothing is guessed. What a task's own code could have made up is marked as
+//! such ([`Evidence::Process`]).
+
+mod attempt_log;
+mod attribute;
+pub(crate) mod baggage;
+mod connection;
+mod environment;
+mod lookup;
+mod process;
+mod processes;
+mod socket;
+mod title;
+pub(crate) mod told;
+
+pub(crate) use self::{
+    attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
+    connection::ConnectionTask,
+    lookup::{Answer, Lookup},
+    socket::SocketPair,
+};
+use crate::telemetry::TaskContext;
+
+/// Whose a connection is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// A task's.
+    Task(Attributed),
+    /// A task's, of which only the task instance's id is known.
+    Instance(String),
+    /// No task's: the worker's own.
+    NoTask,
+}
+
+/// A task with what vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attributed {
+    pub(crate) task: TaskContext,
+    /// The id of the task instance, where it was to be seen.
+    pub(crate) ti_id: Option<String>,
+    pub(crate) evidence: Evidence,
+}
+
+/// What an attribution rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Evidence {
+    /// A supervisor below the worker that was there before any task has the attempt log open: the task's own code
+    /// cannot fake that.
+    Supervisor,
+    /// What the task's own processes show. Good for telemetry alone.
+    Process,
+}
+
+/// Why it is not known whose a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Unknown {
+    /// It was closed before it was looked at.
+    SocketGone,
+    /// No process holds it that the proxy can see.
+    NoOwner,
+    /// The proxy may not read the open files of some processes.
+    Denied,
+    /// Its process works for several tasks.
+    Ambiguous,
+    /// Looking took too long.
+    TimedOut,
+    /// Too many connections were waiting to be looked at.
+    Busy,
+}

@@ -1,0 +1,328 @@
+//! The processes beside the proxy, and which of them holds a socket.
+//!
+//! A look-up reads few of them: those that are new or have opened files since they were last read come first, then those
+//! that had connections lately. Whoever is found is not yet the owner: sockets are inherited by fork, so the
+//! shallowest of its ancestors that holds the socket too is.
+
+use std::{collections::HashMap, os::fd::OwnedFd, time::Duration};
+
+use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, open, seek};
+use tokio::time::Instant;
+
+use super::{
+    attempt_log::AttemptLogs,
+    process::{self, Buffers, Pid, Process, Read},
+    title::Title,
+};
+use crate::telemetry::TaskContext;
+
+/// Most processes that are followed, each with two open directories.
+const MAX_PROCESSES: usize = 4096;
+
+/// Generations above a process that are looked at.
+const MAX_DEPTH: usize = 32;
+
+/// Control groups whose first worker is remembered.
+const MAX_CONTROL_GROUPS: usize = 64;
+
+/// Files between two looks at the clock.
+const FILES_PER_LOOK: u32 = 256;
+
+/// Why no owner was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotFound {
+    /// Nobody holds the socket whose files the proxy may read.
+    Nobody,
+    /// The same, and there are processes whose files it may not read.
+    Denied,
+    /// It would have taken too long.
+    TimedOut,
+}
+
+/// A process on the way from the owner of a socket to the first process.
+#[derive(Debug)]
+pub(super) struct Holder {
+    pub(super) pid: Pid,
+    pub(super) title: Title,
+    /// The attempt logs that it has open; of more than two, two.
+    pub(super) logs: Vec<TaskContext>,
+    /// The worker that all tasks of its container descend from: older than any task.
+    pub(super) is_root: bool,
+    holds_socket: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    process: Process,
+    /// Grows: the search that last found it to be an owner, or 0.
+    last_found: u64,
+    /// It is in the proxy's network namespace, so that it may hold its sockets.
+    near: bool,
+    is_new: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Processes {
+    proc: OwnedFd,
+    own_pid: Pid,
+    own_network: Vec<u8>,
+    known: HashMap<Pid, Known>,
+    roots: HashMap<Vec<u8>, (Pid, u64)>,
+    last_created: Option<Vec<u8>>,
+    searches: u64,
+    /// How long one search may take; beyond it the connection stays unattributed.
+    search_time: Duration,
+    buffers: Buffers,
+    logs: AttemptLogs,
+}
+
+impl Processes {
+    pub(super) fn new(logs: AttemptLogs, search_time: Duration) -> rustix::io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc = open("/proc", flags, Mode::empty())?;
+        let mut path = [0; 256];
+        let own_network = process::link(&proc, c"self/ns/net", &mut path)
+            .unwrap_or_default()
+            .to_vec();
+        let mut processes = Self {
+            proc,
+            own_pid: std::process::id(),
+            own_network,
+            known: HashMap::new(),
+            roots: HashMap::new(),
+            last_created: None,
+            searches: 0,
+            search_time,
+            buffers: Buffers::default(),
+            logs,
+        };
+        processes.refresh();
+        Ok(processes)
+    }
+
+    pub(super) fn process(&self, pid: Pid) -> Option<&Process> {
+        self.known.get(&pid).map(|known| &known.process)
+    }
+
+    /// The owner of a socket, and its ancestors.
+    pub(super) fn owner(&mut self, inode: u32) -> Result<Vec<Holder>, NotFound> {
+        self.searches += 1;
+        let until = Instant::now() + self.search_time;
+        let socket = format!("socket:[{inode}]").into_bytes();
+        self.refresh();
+        let mut denied = false;
+        let mut order = self.order();
+        // A process may have been forked while the others were read.
+        for round in 0..2 {
+            for pid in order {
+                match self.look(pid, &socket, until) {
+                    Some((Read::Cut, _)) => return Err(NotFound::TimedOut),
+                    Some((_, Some(holder))) if holder.holds_socket => {
+                        return self.ascend(holder, &socket, until);
+                    }
+                    Some((Read::Denied, _)) => denied = true,
+                    _ => {}
+                }
+            }
+            if round > 0 || !self.refresh() {
+                break;
+            }
+            order = self.newcomers();
+        }
+        Err(if denied {
+            NotFound::Denied
+        } else {
+            NotFound::Nobody
+        })
+    }
+
+    /// Reads one process's open files.
+    fn look(&mut self, pid: Pid, socket: &[u8], until: Instant) -> Option<(Read, Option<Holder>)> {
+        let known = self.known.get_mut(&pid)?;
+        known.is_new = false;
+        let mut holder = Holder {
+            pid,
+            title: Title::Other,
+            logs: Vec::new(),
+            is_root: false,
+            holds_socket: false,
+        };
+        let mut files = 0_u32;
+        let mut timed_out = false;
+        let logs = &self.logs;
+        let read = known.process.each_file(&mut self.buffers, |link| {
+            if link == socket {
+                holder.holds_socket = true;
+            } else if holder.logs.len() < 2
+                && let Some(task) = logs.task(link)
+                && !holder.logs.contains(&task)
+            {
+                holder.logs.push(task);
+            }
+            files += 1;
+            timed_out = files.is_multiple_of(FILES_PER_LOOK) && Instant::now() > until;
+            !timed_out
+        });
+        if read == Read::Gone {
+            self.known.remove(&pid);
+            // Its number may be another's by now.
+            self.last_created = None;
+            return Some((read, None));
+        }
+        Some((read, Some(holder)))
+    }
+
+    /// From a process that holds the socket up to the first process, and from there the shallowest that holds it.
+    fn ascend(
+        &mut self,
+        found: Holder,
+        socket: &[u8],
+        until: Instant,
+    ) -> Result<Vec<Holder>, NotFound> {
+        let mut chain = vec![found];
+        while let Some(last) = chain.last()
+            && chain.len() < MAX_DEPTH
+        {
+            let Some(parent) = self.process(last.pid).and_then(Process::parent) else {
+                break;
+            };
+            if parent == 0 || !self.know(parent) {
+                break;
+            }
+            match self.look(parent, socket, until) {
+                Some((Read::Cut, _)) => return Err(NotFound::TimedOut),
+                Some((_, Some(holder))) => chain.push(holder),
+                _ => break,
+            }
+        }
+        let owner = chain.iter().rposition(|holder| holder.holds_socket);
+        chain.drain(..owner.unwrap_or(0));
+        for holder in &mut chain {
+            let Some(process) = self.process(holder.pid) else {
+                continue;
+            };
+            holder.title = process.title();
+            if holder.title == Title::Worker {
+                let candidate = (process.pid, process.start_time);
+                holder.is_root = self.root_beside(holder.pid) == Some(candidate);
+            }
+        }
+        if let Some(owner) = chain.first()
+            && let Some(known) = self.known.get_mut(&owner.pid)
+        {
+            known.last_found = self.searches;
+        }
+        Ok(chain)
+    }
+
+    /// Processes that may hold a new socket, the likeliest first.
+    fn order(&self) -> Vec<Pid> {
+        let mut order: Vec<_> = self
+            .known
+            .iter()
+            .filter(|(_, known)| known.near)
+            .map(|(pid, known)| {
+                let unchanged = !known.is_new && !known.process.may_have_opened_files();
+                let last = u64::MAX - known.last_found;
+                let age = u64::MAX - known.process.start_time;
+                (unchanged, last, age, *pid)
+            })
+            .collect();
+        order.sort_unstable();
+        order.into_iter().map(|(.., pid)| pid).collect()
+    }
+
+    fn newcomers(&self) -> Vec<Pid> {
+        let new = self
+            .known
+            .iter()
+            .filter(|(_, known)| known.is_new && known.near);
+        new.map(|(pid, _)| *pid).collect()
+    }
+
+    /// Gets to know processes that were created since the last time, and forgets those that have ended. False when
+    /// there was nothing new.
+    fn refresh(&mut self) -> bool {
+        // The last field is the number that was last given to a process.
+        let load = process::read_file(&self.proc, c"loadavg", 256);
+        let created =
+            load.and_then(|load| load.rsplit(|byte| *byte == b' ').next().map(<[u8]>::to_vec));
+        if created.is_some() && created == self.last_created {
+            return false;
+        }
+        self.last_created = created;
+        let pids = self.list();
+        self.known.retain(|pid, _| pids.binary_search(pid).is_ok());
+        for pid in pids {
+            self.know(pid);
+        }
+        true
+    }
+
+    /// Every process id there is, sorted.
+    fn list(&mut self) -> Vec<Pid> {
+        let mut pids = Vec::with_capacity(self.known.len() + 64);
+        if seek(&self.proc, SeekFrom::Start(0)).is_err() {
+            return pids;
+        }
+        let mut entries = RawDir::new(&self.proc, self.buffers.entries());
+        while let Some(Ok(entry)) = entries.next() {
+            let name = std::str::from_utf8(entry.file_name().to_bytes());
+            if let Ok(name) = name
+                && let Ok(pid) = name.parse()
+            {
+                pids.push(pid);
+            }
+        }
+        pids.sort_unstable();
+        pids
+    }
+
+    /// Gets to know a process; false if there is none, or no room.
+    fn know(&mut self, pid: Pid) -> bool {
+        if self.known.contains_key(&pid) {
+            return true;
+        }
+        if pid == self.own_pid || self.known.len() >= MAX_PROCESSES {
+            return false;
+        }
+        let Some(process) = Process::open(pid) else {
+            return false;
+        };
+        let near = process.shares_network(&self.own_network, &mut self.buffers);
+        let known = Known {
+            process,
+            last_found: 0,
+            near,
+            is_new: true,
+        };
+        self.known.insert(pid, known);
+        true
+    }
+
+    /// The worker of a process's container that all its tasks descend from. A task can start a process that calls
+    /// itself a worker, but none that is older, nor one in another container; and once chosen, a worker is not replaced.
+    fn root_beside(&mut self, pid: Pid) -> Option<(Pid, u64)> {
+        let group = self.process(pid)?.control_group()?;
+        if let Some(root) = self.roots.get(&group) {
+            return Some(*root);
+        }
+        let workers = self
+            .known
+            .values()
+            .map(|known| &known.process)
+            .filter(|process| {
+                process.title() == Title::Worker && process.control_group().as_ref() == Some(&group)
+            });
+        let oldest = workers.map(|process| (process.pid, process.start_time));
+        // Within one tick of the clock the lower number came first.
+        let root = oldest.min_by_key(|(pid, start_time)| (*start_time, *pid))?;
+        if self.roots.len() < MAX_CONTROL_GROUPS {
+            self.roots.insert(group, root);
+        }
+        Some(root)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! Against real processes: Python programs that hold sockets and logs the way Airflow's do.
+
+use std::{
+    io::Read,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use super::super::{
+    Evidence, Owner, Unknown,
+    attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
+    lookup::Finder,
+    socket::SocketPair,
+};
+
+/// What every program begins with: `title` shows as Airflow's titles do, as the command line.
+const PRELUDE: &str = r#"
+import os, socket, sys, time
+port, logs = int(sys.argv[-2]), sys.argv[-1]
+def log(dag, run, task, attempt=1, index=None):
+    index = "" if index is None else f"map_index={index}/"
+    path = f"{logs}/dag_id={dag}/run_id={run}/task_id={task}/{index}attempt={attempt}.log"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, "a")
+def connect():
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(b".")
+    return connection
+def wait():
+    sys.stdin.read()
+    os._exit(0)
+"#;
+
+struct Stage {
+    folder: tempfile::TempDir,
+    server: TcpListener,
+    accepted: Vec<std::net::TcpStream>,
+}
+
+/// Ends with the test, and its children with it: they wait for the end of the same input.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            server: TcpListener::bind("127.0.0.1:0").unwrap(),
+            accepted: Vec::new(),
+        }
+    }
+
+    fn logs(&self) -> AttemptLogs {
+        AttemptLogs::new(self.folder.path(), DEFAULT_TEMPLATE).unwrap()
+    }
+
+    fn finder(&self) -> Finder {
+        self.finder_within(Duration::from_secs(60))
+    }
+
+    fn finder_within(&self, search_time: Duration) -> Finder {
+        Finder::new(self.logs(), search_time).unwrap()
+    }
+
+    fn run(&self, program: &str) -> Program {
+        self.run_in(self.folder.path(), program, &[])
+    }
+
+    fn run_in(&self, logs: &Path, program: &str, environment: &[(&str, &str)]) -> Program {
+        let child = Command::new("python3")
+            .args(["-c", &format!("{PRELUDE}{program}")])
+            .arg(self.server.local_addr().unwrap().port().to_string())
+            .arg(logs)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 is there");
+        Program(child)
+    }
+
+    /// The next connection, as its client sees it.
+    fn accept(&mut self) -> SocketPair {
+        let (stream, client) = self.server.accept().unwrap();
+        // The client has said something, so that it is past connecting.
+        (&stream).read_exact(&mut [0]).unwrap();
+        self.accepted.push(stream);
+        SocketPair {
+            local: client,
+            remote: self.address(),
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.server.local_addr().unwrap()
+    }
+}
+
+fn names(owner: &Owner) -> (&str, &str, &str, Option<i32>, Option<u32>) {
+    let Owner::Task(found) = owner else {
+        panic!("no task: {owner:?}");
+    };
+    let task = &found.task;
+    (
+        &task.dag_id,
+        &task.task_id,
+        &task.run_id,
+        task.map_index,
+        task.try_number,
+    )
+}
+
+#[test]
+fn a_runner_forked_by_its_supervisor_has_the_supervisors_task_whatever_it_opens_itself() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let _program = stage.run(
+        "held = log('payroll', 'manual__1', 'load', 2, 3)\n\
+         if os.fork() == 0:\n\
+        \x20   fake = log('reports', 'manual__9', 'other')\n\
+        \x20   connection = connect()\n\
+         wait()",
+    );
+    let found = finder.find(stage.accept()).unwrap();
+    assert_eq!(
+        names(&found),
+        ("payroll", "load", "manual__1", Some(3), Some(2))
+    );
+}
+
+#[test]
+fn a_program_that_a_task_started_belongs_to_the_task_above_it() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let _program = stage.run(
+        "import subprocess\n\
+         held = log('payroll', 'manual__1', 'shell')\n\
+         if os.fork() == 0:\n\
+        \x20   subprocess.run(['bash', '-c', f'exec 3<>/dev/tcp/127.0.0.1/{port}; printf . >&3; cat'])\n\
+         wait()",
+    );
+    let found = finder.find(stage.accept()).unwrap();
+    assert_eq!(names(&found).1, "shell");
+}
+
+#[test]
+fn a_socket_that_was_inherited_is_its_first_owners() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let mut program = stage.run(
+        "connection = connect()\n\
+         if os.fork() == 0:\n\
+        \x20   held = log('payroll', 'manual__1', 'load')\n\
+        \x20   os.fork()\n\
+        \x20   os.write(1, b'.')\n\
+         wait()",
+    );
+    let pair = stage.accept();
+    // Both have it now.
+    let mut said = program.0.stdout.take().unwrap();
+    said.read_exact(&mut [0; 2]).unwrap();
+    assert_eq!(finder.find(pair), Ok(Owner::NoTask));
+}
+
+#[test]
+fn tasks_that_run_side_by_side_in_one_process_tree_are_told_apart() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let _program = stage.run(
+        "for n in range(16):\n\
+        \x20   if os.fork() == 0:\n\
+        \x20       held = log(f'dag_{n}', 'run', 'task')\n\
+        \x20       if os.fork() == 0:\n\
+        \x20           connection = connect()\n\
+        \x20           connection.sendall(bytes([n]))\n\
+        \x20           wait()\n\
+        \x20       wait()\n\
+         wait()",
+    );
+    for _ in 0..16 {
+        let pair = stage.accept();
+        let mut n = [0];
+        stage.accepted.last().unwrap().read_exact(&mut n).unwrap();
+        let found = finder.find(pair).unwrap();
+        assert_eq!(names(&found).0, format!("dag_{}", n[0]));
+    }
+}
+
+#[test]
+fn one_process_that_works_for_several_tasks_is_ambiguous_and_not_guessed_at() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let _program = stage.run(
+        "held = [log('a', 'run', 'task'), log('b', 'run', 'task')]\nconnection = connect()\nwait()",
+    );
+    assert_eq!(finder.find(stage.accept()), Err(Unknown::Ambiguous));
+}
+
+#[test]
+fn a_log_elsewhere_and_a_link_that_looks_like_a_log_name_no_task() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let program = "held = log('payroll', 'run', 'task')\n\
+         os.makedirs('LOGS/dag_id=b/run_id=c/task_id=d', exist_ok=True)\n\
+         os.symlink('/etc/hostname', 'LOGS/dag_id=b/run_id=c/task_id=d/attempt=1.log')\n\
+         linked = open('LOGS/dag_id=b/run_id=c/task_id=d/attempt=1.log')\n\
+         connection = connect()\nwait()"
+        .replace("LOGS", stage.folder.path().to_str().unwrap());
+    let _program = stage.run_in(elsewhere.path(), &program, &[]);
+    assert_eq!(finder.find(stage.accept()), Ok(Owner::NoTask));
+}
+
+#[test]
+fn the_environment_names_a_task_where_no_log_does_and_is_no_evidence() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let environment = [
+        ("AIRFLOW_CTX_DAG_ID", "payroll"),
+        ("AIRFLOW_CTX_TASK_ID", "load"),
+        ("AIRFLOW_CTX_DAG_RUN_ID", "manual__1"),
+    ];
+    let folder = stage.folder.path().to_owned();
+    let _program = stage.run_in(&folder, "connection = connect()\nwait()", &environment);
+    let found = finder.find(stage.accept()).unwrap();
+    assert_eq!(names(&found).1, "load");
+    assert!(matches!(found, Owner::Task(found) if found.evidence == Evidence::Process));
+}
+
+#[test]
+fn only_a_task_below_the_worker_that_was_there_first_is_beyond_its_own_forging() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    // What it is called makes the worker.
+    let code = stage.folder.path().join("airflow");
+    let program = "if os.fork() == 0:\n\
+        \x20   held = log('payroll', 'run', 'task')\n\
+        \x20   if os.fork() == 0:\n\
+        \x20       connection = connect()\n\
+        \x20   wait()\n\
+         wait()\n";
+    std::fs::write(&code, format!("{PRELUDE}{program}")).unwrap();
+    let start = |stage: &Stage| {
+        let child = Command::new("python3")
+            .arg(&code)
+            .args(["celery", "worker"])
+            .arg(stage.address().port().to_string())
+            .arg(stage.folder.path())
+            .stdin(Stdio::piped())
+            .spawn();
+        Program(child.unwrap())
+    };
+    let evidence = |found: Owner| match found {
+        Owner::Task(found) => found.evidence,
+        other => panic!("no task: {other:?}"),
+    };
+    let _first = start(&stage);
+    let first = stage.accept();
+    assert_eq!(evidence(finder.find(first).unwrap()), Evidence::Supervisor);
+    // Somebody else who says that he is a worker, in the same container.
+    let _second = start(&stage);
+    let second = stage.accept();
+    assert_eq!(evidence(finder.find(second).unwrap()), Evidence::Process);
+}
+
+#[test]
+fn a_process_with_very_many_open_files_delays_nothing_past_the_bound() {
+    let mut stage = Stage::new();
+    let mut patient = stage.finder();
+    let mut hasty = stage.finder_within(Duration::ZERO);
+    let _program = stage.run(
+        "import resource\n\
+         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)\n\
+         most = min(most, 100000)\n\
+         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n\
+         held = [os.open('/dev/null', os.O_RDONLY) for _ in range(most - 100)]\n\
+         connection = connect()\nwait()",
+    );
+    let pair = stage.accept();
+    assert_eq!(hasty.find(pair), Err(Unknown::TimedOut));
+    assert_eq!(patient.find(pair), Ok(Owner::NoTask));
+}
