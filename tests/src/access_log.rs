@@ -7,6 +7,11 @@ use serde_json::Value;
 pub struct AccessRecord(Value);
 
 impl AccessRecord {
+    /// A field's list of objects; empty where there is none.
+    pub fn list(&self, field: &str) -> Vec<Value> {
+        self.0[field].as_array().cloned().unwrap_or_default()
+    }
+
     /// All records in a text; other lines are left out.
     pub fn all(text: &str) -> Vec<Self> {
         text.lines().filter_map(Self::parse).collect()

@@ -29,6 +29,7 @@ mod replicas;
 mod retries;
 mod rotation;
 mod rotation_ca;
+mod routes;
 mod run;
 mod secrets;
 mod startup;

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use sidewind_tests::clients::Clients;
 use sidewind_tests::mesh::Mesh;
 use sidewind_tests::wait::{PATIENCE, eventually};
+use sidewind_tests::workloads;
 use tokio::time::Instant;
 
 use crate::support::{Pair, names_the_api};
@@ -184,4 +186,110 @@ fn a_try_that_takes_too_long_is_given_up_and_made_again() {
         .sidecar
         .wait_for_access("the call", |record| record.path() == "/slow");
     assert_eq!(record.attempts(), 3, "{record}");
+}
+
+fn extension(spec: &str) -> String {
+    format!(
+        "---
+apiVersion: sidewind.dev/v1alpha1
+kind: RouteExtension
+metadata: {{ name: more, namespace: data }}
+spec: {spec}
+"
+    )
+}
+
+const EXTENDED: &str = "{ filters: [{ type: ExtensionRef, extensionRef: { group: sidewind.dev, kind: RouteExtension, name: more } }] }";
+
+#[test]
+fn a_method_that_the_route_names_is_retried_with_its_body() {
+    let config = route(EXTENDED) + &extension("{ retry: { methods: [POST] } }");
+    let pair = Pair::with(Mesh::plan().config("route.yaml", &config));
+    let answer = pair.ask("/orders", &["-X", "POST", "-d", "one anemometer"]);
+    assert_eq!((answer.status, answer.body.as_str()), (503, "busy\n"));
+    assert_eq!(pair.curl("/posts", &[]), "3");
+    let record = pair
+        .task
+        .sidecar
+        .wait_for_access("the call", |record| record.path() == "/orders");
+    assert_eq!(record.attempts(), 3, "{record}");
+    let failed = record.list("failed_attempts");
+    let statuses: Vec<_> = failed.iter().map(|attempt| &attempt["status"]).collect();
+    assert_eq!(statuses, [503, 503], "{record}");
+}
+
+#[test]
+fn requests_are_held_while_the_api_is_replaced() {
+    let config = route(EXTENDED) + &extension("{ hold: { timeout: 60s } }");
+    let mut pair = Pair::with(Mesh::plan().config("route.yaml", &config));
+    assert_eq!(pair.ask("/orders", &[]).status, 200);
+    pair.server.kill();
+    let calls: Vec<_> = (0..8)
+        .map(|number| {
+            let url = format!("{}/echo", crate::support::API);
+            let call = pair.task.curl(&["-d", "patience"]).arg(url);
+            call.start(&format!("held-{number}"), &pair.mesh.scratch)
+        })
+        .collect();
+    let held = [("outcome", "held")];
+    eventually("the calls wait", PATIENCE, || {
+        let metrics = pair.task.sidecar.metrics();
+        (metrics.sum("sidewind_held_requests_total", &held) == 8.0).then_some(())
+    });
+    // An outage of two seconds.
+    let over = Instant::now() + Duration::from_secs(2);
+    eventually("the outage is over", PATIENCE, || {
+        (Instant::now() >= over).then_some(())
+    });
+    pair.server = workloads::api(&pair.api, 8080, &pair.mesh.scratch);
+    for mut call in calls {
+        call.wait(PATIENCE);
+        assert!(call.output().contains("patience"), "{}", call.output());
+    }
+    let statuses = eventually("each call is on record", PATIENCE, || {
+        let log = pair.task.sidecar.access_log();
+        let calls = log.iter().filter(|record| record.path() == "/echo");
+        let statuses: Vec<u64> = calls.map(|record| record.status()).collect();
+        (statuses.len() == 8).then_some(statuses)
+    });
+    assert_eq!(statuses, [200; 8]);
+}
+
+#[test]
+fn a_grpc_call_is_retried_after_unavailable_and_ends_before_its_deadline() {
+    let mut mesh = Mesh::plan().start();
+    let api = mesh
+        .workload("data", "calls")
+        .serves("calls.data=50051/grpc");
+    let api = api.start();
+    let clients = Clients::install(&mesh.scratch);
+    let at = format!("{}:50051", api.bind());
+    let mut server = clients
+        .script(&api.place, "calls.py")
+        .args(["serve", &at])
+        .user(api.uid())
+        .start("calls", &mesh.scratch);
+    let local = api.local(50_051);
+    server.wait_until("the server listens", PATIENCE, || api.place.is_open(local));
+    let task = mesh.workload("airflow", "task").start();
+    let call = |method, number, seconds| {
+        let target = api.at(50_051).to_string();
+        let call = clients.script(&task.place, "calls.py");
+        let call = call.args(["call", &target, method, number, seconds]);
+        call.user(task.uid()).finish().success()
+    };
+    // Every second one fails, and the retry budget is good for ten in a second.
+    assert_eq!(
+        call("Flaky", "16", "30").lines().collect::<Vec<_>>(),
+        ["OK"; 16]
+    );
+    let retried = [("reason", "grpc-status"), ("outcome", "retried")];
+    let metrics = task.sidecar.metrics();
+    assert!(metrics.sum("sidewind_retries_total", &retried) >= 7.0);
+    // The proxy's own answer comes before the client's deadline does.
+    let late = call("Slow", "1", "2");
+    assert!(
+        late.starts_with("DEADLINE_EXCEEDED") && late.contains("No response came within"),
+        "{late}"
+    );
 }

@@ -1,0 +1,55 @@
+"""gRPC calls of bytes, by gRPC's own library.
+
+calls.py serve ADDRESS:PORT               serves /calls.Calls/Flaky: UNAVAILABLE to every second call, else the request;
+                                          and /calls.Calls/Slow: answers after 3 s
+calls.py call ADDRESS:PORT METHOD N SECONDS   makes N calls with that deadline, and prints each one's status
+"""
+
+import itertools
+import sys
+import time
+from concurrent import futures
+
+import grpc
+
+count = itertools.count(1)
+
+
+def flaky(request, context):
+    if next(count) % 2 == 0:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "every second")
+    return request
+
+
+def slow(request, context):
+    time.sleep(3)
+    return request
+
+
+def serve(address):
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
+    handlers = {"Flaky": flaky, "Slow": slow}
+    handlers = {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in handlers.items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("calls.Calls", handlers),))
+    assert server.add_insecure_port(address)
+    server.start()
+    server.wait_for_termination()
+
+
+def call(address, method, number, seconds):
+    # Its own retries would hide what the proxy does.
+    options = [("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        stub = channel.unary_unary(f"/calls.Calls/{method}")
+        for _ in range(int(number)):
+            try:
+                assert stub(b"question", timeout=float(seconds)) == b"question"
+                print("OK")
+            except grpc.RpcError as error:
+                print(error.code().name, error.details())
+
+
+if sys.argv[1] == "serve":
+    serve(sys.argv[2])
+else:
+    call(*sys.argv[2:])
