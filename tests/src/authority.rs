@@ -39,7 +39,12 @@ impl TestAuthority {
     /// One that began yesterday.
     #[expect(clippy::new_without_default, reason = "each is another")]
     pub fn new() -> Self {
-        let trust_domain = TrustDomain::parse(TRUST_DOMAIN).expect("a trust domain");
+        Self::of(TRUST_DOMAIN)
+    }
+
+    /// One of another trust domain.
+    pub fn of(trust_domain: &str) -> Self {
+        let trust_domain = TrustDomain::parse(trust_domain).expect("a trust domain");
         let yesterday = SystemTime::now() - DAY;
         let root = generate_root(&trust_domain, 365 * DAY, yesterday).expect("a root");
         let signing = root

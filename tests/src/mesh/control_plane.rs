@@ -35,6 +35,8 @@ pub struct JoinToken {
     pub expires: Option<String>,
     /// `--svid-ttl`.
     pub svid_ttl: Option<String>,
+    /// `--federates-with`, each.
+    pub federates_with: Vec<String>,
 }
 
 impl ControlPlane {
@@ -179,6 +181,9 @@ impl ControlPlane {
             .args(["token", "create", "--spiffe-id", &wanted.spiffe_id]);
         for service in &wanted.services {
             create = create.args(["--service", service]);
+        }
+        for trust_domain in &wanted.federates_with {
+            create = create.args(["--federates-with", trust_domain]);
         }
         for (flag, value) in [
             ("--expires", &wanted.expires),

@@ -8,7 +8,7 @@ mod sidecar;
 mod workload;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use control_plane::{ControlPlane, JoinToken};
 pub use sidecar::Sidecar;
@@ -192,6 +192,16 @@ fn disk(scratch: &Scratch, name: &str, bytes: u32) -> Ticket {
     hold(Held::Mount(path))
 }
 
+/// A control plane of another trust domain, on the network of a mesh.
+#[derive(Debug)]
+pub struct Neighbour {
+    /// The control plane.
+    pub control_plane: ControlPlane,
+    /// Its trust domain.
+    pub trust_domain: String,
+    trust_bundle: PathBuf,
+}
+
 /// A running mesh. Taken down when dropped; drop its workloads first, which declaring them later does.
 #[derive(Debug)]
 pub struct Mesh {
@@ -236,6 +246,29 @@ impl Mesh {
         replica.start(&self.scratch);
         self.replicas.push(replica.address());
         replica
+    }
+
+    /// Starts the control plane of another trust domain on the same network, with flags of its own.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[track_caller]
+    pub fn neighbour(&mut self, trust_domain: &str, flags: &[&str]) -> Neighbour {
+        let host = self
+            .ground
+            .host(&format!("control-plane-of-{trust_domain}"));
+        let mut flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        flags.extend(["--trust-domain".to_owned(), trust_domain.to_owned()]);
+        let suffix = format!("-of-{trust_domain}");
+        let mut control_plane =
+            ControlPlane::replica(&self.binaries, &self.scratch, host, flags, &suffix);
+        control_plane.start(&self.scratch);
+        let file = format!("trust-bundle-of-{trust_domain}.pem");
+        Neighbour {
+            trust_bundle: self.scratch.write(&file, control_plane.trust_bundle()),
+            control_plane,
+            trust_domain: trust_domain.to_owned(),
+        }
     }
 
     /// Adds a host without a sidecar, outside the mesh.
@@ -293,10 +326,27 @@ impl Mesh {
         let urls: Vec<String> = addresses
             .map(|address| format!("https://{address}"))
             .collect();
+        self.proxy_for(&urls.join(","), &self.trust_bundle, host, mesh_address)
+    }
+
+    /// As [`Mesh::proxy_behind`], of another trust domain.
+    fn proxy_of(&self, of: &Neighbour, host: &Host, mesh_address: Ipv4Addr) -> Invocation {
+        let url = format!("https://{}", of.control_plane.address());
+        self.proxy_for(&url, &of.trust_bundle, host, mesh_address)
+            .args(["--trust-domain", &of.trust_domain])
+    }
+
+    fn proxy_for(
+        &self,
+        urls: &str,
+        trust_bundle: &Path,
+        host: &Host,
+        mesh_address: Ipv4Addr,
+    ) -> Invocation {
         let user = self.is_transparent().then_some(SIDECAR_UID);
         let mut proxy = host.place.program(&self.binaries.proxy).user(user);
-        proxy = proxy.args(["run", "--control-plane", &urls.join(","), "--trust-bundle"]);
-        proxy = proxy.arg(&self.trust_bundle);
+        proxy = proxy.args(["run", "--control-plane", urls, "--trust-bundle"]);
+        proxy = proxy.arg(trust_bundle);
         if !self.is_transparent() {
             let at = |port: u16| format!("{}:{port}", host.address);
             proxy = proxy.args([

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::{JoinToken, Mesh, Sidecar, TRUST_DOMAIN};
+use super::{JoinToken, Mesh, Neighbour, Sidecar, TRUST_DOMAIN};
 use crate::invocation::Invocation;
 use crate::lan::Host;
 use crate::place::Place;
@@ -30,6 +30,7 @@ pub struct WorkloadPlan<'m> {
     /// A program that runs the sidecar, and one that the sidecar runs.
     by: Vec<String>,
     command: Vec<String>,
+    neighbour: Option<&'m Neighbour>,
 }
 
 /// What listens where peers dial a workload's mesh port.
@@ -64,6 +65,7 @@ impl<'m> WorkloadPlan<'m> {
             front: Front::Sidecar,
             by: Vec::new(),
             command: Vec::new(),
+            neighbour: None,
         }
     }
 
@@ -77,6 +79,21 @@ impl<'m> WorkloadPlan<'m> {
             }
         }
         self.serves.push(port.into());
+        self
+    }
+
+    /// Makes it a workload of another trust domain.
+    pub fn of(mut self, neighbour: &'m Neighbour) -> Self {
+        let own = format!("spiffe://{TRUST_DOMAIN}/");
+        let theirs = format!("spiffe://{}/", neighbour.trust_domain);
+        self.token.spiffe_id = self.token.spiffe_id.replace(&own, &theirs);
+        self.neighbour = Some(neighbour);
+        self
+    }
+
+    /// Has it get the bundle of another trust domain.
+    pub fn federates_with(mut self, trust_domain: &str) -> Self {
+        self.token.federates_with.push(trust_domain.to_owned());
         self
     }
 
@@ -203,6 +220,10 @@ impl<'m> WorkloadPlan<'m> {
         } = &*self.mesh;
         let uid = self.mesh.is_transparent().then_some(super::SIDECAR_UID);
         let mut proxy = self.mesh.proxy_behind(host, mesh_address);
+        let control_plane = self.neighbour.map_or(control_plane, |it| &it.control_plane);
+        if let Some(neighbour) = self.neighbour {
+            proxy = self.mesh.proxy_of(neighbour, host, mesh_address);
+        }
         if !self.default_drain {
             proxy = proxy.args(super::SHORT_DRAIN);
         }

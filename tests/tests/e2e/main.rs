@@ -16,6 +16,7 @@ mod demo;
 mod discovery;
 mod drain;
 mod explicit;
+mod federation;
 mod full_disk;
 mod gateway;
 mod harness;
