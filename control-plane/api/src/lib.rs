@@ -3,6 +3,7 @@
 //! - [`v1`]: the generated messages, clients and servers
 //! - [`reason`]: the machine-readable reasons of refused calls
 //! - [`destination`]: how a proxy names what its workload connects to
+//! - [`sigv4`]: requests to AWS, signed
 //! - [`service`]: names of services, and names of protocols
 //! - [`pattern`]: what an authorization rule may say about methods and paths
 //! - [`expression`], [`header_field`]: what a route may say
@@ -26,6 +27,7 @@ pub mod header_field;
 pub mod pattern;
 pub mod reason;
 pub mod service;
+pub mod sigv4;
 
 pub use bans::{BanList, Banned};
 pub use destination::{Destination, DestinationError};

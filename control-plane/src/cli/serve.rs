@@ -3,6 +3,9 @@
 use super::Failure;
 use super::arguments::{PlaintextFlag, ServeFlags};
 use crate::issuance::authority::RootSource;
+use crate::issuance::authority::upstream::aws_pca::arn::AuthorityArn;
+use crate::issuance::authority::upstream::aws_pca::credentials::CredentialsSource;
+use crate::issuance::authority::upstream::aws_pca::{self, AwsPca};
 use crate::issuance::authority::upstream::files::{Paths, UpstreamFiles};
 use crate::server::{BundleEndpoints, Limits, Server, Settings, StartError, WebEndpoint, shutdown};
 use crate::store::{Location, LocationError, StoreKey};
@@ -53,8 +56,9 @@ async fn serve(settings: Settings, logs: LogHandle) -> Result<(), Failure> {
 }
 
 fn settings(flags: ServeFlags) -> Result<Settings, Failure> {
-    let root = match (&flags.root_cert, &flags.root_key) {
-        (Some(certificate), Some(key)) => {
+    let root = match (&flags.root_cert, &flags.root_key, &flags.aws_pca) {
+        (_, _, Some(arn)) => aws_pca(arn.clone(), &flags)?,
+        (Some(certificate), Some(key), None) => {
             let paths = Paths {
                 certificate: certificate.clone(),
                 key: key.clone(),
@@ -137,6 +141,20 @@ fn given_root(paths: Paths, trust_domain: &TrustDomain) -> Result<RootSource, Fa
         .check(trust_domain, SystemTime::now())
         .map_err(|error| Failure::Usage(chain(&error)))?;
     Ok(RootSource::Upstream(Arc::new(files)))
+}
+
+/// An authority of AWS Private CA; it is asked at the start.
+fn aws_pca(arn: AuthorityArn, flags: &ServeFlags) -> Result<RootSource, Failure> {
+    let credentials = CredentialsSource::from_variables(|name| std::env::var(name).ok());
+    let credentials = credentials.map_err(|error| Failure::Usage(format!("--aws-pca: {error}")))?;
+    Ok(RootSource::Upstream(Arc::new(AwsPca::new(
+        aws_pca::Settings {
+            arn,
+            endpoint: flags.aws_pca_endpoint.clone(),
+            ca_file: flags.aws_pca_ca_file.clone(),
+            credentials,
+        },
+    ))))
 }
 
 /// Keys must not end in a core dump, nor be read by a debugger of the same user; and each proxy takes a

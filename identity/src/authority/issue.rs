@@ -104,6 +104,20 @@ pub(super) fn ca_params(
     Ok(params)
 }
 
+/// A request for the certificate of a signing authority, in PEM, for an upstream that signs requests: it has a name of
+/// its own and the trust domain's ID. What it may do is for the upstream to say, and to be checked.
+///
+/// # Errors
+/// When the cryptographic library fails.
+pub fn signing_request(trust_domain: &TrustDomain, key: &PrivateKey) -> Result<String, SignError> {
+    let named = ca_params(trust_domain, "Sidewind signing CA", 0)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named.distinguished_name;
+    params.subject_alt_names = named.subject_alt_names;
+    let request = params.serialize_request(&Signer(key.clone()))?;
+    Ok(crate::pem::encode("CERTIFICATE REQUEST", request.der()))
+}
+
 /// 128 random bits: a serial number is unique without asking anybody (CA/Browser Forum asks for 64).
 pub(super) fn random_serial() -> Result<SerialNumber, SignError> {
     let mut bytes = [0; 16];

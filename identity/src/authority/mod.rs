@@ -13,6 +13,7 @@ use std::time::Duration;
 
 pub use csr::MAX_CSR_BYTES;
 pub use error::{AuthorityLoadError, SignError};
+pub use issue::signing_request;
 pub use root::{RootAuthority, generate_root};
 pub use signing::{SigningAuthority, SvidTemplate};
 

@@ -1,6 +1,8 @@
 //! The flags of `serve`.
 
 use super::{DEFAULT_STATE_DIR, parse_duration, parse_trust_domain};
+use crate::https::HttpsUrl;
+use crate::issuance::authority::upstream::aws_pca::arn::AuthorityArn;
 use crate::server::limits::{ATTEST_PER_SECOND, SIGN_PER_SECOND};
 use crate::telemetry::LogFormat;
 use clap::{Args, ValueEnum};
@@ -184,6 +186,38 @@ pub struct ServeFlags {
     )]
     pub federation_spiffe_listen: Option<SocketAddr>,
 
+    /// Authority of AWS Private CA that signs this control plane's signing certificates, instead of a root of its own.
+    ///
+    /// Needs acm-pca:IssueCertificate, acm-pca:GetCertificate and acm-pca:GetCertificateAuthorityCertificate for it.
+    /// Credentials come from the variables of AWS's SDKs (AWS_ACCESS_KEY_ID and those with it), or from the endpoint
+    /// that ECS and EKS Pod Identity put beside a container.
+    #[arg(
+        long,
+        env = "SIDEWIND_AWS_PCA",
+        value_name = "ARN",
+        conflicts_with = "root_cert"
+    )]
+    pub aws_pca: Option<AuthorityArn>,
+
+    /// Where that authority answers, if not at AWS's own endpoint of its region: a VPC endpoint.
+    #[arg(
+        long,
+        env = "SIDEWIND_AWS_PCA_ENDPOINT",
+        value_name = "URL",
+        value_parser = parse_url,
+        requires = "aws_pca"
+    )]
+    pub aws_pca_endpoint: Option<HttpsUrl>,
+
+    /// Certificate authorities in PEM to believe at that endpoint [default: those of the system].
+    #[arg(
+        long,
+        env = "SIDEWIND_AWS_PCA_CA_FILE",
+        value_name = "FILE",
+        requires = "aws_pca"
+    )]
+    pub aws_pca_ca_file: Option<PathBuf>,
+
     /// How long a new root waits for proxies that do not acknowledge it, before it signs all the same.
     #[arg(
         long, env = "SIDEWIND_ROTATION_DEADLINE", value_name = "DURATION", default_value = "1h",
@@ -222,6 +256,10 @@ pub enum PlaintextFlag {
     Permissive,
     /// Refused.
     Strict,
+}
+
+fn parse_url(text: &str) -> Result<HttpsUrl, String> {
+    HttpsUrl::parse(text).map_err(|error| error.to_string())
 }
 
 fn parse_server_id(text: &str) -> Result<String, String> {

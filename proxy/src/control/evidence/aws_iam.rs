@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use sidewind_api::evidence::{KEY_HEADER, NONCE_HEADER, SERVER_ID_HEADER, STS_BODY, sts_host};
+use sidewind_api::sigv4::{Credentials, Request, amz_date};
 use sidewind_api::v1;
 
-use super::sigv4::{Request, amz_date};
 use super::{Binding, hex};
 use crate::config::AwsCredentials;
 
@@ -39,7 +39,11 @@ pub(super) fn evidence(
         headers: signed,
         body: STS_BODY.as_bytes(),
     };
-    let authorization = request.sign(credentials, &date);
+    let credentials = Credentials {
+        access_key_id: credentials.access_key_id.expose(),
+        secret_access_key: credentials.secret_access_key.expose(),
+    };
+    let authorization = request.sign(&credentials, &date);
     headers.push(("authorization", &authorization));
     let headers = headers.into_iter().map(|(name, value)| v1::HttpHeader {
         name: name.to_owned(),

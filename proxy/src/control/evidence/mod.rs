@@ -3,13 +3,12 @@
 //! It is gathered on the connection that it then goes over, whose server has proved that it is the control plane: a
 //! challenge is good only at the process that gave it.
 //!
-//! - `aws_iam`: a request to STS, signed ([`sigv4`]) with the role's [`credentials`]
+//! - `aws_iam`: a request to STS, signed (`sidewind_api::sigv4`) with the role's [`credentials`]
 //! - `x509`: a signature by an existing certificate's key
 //! - tokens (join tokens, Kubernetes, OIDC) need nothing but being read
 
 mod aws_iam;
 mod credentials;
-mod sigv4;
 mod x509;
 
 use std::time::{Duration, SystemTime};

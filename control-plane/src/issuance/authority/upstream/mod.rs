@@ -2,10 +2,11 @@
 //!
 //! An [`Upstream`] says which roots are to be trusted and gives signing authorities below one of them. Everything
 //! else (the slots, what is published when, who has it by now) is the same for all of them, and for a root that was
-//! generated. [`files`] is the one there is: a root with its key, or a signing authority of somebody else's root. A
-//! service that signs requests, as Vault or AWS Private CA, makes a key and a request in
-//! [`Upstream::issue`] and sends the request; its roots are what [`Upstream::offer`] gives.
+//! generated. [`files`] is a root with its key, or a signing authority of somebody else's root. [`aws_pca`] is a
+//! service that signs requests: a key and a request are made in [`Upstream::issue`], and its root is what
+//! [`Upstream::offer`] gives.
 
+pub mod aws_pca;
 pub mod files;
 
 use crate::store::StateDirError;
@@ -94,6 +95,9 @@ pub enum UpstreamError {
     /// It ends too soon.
     #[error("{0} has ended or ends within minutes; give a new one")]
     Ended(&'static str),
+    /// AWS Private CA gives nothing.
+    #[error("--aws-pca")]
+    AwsPca(#[from] aws_pca::AwsPcaError),
     /// There was no usable offer yet.
     #[error("nothing that could sign was read yet")]
     NothingYet,

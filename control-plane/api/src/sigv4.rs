@@ -1,31 +1,48 @@
 //! AWS Signature Version 4, as much of it as one POST to `/` with a short body needs.
 //!
 //! By hand because the SDK's signing crate brings some thirty others, a second HMAC and SHA-2 among them, into every
-//! sidecar for these hundred lines. Held against the vectors that AWS publishes.
+//! sidecar for these hundred lines. Held against the vectors that AWS publishes. The proxy signs requests to STS with
+//! it, the control plane those to AWS Private CA.
 
+use std::fmt;
 use std::time::SystemTime;
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{digest, hmac};
 
-use super::{hex, sha256};
-use crate::config::AwsCredentials;
+/// What is signed with.
+#[derive(Clone, Copy)]
+pub struct Credentials<'a> {
+    /// Which key.
+    pub access_key_id: &'a str,
+    /// The key.
+    pub secret_access_key: &'a str,
+}
+
+impl fmt::Debug for Credentials<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
+    }
+}
 
 /// A POST to the root of a host.
 #[derive(Debug)]
-pub(super) struct Request<'a> {
-    pub(super) region: &'a str,
-    pub(super) service: &'a str,
+pub struct Request<'a> {
+    /// Of the host.
+    pub region: &'a str,
+    /// As AWS calls it in signatures.
+    pub service: &'a str,
     /// Names in lower case, each once, in any order; `host` among them. Values without white space at their ends or
     /// doubled within, which the canonical form would change.
-    pub(super) headers: Vec<(&'a str, &'a str)>,
-    pub(super) body: &'a [u8],
+    pub headers: Vec<(&'a str, &'a str)>,
+    /// The whole body.
+    pub body: &'a [u8],
 }
 
 /// `YYYYMMDDTHHMMSSZ`.
 ///
 /// # Errors
 /// When the clock is beyond what a calendar holds.
-pub(super) fn amz_date(now: SystemTime) -> Result<String, String> {
+pub fn amz_date(now: SystemTime) -> Result<String, String> {
     let time = jiff::Timestamp::try_from(now);
     let time = time.map_err(|error| format!("this machine's clock cannot be read: {error}"))?;
     Ok(time.strftime("%Y%m%dT%H%M%SZ").to_string())
@@ -33,7 +50,8 @@ pub(super) fn amz_date(now: SystemTime) -> Result<String, String> {
 
 impl Request<'_> {
     /// The `Authorization` header for a time in the form of [`amz_date`].
-    pub(super) fn sign(&self, credentials: &AwsCredentials, date: &str) -> String {
+    #[must_use]
+    pub fn sign(&self, credentials: &Credentials<'_>, date: &str) -> String {
         let mut headers = self.headers.clone();
         headers.sort_unstable();
         let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
@@ -42,31 +60,44 @@ impl Request<'_> {
             .iter()
             .map(|(name, value)| format!("{name}:{value}\n"));
         let lines: String = lines.collect();
-        let body = hex(&sha256(self.body));
+        let body = hex(sha256(self.body).as_ref());
         let canonical = format!("POST\n/\n\n{lines}\n{names}\n{body}");
 
         let day = date.get(..8).unwrap_or_default();
         let (region, service) = (self.region, self.service);
         let scope = format!("{day}/{region}/{service}/aws4_request");
-        let canonical = hex(&sha256(canonical.as_bytes()));
+        let canonical = hex(sha256(canonical.as_bytes()).as_ref());
         let to_sign = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{canonical}");
         let key = signing_key(credentials, [day, region, service]);
         let signature = hex(hmac_sha256(key.as_ref(), to_sign.as_bytes()).as_ref());
-        let id = credentials.access_key_id.expose();
+        let id = credentials.access_key_id;
         format!(
             "AWS4-HMAC-SHA256 Credential={id}/{scope}, SignedHeaders={names}, Signature={signature}"
         )
     }
 }
 
-fn signing_key(credentials: &AwsCredentials, scope: [&str; 3]) -> hmac::Tag {
-    let secret = zeroize::Zeroizing::new(format!("AWS4{}", credentials.secret_access_key.expose()));
+fn signing_key(credentials: &Credentials<'_>, scope: [&str; 3]) -> hmac::Tag {
+    let secret = zeroize::Zeroizing::new(format!("AWS4{}", credentials.secret_access_key));
     let [day, region, service] = scope;
     let mut key = hmac_sha256(secret.as_bytes(), day.as_bytes());
     for part in [region, service, "aws4_request"] {
         key = hmac_sha256(key.as_ref(), part.as_bytes());
     }
     key
+}
+
+fn sha256(bytes: &[u8]) -> digest::Digest {
+    digest::digest(&digest::SHA256, bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn hmac_sha256(key: &[u8], message: &[u8]) -> hmac::Tag {
@@ -78,14 +109,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Secret;
 
     /// The credentials of AWS's Signature Version 4 test suite.
-    fn credentials() -> AwsCredentials {
-        AwsCredentials {
-            access_key_id: Secret::new("AKIDEXAMPLE"),
-            secret_access_key: Secret::new("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"),
-            session_token: None,
+    fn credentials() -> Credentials<'static> {
+        Credentials {
+            access_key_id: "AKIDEXAMPLE",
+            secret_access_key: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
         }
     }
 
