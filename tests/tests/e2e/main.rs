@@ -34,6 +34,7 @@ mod routes;
 mod run;
 mod secrets;
 mod startup;
+mod tasks;
 mod telemetry;
 mod transparent;
 mod workload_api;
