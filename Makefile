@@ -61,6 +61,10 @@ bench-pieces: ## Measure single pieces of the data path: authorization, header r
 soak: ## Run the long tests: rotation under load for minutes (root for network namespaces)
 	@.ci/soak
 
+.PHONY: fuzz
+fuzz: ## Fuzz what reads bytes of strangers, a minute for each target (FUZZ_SECONDS=600 for longer)
+	@.ci/fuzz $(or $(FUZZ_SECONDS),60)
+
 .PHONY: image
 image: release ## Build the container images (needs a Docker engine; target/image holds their file systems either way)
 	@.ci/image

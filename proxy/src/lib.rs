@@ -18,6 +18,7 @@
 //! | [`mesh`], [`plaintext`] | connections to other sidecars, and to those who have none |
 //! | [`workload_api`] | the workload's own programs get its identity: SPIFFE Workload API, Envoy SDS |
 //! | [`hot`] | the pieces that every request passes, for `benches/` alone |
+//! | [`fuzzing`] | what reads bytes of strangers, for `fuzz/` alone |
 //! | [`exchange`], [`telemetry`], [`errors`], [`complaints`], [`admin`], [`status`] | what is said about all of it |
 //!
 //! # Threads
@@ -39,6 +40,8 @@ mod detect;
 mod drain;
 mod errors;
 mod exchange;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod health;
 #[doc(hidden)]

@@ -44,6 +44,14 @@ pub(crate) struct WorkloadPort {
 }
 
 impl Forwarding {
+    /// Under redirection, beside a sidecar with these ports of its own.
+    pub(crate) fn redirected(own_ports: &[u16]) -> Self {
+        Self {
+            explicit: None,
+            own_ports: own_ports.into(),
+        }
+    }
+
     pub(crate) fn new(config: &Config) -> Self {
         let listeners = &config.listeners;
         let lists = [

@@ -5,6 +5,7 @@
 mod support;
 
 mod airflow;
+mod attacks;
 mod aws;
 mod bad_input;
 mod bad_requests;
@@ -12,6 +13,7 @@ mod bans;
 mod bench;
 mod conformance;
 mod control_plane;
+mod crowds;
 mod demo;
 mod discovery;
 mod drain;
@@ -34,6 +36,7 @@ mod routes;
 mod run;
 mod secrets;
 mod startup;
+mod streams;
 mod tasks;
 mod telemetry;
 mod transparent;
