@@ -88,10 +88,11 @@ fn every_signal_goes_on_to_the_command() {
         .iter()
         .map(|(name, _)| format!("trap 'echo got-{name}' {name}; "))
         .collect();
-    let text = format!("{traps} trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done");
+    let text =
+        format!("{traps} trap 'exit 3' TERM; echo the-command-is-up; while :; do sleep 0.05; done");
     let mut task = script(&mut mesh, "task", &text);
     let process = task.sidecar.process();
-    process.wait_for_log("up", PATIENCE);
+    process.wait_for_log("the-command-is-up", PATIENCE);
     for (name, signal) in signals {
         process.signal(signal);
         process.wait_for_log(&format!("got-{name}"), PATIENCE);
@@ -106,7 +107,7 @@ fn a_command_that_is_told_to_end_still_calls_out_for_as_long_as_it_lives() {
     let last_call = call("/orders");
     // Longer than --drain-quiet, after which a sidecar without a command counts its workload as gone.
     let text = format!(
-        "trap 'while [ ! -e $0.go ]; do sleep 0.05; done; {last_call}; exit $?' TERM; echo up; while :; do sleep 0.05; done"
+        "trap 'while [ ! -e $0.go ]; do sleep 0.05; done; {last_call}; exit $?' TERM; echo the-command-is-up; while :; do sleep 0.05; done"
     );
     let go = mesh.scratch.join("last");
     let host = mesh.outsider("task");
@@ -120,7 +121,9 @@ fn a_command_that_is_told_to_end_still_calls_out_for_as_long_as_it_lives() {
     let mut task = plan
         .running(&["sh", "-c", &text, &go_argument])
         .start_at(host);
-    task.sidecar.process().wait_for_log("up", PATIENCE);
+    task.sidecar
+        .process()
+        .wait_for_log("the-command-is-up", PATIENCE);
     task.sidecar.terminate();
     eventually("the sidecar is not ready", PATIENCE, || {
         (!task.sidecar.is_ready()).then_some(())
@@ -134,9 +137,11 @@ fn a_command_that_is_told_to_end_still_calls_out_for_as_long_as_it_lives() {
 #[test]
 fn the_admin_port_ends_the_command_too() {
     let mut mesh = Mesh::plan().start_on_loopback();
-    let text = "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done";
+    let text = "trap 'exit 5' TERM; echo the-command-is-up; while :; do sleep 0.05; done";
     let mut task = script(&mut mesh, "task", text);
-    task.sidecar.process().wait_for_log("up", PATIENCE);
+    task.sidecar
+        .process()
+        .wait_for_log("the-command-is-up", PATIENCE);
     assert_eq!(task.sidecar.ask("POST", "/shutdown", "").status, 202);
     assert_eq!(exit_code(&mut task), Some(5));
 }
@@ -193,9 +198,11 @@ fn a_token_is_in_neither_the_commands_environment_nor_what_is_shown_of_it() {
         .workload("airflow", "task")
         .env("SIDEWIND_LOG_LEVEL", "debug");
     let secret = "the-tasks-own-token";
-    let text = "env; echo up; trap 'exit 0' TERM; while :; do sleep 0.05; done";
+    let text = "env; trap 'exit 0' TERM; echo the-command-is-up; while :; do sleep 0.05; done";
     let mut task = plan.running(&["sh", "-c", text, secret]).start();
-    task.sidecar.process().wait_for_log("up", PATIENCE);
+    task.sidecar
+        .process()
+        .wait_for_log("the-command-is-up", PATIENCE);
     let shown = task.sidecar.get("/config").text();
     assert!(
         shown.contains("CommandConfig") && !shown.contains(secret),
