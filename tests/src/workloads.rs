@@ -12,6 +12,7 @@ use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::wait::PATIENCE;
 
+const EXECUTION_API: &str = include_str!("../workloads/execution_api.py");
 const API: &str = include_str!("../workloads/api.py");
 
 /// Where a server is to listen, and as whom it runs.
@@ -96,6 +97,20 @@ pub fn slow_api(seat: impl Into<Seat>, port: u16, delay: Duration, scratch: &Scr
         .args([seat.bind.to_string(), port.to_string()])
         .arg(delay.as_millis().to_string());
     seat.start(server, "api", port, scratch)
+}
+
+/// The Execution API of `tests/workloads/execution_api.py`.
+#[track_caller]
+pub fn execution_api(seat: impl Into<Seat>, port: u16, scratch: &Scratch) -> Process {
+    let seat = seat.into();
+    let script = scratch.write("execution_api.py", EXECUTION_API);
+    // The system's own, which every user may run.
+    let server = seat
+        .program("/usr/bin/python3")
+        .arg("-u")
+        .arg(script)
+        .args([seat.bind.to_string(), port.to_string()]);
+    seat.start(server, "execution-api", port, scratch)
 }
 
 /// nginx: HTTP/1.1 on `port`, HTTP/2 with prior knowledge on the next one. `/` is a short text.

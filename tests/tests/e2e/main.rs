@@ -17,6 +17,7 @@ mod crowds;
 mod demo;
 mod discovery;
 mod drain;
+mod execution_api;
 mod explicit;
 mod federation;
 mod full_disk;
