@@ -82,6 +82,12 @@ impl<'m> WorkloadPlan<'m> {
         self
     }
 
+    /// Gives it the identity of another name than its own, as replicas have that of their service.
+    pub fn identity(mut self, namespace: &str, name: &str) -> Self {
+        self.token.spiffe_id = format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{name}");
+        self
+    }
+
     /// Makes it a workload of another trust domain.
     pub fn of(mut self, neighbour: &'m Neighbour) -> Self {
         let own = format!("spiffe://{TRUST_DOMAIN}/");

@@ -5,6 +5,7 @@
 mod support;
 
 mod airflow;
+mod airflow_real;
 mod attacks;
 mod aws;
 mod bad_input;
