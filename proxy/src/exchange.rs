@@ -33,7 +33,7 @@ use crate::{
     telemetry::{
         Direction, FailedAttempt, Peer, Protocol, RequestRecord, TaskContext, Telemetry,
         metrics::{HoldOutcome, RetryOutcome, RetryReason},
-        trace::{TraceContext, TraceParent, received_parent},
+        trace::TraceContext,
     },
     worker::Worker,
 };
@@ -51,9 +51,7 @@ pub(crate) struct Exchange {
     host: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     tracestate: Option<HeaderValue>,
-    trace: Cell<TraceContext>,
-    /// What its client said of its trace, for whoever listens to Airflow's own requests.
-    received_parent: Option<TraceParent>,
+    trace: TraceContext,
     authorities: Rc<RefCell<AuthorityCache>>,
     source: Party,
     destination: RefCell<Party>,
@@ -79,8 +77,8 @@ pub(crate) struct Exchange {
     header_bytes: (usize, usize),
     recorded: Cell<bool>,
     lease: RefCell<Option<StreamLease>>,
-    /// Its places among the requests at once: of this proxy, and of the service.
-    places: RefCell<(Option<Admitted>, Option<Permit>)>,
+    /// Its places among the requests at once: of this proxy, of a gateway's listener, and of the service.
+    places: RefCell<(Option<Admitted>, [Option<Permit>; 2])>,
     /// Most bytes of the request's body; 0 for no bound.
     max_request_bytes: Cell<u64>,
     /// Keeps a drain waiting until the response is out.
@@ -149,10 +147,7 @@ impl Exchange {
             Version::HTTP_2 => header_list_bytes(request),
             _ => 0,
         };
-        let received_parent = received_parent(request.headers());
-        let trace = origin
-            .telemetry
-            .receive_trace(request.headers(), received_parent);
+        let trace = origin.telemetry.receive_trace(request.headers());
         trace.apply(request.headers_mut());
         let headers = request.headers();
         let exchange = Rc::new(Self {
@@ -166,8 +161,7 @@ impl Exchange {
             host: headers.get(header::HOST).cloned(),
             user_agent: headers.get(header::USER_AGENT).cloned(),
             tracestate: headers.get("tracestate").cloned(),
-            trace: Cell::new(trace),
-            received_parent,
+            trace,
             authorities: Rc::clone(&origin.authorities),
             source: origin.source.clone(),
             destination: RefCell::new(origin.destination.clone()),
@@ -275,20 +269,6 @@ impl Exchange {
         *self.task.borrow_mut() = ConnectionTask::known(Some(task));
     }
 
-    /// What the client said of its trace.
-    pub(crate) fn received_parent(&self) -> Option<TraceParent> {
-        self.received_parent
-    }
-
-    /// Makes the request a child of its task's own span, where its client has named no parent.
-    pub(crate) fn continue_trace(&self, parent: TraceParent, headers: &mut HeaderMap) {
-        if self.received_parent.is_none() {
-            let trace = self.telemetry.adopt_trace(self.trace.get(), parent);
-            trace.apply(headers);
-            self.trace.set(trace);
-        }
-    }
-
     /// Notes that the request is sent to `endpoint`, whose proxy proved `id`, or in plaintext without one.
     pub(crate) fn sent_to(&self, endpoint: SocketAddr, id: Option<&SpiffeId>) {
         if self.attempts.replace(self.attempts.get() + 1) > 0 {
@@ -357,7 +337,7 @@ impl Exchange {
         self.places.borrow_mut().0 = Some(admitted);
     }
 
-    /// Lets the request through the limits of its service, and keeps its place until the exchange ends.
+    /// Lets the request through the limits of its service or listener, and keeps its place until the exchange ends.
     pub(crate) async fn pass(
         &self,
         limits: &ServiceLimits,
@@ -376,9 +356,12 @@ impl Exchange {
         };
         let permit = limits.admit(request, header_bytes, &asker).await?;
         if permit.is_some() {
-            self.places.borrow_mut().1 = permit;
+            let [first, second] = &mut self.places.borrow_mut().1;
+            *(if first.is_none() { first } else { second }) = permit;
         }
-        self.max_request_bytes.set(limits.max_body_bytes());
+        let bounds = [self.max_request_bytes.get(), limits.max_body_bytes()];
+        let least = bounds.into_iter().filter(|bound| *bound != 0).min();
+        self.max_request_bytes.set(least.unwrap_or_default());
         Ok(())
     }
 
@@ -386,6 +369,11 @@ impl Exchange {
     pub(crate) fn body_was_cut(&self) -> bool {
         let limit = self.max_request_bytes.get();
         limit != 0 && self.request_bytes.get() > limit
+    }
+
+    /// Whether it was cut off for a bound of these limits.
+    pub(crate) fn body_was_cut_by(&self, limits: &ServiceLimits) -> bool {
+        self.body_was_cut() && self.max_request_bytes.get() == limits.max_body_bytes()
     }
 
     /// Counts bytes of the request's body.
@@ -451,7 +439,7 @@ impl Exchange {
             route: self.route.get().map_or("", |route| route),
             request_bytes: self.request_bytes.get(),
             response_bytes: self.response_bytes.get(),
-            trace: Some(self.trace.get()),
+            trace: Some(self.trace),
             tracestate: self
                 .tracestate
                 .as_ref()

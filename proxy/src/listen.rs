@@ -260,13 +260,13 @@ async fn not_accepted(plan: &ListenPlan, error: &io::Error) {
 /// An accepted connection, which keeps its place until it is closed, whoever holds it then: a tunnel that a client
 /// asked for and an upgrade outlive the task that served the connection.
 #[derive(Debug)]
-pub(crate) struct Placed<T> {
+pub(crate) struct Placed<T, P = Place> {
     io: T,
-    _place: Place,
+    _place: P,
 }
 
-impl<T> Placed<T> {
-    fn new(io: T, place: Place) -> Self {
+impl<T, P> Placed<T, P> {
+    pub(crate) fn new(io: T, place: P) -> Self {
         Self { io, _place: place }
     }
 
@@ -276,13 +276,13 @@ impl<T> Placed<T> {
     }
 }
 
-impl<T: Connection> Connection for Placed<T> {
+impl<T: Connection, P: Unpin> Connection for Placed<T, P> {
     fn close_by_reset(&self) {
         self.io.close_by_reset();
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Placed<T> {
+impl<T: AsyncRead + Unpin, P: Unpin> AsyncRead for Placed<T, P> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -292,7 +292,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Placed<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Placed<T> {
+impl<T: AsyncWrite + Unpin, P: Unpin> AsyncWrite for Placed<T, P> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -324,7 +324,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Placed<T> {
 
 /// One of the connections that a listener may have open.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Place {
     fn take(open: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {

@@ -1,7 +1,7 @@
 //! Unmodified servers: a small API in Python's standard library, nginx, Redis, PostgreSQL.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::invocation::Invocation;
@@ -12,8 +12,8 @@ use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::wait::PATIENCE;
 
-const EXECUTION_API: &str = include_str!("../workloads/execution_api.py");
 const API: &str = include_str!("../workloads/api.py");
+const AIRFLOW: &str = include_str!("../workloads/airflow.py");
 
 /// Where a server is to listen, and as whom it runs.
 #[derive(Clone, Debug)]
@@ -85,13 +85,8 @@ pub fn api(seat: impl Into<Seat>, port: u16, scratch: &Scratch) -> Process {
 pub fn slow_api(seat: impl Into<Seat>, port: u16, delay: Duration, scratch: &Scratch) -> Process {
     let seat = seat.into();
     let script = scratch.write("api.py", API);
-    let python = if PathBuf::from("/usr/bin/python3").exists() {
-        "/usr/bin/python3"
-    } else {
-        "python3"
-    };
     let server = seat
-        .program(python)
+        .program(python())
         .arg("-u")
         .arg(script)
         .args([seat.bind.to_string(), port.to_string()])
@@ -99,18 +94,30 @@ pub fn slow_api(seat: impl Into<Seat>, port: u16, delay: Duration, scratch: &Scr
     seat.start(server, "api", port, scratch)
 }
 
-/// The Execution API of `tests/workloads/execution_api.py`.
+/// What `tests/workloads/airflow.py` answers in place of Airflow's API server, under a name. While the file `sick` is there, it
+/// says that its database is away.
 #[track_caller]
-pub fn execution_api(seat: impl Into<Seat>, port: u16, scratch: &Scratch) -> Process {
+pub fn airflow(
+    seat: impl Into<Seat>,
+    port: u16,
+    name: &str,
+    sick: &Path,
+    scratch: &Scratch,
+) -> Process {
     let seat = seat.into();
-    let script = scratch.write("execution_api.py", EXECUTION_API);
-    // The system's own, which every user may run.
-    let server = seat
-        .program("/usr/bin/python3")
-        .arg("-u")
-        .arg(script)
-        .args([seat.bind.to_string(), port.to_string()]);
-    seat.start(server, "execution-api", port, scratch)
+    let script = scratch.write("airflow.py", AIRFLOW);
+    let server = seat.program(python()).arg("-u").arg(script);
+    let server = server.args([seat.bind.to_string(), port.to_string(), name.to_owned()]);
+    seat.start(server.arg(sick), "airflow", port, scratch)
+}
+
+/// The system's, since a version manager's is often another user's.
+fn python() -> &'static str {
+    if Path::new("/usr/bin/python3").exists() {
+        "/usr/bin/python3"
+    } else {
+        "python3"
+    }
 }
 
 /// nginx: HTTP/1.1 on `port`, HTTP/2 with prior knowledge on the next one. `/` is a short text.

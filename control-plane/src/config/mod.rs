@@ -159,6 +159,7 @@ pub(crate) struct Draft {
     federated: Vec<PlacedTrustDomain>,
     endpoint_identities: Vec<(Place, TrustDomain)>,
     tls_routes: Vec<TlsRoute>,
+    gateway_policies: Vec<(traffic_policy::GatewayTarget, Arc<TrafficPolicy>)>,
     /// Names taken, and by which place: for messages about the second.
     taken: HashMap<String, String>,
 }
@@ -424,11 +425,15 @@ impl Draft {
         self.tls_routes.push(route);
     }
 
-    /// Attaches routes to the listeners of gateways; says which cannot be.
+    /// Attaches routes and policies to the listeners of gateways; says which cannot be.
     fn attach_routes(&mut self) -> Vec<ConfigError> {
         let mut errors = self.routes.attach_all(&mut self.config.gateways);
         errors.extend(tls_route::attach_all(
             &self.tls_routes,
+            &mut self.config.gateways,
+        ));
+        errors.extend(traffic_policy::apply_to_gateways(
+            &self.gateway_policies,
             &mut self.config.gateways,
         ));
         errors
@@ -438,9 +443,17 @@ impl Draft {
         self.config.policies.push(policy);
     }
 
-    fn add_traffic_policy(&mut self, targets: Vec<traffic_policy::Target>, policy: TrafficPolicy) {
+    fn add_traffic_policy(
+        &mut self,
+        targets: Vec<traffic_policy::Target>,
+        gateways: Vec<traffic_policy::GatewayTarget>,
+        policy: TrafficPolicy,
+    ) {
         self.config.traffic_policies += 1;
         let policy = Arc::new(policy);
+        let gateways = gateways.into_iter();
+        self.gateway_policies
+            .extend(gateways.map(|target| (target, Arc::clone(&policy))));
         let targets = targets.into_iter();
         self.config
             .traffic

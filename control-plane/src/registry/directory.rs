@@ -59,11 +59,13 @@ impl Directory {
         let mut topics = self.unlink(&key);
         topics.extend(topics_of(&record));
         self.unconfirmed += usize::from(!record.confirmed);
-        self.held.remove(&record.address);
-        self.by_address
-            .entry(record.address)
-            .or_insert_with(|| Vec::with_capacity(1))
-            .push(key.clone());
+        if !record.gateway {
+            self.held.remove(&record.address);
+            self.by_address
+                .entry(record.address)
+                .or_insert_with(|| Vec::with_capacity(1))
+                .push(key.clone());
+        }
         for service in record.services() {
             self.known_services.insert(service.clone());
             self.by_service
@@ -98,8 +100,12 @@ impl Directory {
         };
         let (address, ports) = (entry.record.address, &entry.record.ports);
         let ports: HashSet<u16> = ports.iter().map(|port| port.target).collect();
+        let gateway = entry.record.gateway;
         let topics = self.unlink(key);
         self.workloads.remove(key);
+        if gateway {
+            return topics;
+        }
         let held = self.held.entry(address).or_insert_with(|| Held {
             until: now,
             ports: HashSet::new(),
@@ -233,6 +239,9 @@ impl Directory {
 }
 
 fn topics_of(record: &WorkloadRecord) -> Vec<Topic> {
+    if record.gateway {
+        return Vec::new();
+    }
     let services: BTreeSet<_> = record.services().cloned().collect();
     let services = services.into_iter().map(Topic::Service);
     services.chain([Topic::Address(record.address)]).collect()

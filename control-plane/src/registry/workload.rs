@@ -37,6 +37,8 @@ pub struct WorkloadRecord {
     pub address: IpAddr,
     /// Where its mesh listener is.
     pub mesh_port: u16,
+    /// Whether it is a gateway: nobody's peer, so that its address is not one of the mesh.
+    pub gateway: bool,
     /// What it serves.
     pub ports: Vec<Port>,
     /// Its name for people.
@@ -139,6 +141,7 @@ impl WorkloadRecord {
             },
             address: check_address(&hello.address, peer)?,
             mesh_port: check_port_number("mesh_port", hello.mesh_port)?,
+            gateway: hello.gateway,
             ports,
             workload_name: check_name("workload_name", &hello.workload_name)?.to_owned(),
             zone: match hello.zone.as_str() {
@@ -174,6 +177,7 @@ impl WorkloadRecord {
             },
             address: workload.address.parse().ok()?,
             mesh_port: u16::try_from(workload.mesh_port).ok()?,
+            gateway: workload.gateway,
             ports: workload.ports.iter().map(port).collect::<Option<_>>()?,
             workload_name: workload.workload_name.clone(),
             zone: workload.zone.clone(),
@@ -202,6 +206,7 @@ impl WorkloadRecord {
             zone: self.zone.clone(),
             address: self.address.to_string(),
             mesh_port: self.mesh_port.into(),
+            gateway: self.gateway,
             ports: self.ports.iter().map(port).collect(),
             connected_since_unix: unix_seconds(self.connected_since),
             svid_expires_at_unix: unix_seconds(self.svid_not_after),
@@ -211,11 +216,11 @@ impl WorkloadRecord {
         }
     }
 
-    /// The services that the workload offers, each as often as it has ports for it.
+    /// The services that the workload offers, each as often as it has ports for it. A gateway has no peers to offer
+    /// any to.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
-        self.ports
-            .iter()
-            .filter_map(|port| Some(&port.service.as_ref()?.0))
+        let offered = self.ports.iter().filter(|_| !self.gateway);
+        offered.filter_map(|port| Some(&port.service.as_ref()?.0))
     }
 }
 

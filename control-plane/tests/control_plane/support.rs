@@ -416,6 +416,7 @@ pub(crate) fn hello(ports: Vec<v1::ServedPort>) -> v1::ProxyHello {
         ports,
         workload_name: "workload".to_owned(),
         zone: String::new(),
+        gateway: false,
     }
 }
 

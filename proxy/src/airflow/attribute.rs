@@ -36,7 +36,6 @@ pub(super) fn attribute<'p>(
         return Ok(Owner::Task(Attributed {
             task: task.clone(),
             ti_id: ti_id.map(str::to_owned),
-            parent: None,
             evidence,
         }));
     }
@@ -52,7 +51,6 @@ pub(super) fn attribute<'p>(
             return Ok(Owner::Task(Attributed {
                 task,
                 ti_id: None,
-                parent: None,
                 evidence: Evidence::Process,
             }));
         }
@@ -81,10 +79,11 @@ fn by_title(title: &Title) -> Option<Attributed> {
             dag_id: dag_id.clone(),
             task_id: task_id.clone(),
             run_id: run_id.clone(),
-            ..TaskContext::default()
+            map_index: None,
+            try_number: None,
+            triggered_by: None,
         },
         ti_id: None,
-        parent: None,
         evidence: Evidence::Process,
     })
 }

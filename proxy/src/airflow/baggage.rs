@@ -168,7 +168,6 @@ impl Members {
             map_index,
             try_number,
             triggered_by: self.triggered_by,
-            ..TaskContext::default()
         })
     }
 }
@@ -242,7 +241,6 @@ mod tests {
                 map_index: index,
                 try_number: Some(1),
                 triggered_by: user,
-                ..TaskContext::default()
             };
             let mut found = headers(&["k=v"]);
             put(&mut found, &task);

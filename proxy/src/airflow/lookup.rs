@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc,
-        mpsc::{self, SyncSender, TrySendError},
+        mpsc::{self, SyncSender},
     },
     time::Duration,
 };
@@ -15,15 +15,12 @@ use super::{
     Owner, Unknown,
     attempt_log::AttemptLogs,
     attribute::attribute,
-    execution_api::Unreadable,
-    facts::Facts,
-    overhear::{News, Places, Report},
     processes::{NotFound, Processes},
     socket::{SocketPair, SocketTable},
 };
 use crate::telemetry::{
     logs::Throttle,
-    metrics::{Metrics, TaskFact, TaskLookup},
+    metrics::{Metrics, TaskLookup},
 };
 
 /// Connections that wait for their turn. One that finds no place stays unattributed.
@@ -38,16 +35,8 @@ pub(crate) type Answer = Result<Owner, Unknown>;
 /// Asks whose connections are. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Lookup {
-    messages: SyncSender<Message>,
-    places: Places,
+    questions: SyncSender<Question>,
     metrics: Arc<Metrics>,
-}
-
-/// What the thread is sent.
-#[derive(Debug)]
-enum Message {
-    Question(Question),
-    Report(Report),
 }
 
 #[derive(Debug)]
@@ -63,25 +52,27 @@ impl Lookup {
     /// Where `/proc` or the kernel's socket diagnosis cannot be opened.
     pub(crate) fn start(logs: AttemptLogs, metrics: &Arc<Metrics>) -> io::Result<Self> {
         let mut finder = Finder::new(logs, SEARCH_TIME)?;
-        let (messages, received) = mpsc::sync_channel::<Message>(MAX_WAITING);
+        let (questions, asked) = mpsc::sync_channel::<Question>(MAX_WAITING);
         let counted = Arc::clone(metrics);
         std::thread::Builder::new()
             .name("airflow".to_owned())
             .spawn(move || {
-                while let Ok(message) = received.recv() {
-                    match message {
-                        Message::Question(question) => finder.answer(question, &counted),
-                        Message::Report(report) => {
-                            if let Some(fact) = finder.learn(report) {
-                                counted.task_fact(fact);
-                            }
-                        }
+                while let Ok(question) = asked.recv() {
+                    // The connection may have ended meanwhile.
+                    if question.answer.is_closed() {
+                        continue;
                     }
+                    let began = Instant::now();
+                    let answer = finder.find(question.pair);
+                    counted.task_lookup(result(&answer), Some(began.elapsed()));
+                    if answer == Err(Unknown::Denied) {
+                        say_what_is_missing();
+                    }
+                    let _ = question.answer.send(answer);
                 }
             })?;
         Ok(Self {
-            messages,
-            places: Places::default(),
+            questions,
             metrics: Arc::clone(metrics),
         })
     }
@@ -89,31 +80,16 @@ impl Lookup {
     /// Asks whose the connection is that has these ends. An answer that never comes means that it is not known.
     pub(crate) fn ask(&self, pair: SocketPair) -> oneshot::Receiver<Answer> {
         let (answer, receiver) = oneshot::channel();
-        let question = Message::Question(Question { pair, answer });
-        if let Err(
-            TrySendError::Full(Message::Question(question))
-            | TrySendError::Disconnected(Message::Question(question)),
-        ) = self.messages.try_send(question)
-        {
+        if let Err(error) = self.questions.try_send(Question { pair, answer }) {
+            let question = match error {
+                mpsc::TrySendError::Full(question) | mpsc::TrySendError::Disconnected(question) => {
+                    question
+                }
+            };
             self.metrics.task_lookup(TaskLookup::Busy, None);
             let _ = question.answer.send(Err(Unknown::Busy));
         }
         receiver
-    }
-
-    /// Tells what was overheard of a task instance.
-    pub(super) fn report(&self, report: Report) {
-        if self.messages.try_send(Message::Report(report)).is_err() {
-            self.count(TaskFact::Busy);
-        }
-    }
-
-    pub(super) fn places(&self) -> &Places {
-        &self.places
-    }
-
-    pub(super) fn count(&self, fact: TaskFact) {
-        self.metrics.task_fact(fact);
     }
 }
 
@@ -147,7 +123,6 @@ fn result(answer: &Answer) -> TaskLookup {
 pub(super) struct Finder {
     sockets: SocketTable,
     processes: Processes,
-    facts: Facts,
 }
 
 impl Finder {
@@ -155,7 +130,6 @@ impl Finder {
         Ok(Self {
             sockets: SocketTable::open()?,
             processes: Processes::new(logs, search_time)?,
-            facts: Facts::default(),
         })
     }
 
@@ -173,56 +147,6 @@ impl Finder {
             NotFound::Denied => Unknown::Denied,
             NotFound::TimedOut => Unknown::TimedOut,
         })?;
-        let mut owner = attribute(&chain, |pid| self.processes.process(pid))?;
-        if let Owner::Task(found) = &mut owner {
-            let pids = chain.iter().map(|holder| holder.pid);
-            let ti_id = found.ti_id.as_deref();
-            found.parent = self.facts.complete(&mut found.task, ti_id, pids);
-        }
-        Ok(owner)
-    }
-
-    fn answer(&mut self, question: Question, metrics: &Metrics) {
-        // The connection may have ended meanwhile.
-        if question.answer.is_closed() {
-            return;
-        }
-        let began = Instant::now();
-        let answer = self.find(question.pair);
-        metrics.task_lookup(result(&answer), Some(began.elapsed()));
-        if answer == Err(Unknown::Denied) {
-            say_what_is_missing();
-        }
-        let _ = question.answer.send(answer);
-    }
-
-    /// Takes over what was overheard; says what it was worth, unless it was nothing new.
-    pub(super) fn learn(&mut self, report: Report) -> Option<TaskFact> {
-        let Report { ti_id, news } = report;
-        Some(match news {
-            News::Begins(bodies) => match bodies.read() {
-                Ok((run, pid)) => match self.facts.begins(&ti_id, run, pid) {
-                    true => TaskFact::Learned,
-                    false => TaskFact::Contradicted,
-                },
-                Err(Unreadable::TooLarge) => TaskFact::TooLarge,
-                Err(error) => {
-                    tracing::debug!(%error, "what Airflow says of a task was not understood");
-                    TaskFact::Unreadable
-                }
-            },
-            News::BelongsTo(parent) => {
-                self.facts.belongs_to(&ti_id, parent);
-                TaskFact::Learned
-            }
-            News::Ends => {
-                self.facts.ends(&ti_id);
-                return None;
-            }
-            News::IsThere => {
-                self.facts.is_there(&ti_id);
-                return None;
-            }
-        })
+        attribute(&chain, |pid| self.processes.process(pid))
     }
 }

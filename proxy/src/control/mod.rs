@@ -266,5 +266,6 @@ fn hello(config: &Config) -> v1::ProxyHello {
         ports: workload.serve.iter().map(served).collect(),
         workload_name: workload.name.clone(),
         zone: workload.zone.clone(),
+        gateway: config.gateway.listen.is_some(),
     }
 }

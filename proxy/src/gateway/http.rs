@@ -1,6 +1,6 @@
 //! HTTP of a gateway: the way of one request.
 //!
-//! forwarded headers → exchange (record, trace) → clean → listener by host → the listener's routes →
+//! forwarded headers → exchange (record, trace) → clean → listener by host → the listener's limits → its routes →
 //! [`Forward`], which is a sidecar's way too
 
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
@@ -17,6 +17,7 @@ use crate::{
     errors::{Chain, ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
     http::Body,
+    limit::ServiceLimits,
     outbound::Forward,
     retry::RetryPolicy,
     route::{Front, RouteTable},
@@ -140,9 +141,14 @@ impl Inner {
         listener: Result<&Arc<Listener>, NoListener>,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
+        exchange.keep_admission(self.worker.overload.admit()?);
         exchange.clean(&mut request)?;
         let listener = listener?;
-        let table = self.worker.gateway.tables.of(&self.worker, listener)?;
+        let served = self.worker.gateway.tables.of(&self.worker, listener);
+        if let Some(limits) = &served.limits {
+            exchange.pass(limits, &request, None).await?;
+        }
+        let table = served.routes(listener)?;
         let forward = Forward {
             worker: &self.worker,
             origin,
@@ -154,7 +160,13 @@ impl Inner {
             // Each service says what it speaks; what the client spoke says nothing of it.
             http2: false,
         };
-        forward.by_table(&table, None, request).await
+        let result = forward.by_table(table, None, request).await;
+        match &served.limits {
+            Some(limits) if result.is_err() && exchange.body_was_cut_by(limits) => {
+                Err(limits.body_too_large())
+            }
+            _ => result,
+        }
     }
 }
 
@@ -197,28 +209,41 @@ fn host_of(authority: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// The routes of a port's listeners as one worker uses them.
+/// The listeners of ports as one worker serves them.
 #[derive(Debug, Default)]
-pub(super) struct Tables(RefCell<Vec<KnownTable>>);
+pub(super) struct Tables(RefCell<Vec<(Arc<Listener>, Served)>>);
 
-/// A listener with its routes; none where they cannot be read.
-type KnownTable = (Arc<Listener>, Option<Rc<RouteTable>>);
+/// What a worker makes of a listener.
+#[derive(Clone, Debug)]
+pub(super) struct Served {
+    /// None where they cannot be read.
+    routes: Option<Rc<RouteTable>>,
+    pub(super) limits: Option<Rc<ServiceLimits>>,
+}
 
 impl Tables {
-    /// The routes of a listener. They are read once, and forgotten when the port has another listener in its place.
-    fn of(&self, worker: &Worker, listener: &Arc<Listener>) -> Result<Rc<RouteTable>, ProxyError> {
+    /// What is made of a listener: once, and forgotten when the port has another listener in its place.
+    pub(super) fn of(&self, worker: &Worker, listener: &Arc<Listener>) -> Served {
         let mut known = self.0.borrow_mut();
-        let table = match known.iter().find(|(other, _)| Arc::ptr_eq(other, listener)) {
-            Some((_, table)) => table.clone(),
-            None => {
-                // Those that nobody else holds are of a state that is gone.
-                known.retain(|(other, _)| Arc::strong_count(other) > 1);
-                let table = read(worker, listener);
-                known.push((Arc::clone(listener), table.clone()));
-                table
-            }
+        if let Some((_, served)) = known.iter().find(|(it, _)| Arc::ptr_eq(it, listener)) {
+            return served.clone();
+        }
+        let place = format!("gateway {}", listener.name);
+        let (bounds, rates) = (listener.bounds.as_ref(), &listener.rate_limits);
+        let served = Served {
+            routes: read(worker, listener),
+            limits: worker.limits.of(&place, &listener.name, bounds, rates),
         };
-        table.ok_or_else(|| {
+        // Those that nobody else holds are of a state that is gone. Not before, since its buckets go on.
+        known.retain(|(other, _)| Arc::strong_count(other) > 1);
+        known.push((Arc::clone(listener), served.clone()));
+        served
+    }
+}
+
+impl Served {
+    fn routes(&self, listener: &Listener) -> Result<&RouteTable, ProxyError> {
+        self.routes.as_deref().ok_or_else(|| {
             let message = format_args!("The routes of listener {} cannot be read.", listener.name);
             ProxyError::new(ErrorCode::BackendInvalid, message)
         })

@@ -14,7 +14,7 @@ mod http;
 mod idle;
 mod keeper;
 mod port;
-mod proxy_protocol;
+pub(crate) mod proxy_protocol;
 mod tls;
 
 use std::{collections::HashSet, net::SocketAddr, rc::Rc, sync::Arc};
@@ -167,7 +167,14 @@ async fn plain<T: Connection + Send + 'static>(
         return worker.refused_by(Direction::Gateway, client, &error);
     }
     let http2 = found.protocol == Detected::Http2;
-    let stream = Prefixed::new(found.prefix, stream);
+    // Of several listeners at a port it is the requests that say which is meant.
+    let listener = port.current().only_listener().cloned();
+    let limits = listener.and_then(|listener| worker.gateway.tables.of(&worker, &listener).limits);
+    let permit = match limits.map(|limits| limits.admit_connection()).transpose() {
+        Ok(permit) => permit.flatten(),
+        Err(error) => return worker.refused_by(Direction::Gateway, client, &error),
+    };
+    let stream = Placed::new(Prefixed::new(found.prefix, stream), permit);
     let http = GatewayHttp::new(&worker, port, client, None);
     http::serve(worker, stream, http2, http).await;
 }

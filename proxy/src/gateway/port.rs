@@ -36,6 +36,8 @@ pub(super) struct Listener {
     pub(super) ends: TlsEnds,
     pub(super) hsts: Option<HeaderValue>,
     pub(super) routes: Option<v1::RouteTable>,
+    pub(super) bounds: Option<v1::Bounds>,
+    pub(super) rate_limits: Vec<v1::RateLimit>,
 }
 
 /// Where a listener's TLS ends.
@@ -97,6 +99,14 @@ impl Port {
         Ok(())
     }
 
+    /// The only listener of the port, where there are no others.
+    pub(super) fn only_listener(&self) -> Option<&Arc<Listener>> {
+        match self.listeners.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
     /// The listener for a host in lower case; for none, that of all hosts.
     pub(super) fn listener(&self, host: &str) -> Option<&Arc<Listener>> {
         narrowest(
@@ -143,6 +153,8 @@ impl Listener {
             hsts: hsts.filter(|_| matches!(ends, TlsEnds::Here(_))),
             ends,
             routes: listener.routes.clone(),
+            bounds: listener.bounds,
+            rate_limits: listener.rate_limits.clone(),
         })
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     copy::Connection,
     detect::{self, Detected, Prefixed},
     errors::{Chain, ErrorCode, ProxyError},
+    listen::Placed,
     outbound::{self, Target},
     telemetry::{
         Direction,
@@ -61,7 +62,15 @@ pub(super) async fn serve<T: Connection + Send + 'static>(
         let _ = tokio::time::timeout(limit, stream.write_all(&UNRECOGNIZED_NAME)).await;
         return failed(HandshakeFailure::Incompatible);
     };
-    let stream = Prefixed::new(hello.prefix, stream);
+    let limits = worker.gateway.tables.of(&worker, &listener).limits;
+    let permit = match limits.map(|limits| limits.admit_connection()).transpose() {
+        Ok(permit) => permit.flatten(),
+        Err(error) => {
+            worker.refused_by(Direction::Gateway, client, &error);
+            return failed(HandshakeFailure::TooMany);
+        }
+    };
+    let stream = Placed::new(Prefixed::new(hello.prefix, stream), permit);
     let config = match &listener.ends {
         TlsEnds::Here(config) => Arc::clone(config),
         TlsEnds::Behind(routes) => {

@@ -51,8 +51,14 @@ pub(crate) struct EndpointHealth {
     /// When it became new or came back: it begins slowly.
     warm_since: AtomicU64,
     changed_at: AtomicU64,
-    /// Why it is as it is, for people.
-    reason: Mutex<String>,
+    reasons: Mutex<Reasons>,
+}
+
+/// Why an endpoint is as it is, for people: of its checks, and of its ejection or return.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reasons {
+    pub(super) check: String,
+    pub(super) ejection: String,
 }
 
 /// Answers within an interval.
@@ -76,7 +82,7 @@ impl EndpointHealth {
             probing: AtomicBool::new(false),
             warm_since: AtomicU64::new(if warm { now } else { 0 }),
             changed_at: AtomicU64::new(now),
-            reason: Mutex::default(),
+            reasons: Mutex::default(),
         }
     }
 
@@ -125,8 +131,8 @@ impl EndpointHealth {
         self.probing.load(Relaxed)
     }
 
-    pub(super) fn reason(&self) -> String {
-        lock(&self.reason).clone()
+    pub(super) fn reasons(&self) -> Reasons {
+        lock(&self.reasons).clone()
     }
 
     /// Takes the place of the one request that finds out whether an ejected endpoint is back. One that may not be
@@ -159,7 +165,7 @@ impl EndpointHealth {
         self.consecutive_failures.store(0, Relaxed);
         self.probing.store(false, Relaxed);
         self.changed_at.store(now, Relaxed);
-        *lock(&self.reason) = format!("ejected for {hold} ms: {}", cause.as_sentence());
+        lock(&self.reasons).ejection = format!("ejected for {hold} ms: {}", cause.as_sentence());
         hold
     }
 
@@ -171,7 +177,7 @@ impl EndpointHealth {
         if was {
             self.warm_since.store(now, Relaxed);
             self.changed_at.store(now, Relaxed);
-            "it answered again".clone_into(&mut lock(&self.reason));
+            "it answered again".clone_into(&mut lock(&self.reasons).ejection);
         }
         was
     }
@@ -181,7 +187,7 @@ impl EndpointHealth {
         if self.checked() != Checked::Unknown {
             self.checked.store(Checked::Unknown as u8, Relaxed);
             self.changed_at.store(now, Relaxed);
-            lock(&self.reason).clear();
+            lock(&self.reasons).check.clear();
         }
         self.against.store(0, Relaxed);
     }
@@ -220,7 +226,7 @@ impl EndpointHealth {
         self.against.store(0, Relaxed);
         self.checked.store(after as u8, Relaxed);
         self.changed_at.store(now, Relaxed);
-        *lock(&self.reason) = finding.to_string();
+        lock(&self.reasons).check = finding.to_string();
         if after == Checked::Healthy && before != Checked::Unknown {
             self.warm_since.store(now, Relaxed);
         }

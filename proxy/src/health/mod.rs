@@ -8,11 +8,12 @@
 //! - [`endpoint`]: the state of one endpoint
 //! - [`outlier`]: when requests eject one, and for how long
 //! - [`check`]: active checks, on a thread of their own
-//! - [`probe`]: one check
+//! - [`probe`]: one check, [`expectation`] what its answer's body must be
 //! - [`report`]: what the admin port shows
 
 pub(crate) mod check;
 mod endpoint;
+mod expectation;
 mod outlier;
 mod probe;
 mod report;

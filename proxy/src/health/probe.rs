@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use super::settings::{CheckKind, CheckSettings};
+use super::settings::{CheckKind, CheckSettings, ExpectedBody};
 use crate::balance::{EndpointDesc, MeshTarget};
 use crate::capture;
 use crate::config::Config;
@@ -28,6 +28,9 @@ const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
 
 /// Most bytes that are read of an answer in gRPC.
 const MAX_GRPC_BYTES: usize = 1024;
+
+/// Most bytes that are read of another answer whose body matters.
+const MAX_HTTP_BYTES: usize = 64 * 1024;
 
 /// `SERVING` of grpc.health.v1.
 const SERVING: u8 = 1;
@@ -129,12 +132,13 @@ impl Prober {
                     path,
                     host,
                     statuses,
+                    body,
                 },
                 mesh,
             ) => {
                 let request = http_request(address, path, host)?;
                 let response = self.send(address, mesh.as_ref(), request, false).await?;
-                Ok(judge_status(&response, statuses))
+                judge_http(response, statuses, body.as_ref()).await
             }
             (CheckKind::Grpc { service }, mesh) => {
                 let request = grpc_request(address, service)?;
@@ -330,16 +334,37 @@ fn to_mesh(mut request: Request<Body>, address: SocketAddr, http2: bool) -> Requ
     request
 }
 
-fn judge_status(response: &Response<Body>, statuses: &[(u16, u16)]) -> Finding {
+async fn judge_http(
+    response: Response<Body>,
+    statuses: &[(u16, u16)],
+    body: Option<&ExpectedBody>,
+) -> Result<Finding, Finding> {
     let status = response.status().as_u16();
-    if statuses
-        .iter()
-        .any(|(first, last)| (*first..=*last).contains(&status))
-    {
-        Finding::Healthy
-    } else {
-        Finding::Unhealthy(format!("it answered {status}"))
+    let mut ranges = statuses.iter();
+    if !ranges.any(|(first, last)| (*first..=*last).contains(&status)) {
+        return Err(Finding::Unhealthy(format!("it answered {status}")));
     }
+    if let Some(body) = body {
+        let bytes = read_body(response.into_body(), MAX_HTTP_BYTES).await?;
+        super::expectation::check(body, &bytes).map_err(Finding::Unhealthy)?;
+    }
+    Ok(Finding::Healthy)
+}
+
+/// A body as a whole, with what is wrong with it where it is no body.
+async fn read_body(mut body: Body, limit: usize) -> Result<BytesMut, Finding> {
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| no_answer(&error))?;
+        let data = frame.data_ref().map_or(&[][..], |data| data);
+        if bytes.len() + data.len() > limit {
+            return Err(Finding::Unhealthy(format!(
+                "its answer has more than {limit} bytes"
+            )));
+        }
+        bytes.extend_from_slice(data);
+    }
+    Ok(bytes)
 }
 
 async fn judge_grpc(response: Response<Body>) -> Result<Finding, Finding> {
@@ -411,6 +436,7 @@ mod tests {
             path: path.to_owned(),
             host: "api.example".to_owned(),
             statuses: vec![(200, 299)],
+            body: None,
         }
     }
 

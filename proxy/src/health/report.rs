@@ -31,15 +31,23 @@ impl ServiceHealth {
 
 fn shown(cell: &EndpointHealth, now: u64) -> Value {
     let desc = cell.desc();
+    let ejection = match (cell.is_probing(), cell.is_ejected()) {
+        (true, _) => Some("probing"),
+        (false, true) => Some("ejected"),
+        (false, false) => None,
+    };
     // What checks say comes first: while they fail nobody finds out whether the time of an ejection is over.
-    let state = if !cell.passes_checks() {
-        cell.checked().as_str()
-    } else if cell.is_probing() {
-        "probing"
-    } else if cell.is_ejected() {
-        "ejected"
-    } else {
-        cell.checked().as_str()
+    let checked = cell.checked().as_str();
+    let state = match ejection {
+        Some(ejection) if cell.passes_checks() => ejection,
+        _ => checked,
+    };
+    let reasons = cell.reasons();
+    let reason = match ejection {
+        None if reasons.check.is_empty() => reasons.ejection.clone(),
+        Some(_) if cell.passes_checks() => reasons.ejection.clone(),
+        Some(_) => format!("{}; {}", reasons.check, reasons.ejection),
+        None => reasons.check.clone(),
     };
     json!({
         "address": desc.address.to_string(),
@@ -49,7 +57,9 @@ fn shown(cell: &EndpointHealth, now: u64) -> Value {
         "priority": desc.priority,
         "weight": desc.weight,
         "state": state,
-        "reason": cell.reason(),
+        "reason": reason,
+        "check": { "state": checked, "reason": reasons.check },
+        "ejection": ejection.map(|state| json!({ "state": state, "reason": reasons.ejection })),
         "sinceMilliseconds": now.saturating_sub(cell.changed_at()),
         "ejections": cell.ejections(),
         "ejectedForMilliseconds": cell.ejected_until().saturating_sub(now),

@@ -33,10 +33,21 @@ pub(crate) enum CheckKind {
         /// Empty: the endpoint's address.
         host: String,
         statuses: Vec<(u16, u16)>,
+        /// None: whatever it is.
+        body: Option<ExpectedBody>,
     },
     Grpc {
         service: String,
     },
+}
+
+/// What the body of an answer must be, all of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ExpectedBody {
+    /// Somewhere in it; empty: nothing.
+    pub(crate) contains: String,
+    /// Of a body that is one JSON value: a pointer (RFC 6901), and the text of what is there.
+    pub(crate) json: Vec<(String, String)>,
 }
 
 /// When requests eject an endpoint. Times in milliseconds.
@@ -103,6 +114,18 @@ impl From<&v1::OutlierDetection> for OutlierSettings {
     }
 }
 
+impl From<&v1::BodyExpectation> for ExpectedBody {
+    fn from(given: &v1::BodyExpectation) -> Self {
+        let json = given.json.iter();
+        Self {
+            contains: given.contains.clone(),
+            json: json
+                .map(|it| (it.pointer.clone(), it.value.clone()))
+                .collect(),
+        }
+    }
+}
+
 impl CheckSettings {
     /// None for a kind that this version does not know: no check is better than a wrong one.
     fn read(given: &v1::HealthCheck) -> Option<Self> {
@@ -124,6 +147,7 @@ impl CheckSettings {
                     path: http.path.clone(),
                     host: http.host.clone(),
                     statuses,
+                    body: http.body.as_ref().map(ExpectedBody::from),
                 }
             }
         };

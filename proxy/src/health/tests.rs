@@ -168,6 +168,31 @@ async fn people_are_shown_the_state_and_the_reason_of_each_endpoint() {
         endpoint(1)["reason"],
         "ejected for 10000 ms: too many requests in a row failed"
     );
+    assert_eq!(endpoint(1)["check"]["state"], "unchecked");
+    assert_eq!(endpoint(1)["ejection"]["state"], "ejected");
+    assert!(endpoint(0)["ejection"].is_null());
     assert_eq!(endpoint(1)["ejectedForMilliseconds"], 7000);
     assert_eq!(endpoint(0)["sinceMilliseconds"], 3000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_ejected_and_fails_its_checks_is_shown_as_both() {
+    let health = Health::default();
+    let service = health.of("api.data:80");
+    let cell = &service.update(&membership(&endpoints(3), true))[0];
+    for _ in 0..5 {
+        let outliers = OutlierSettings::default();
+        service.observe(&outliers, cell, Outcome::Failure, service.now());
+    }
+    service.checked(&check(), cell, &silent());
+    let report = health.report();
+    let shown = &report["services"][0]["endpoints"][0];
+    assert_eq!(shown["state"], "dead");
+    let (check, ejection) = (
+        "the health check got no answer: no answer within 1s",
+        "ejected for 10000 ms: too many requests in a row failed",
+    );
+    assert_eq!(shown["reason"], format!("{check}; {ejection}"));
+    assert_eq!(shown["check"]["reason"], check);
+    assert_eq!(shown["ejection"]["reason"], ejection);
 }

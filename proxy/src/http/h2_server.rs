@@ -1,5 +1,6 @@
 //! Serves HTTP/2 to one client.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -15,11 +16,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::Body;
 use super::gathering::Gathering;
+use super::headers::SIDEWIND_ERROR;
 use super::send_body::{SendBodyError, send_body};
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, Refusals, STREAM_WINDOW_BYTES, WatchedIo,
     hard_header_bound,
 };
+
+/// How long a client may go on sending the body of a request that was refused, into nothing and one window at most. After it,
+/// or at once were there no such time, RST_STREAM with NO_ERROR says that no more is wanted (RFC 9113, section 8.1),
+/// which some clients (curl 7.88) take for a failure while they still send.
+const LINGER: Duration = Duration::from_millis(250);
 
 /// Bounds of an HTTP/2 client connection.
 #[derive(Clone, Copy, Debug)]
@@ -121,12 +128,33 @@ where
                 refusals.accepted(respond.stream_id());
                 let service = service.clone();
                 tokio::task::spawn_local(async move {
+                    let mut request = request;
+                    let body = request.body_mut();
+                    let unread = (!body.is_end_stream()).then(|| body.flow_control().clone());
+                    let refused = Cell::new(false);
+                    let respond_to = |request| {
+                        let (answer, refused) = (service(request), &refused);
+                        async move {
+                            let answer = answer.await;
+                            refused.set(is_refusal(&answer));
+                            answer
+                        }
+                    };
                     // A stream that fails has told its client by a reset; what it was about is in the access log.
-                    let _ = serve_stream(request, respond, |request| service(request)).await;
+                    let _ = serve_stream(request, respond, respond_to).await;
+                    if unread.is_some() && refused.get() {
+                        tokio::time::sleep(LINGER).await;
+                    }
                 });
             }
         }
     }
+}
+
+/// Whether the proxy itself answered, perhaps before it read any of the request's body.
+fn is_refusal(answer: &Result<Response<Body>, Infallible>) -> bool {
+    let headers = answer.as_ref().map(Response::headers);
+    headers.is_ok_and(|headers| headers.contains_key(SIDEWIND_ERROR))
 }
 
 /// Serves one HTTP/2 stream: runs `service` until it answers or the client resets the stream, and sends the

@@ -64,7 +64,7 @@ where
             };
             exchange.pass(&limits, &request, route.as_deref()).await?;
             let result = inner.oneshot(request).await;
-            if result.is_err() && exchange.body_was_cut() {
+            if result.is_err() && exchange.body_was_cut_by(&limits) {
                 return Err(limits.body_too_large());
             }
             result

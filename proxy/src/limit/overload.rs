@@ -1,8 +1,9 @@
 //! What is refused when this proxy itself is too busy.
 //!
 //! A worker looks a few times a second how late its own timer comes: that is how long whatever is ready waits for its
-//! turn, be it for want of CPU or for too much work. While that is too long, a growing share of new requests is refused
-//! at once; what is under way goes on. Requests at once have a bound besides, so that memory has one.
+//! turn, be it for want of CPU or for too much work. When that is too long twice in a row, a growing share of new requests
+//! is refused at once; what is under way goes on. Once alone is a burst, a thousand requests that end together say, which
+//! is over by the time that anybody could be refused for it. Requests at once have a bound besides, so that memory has one.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -32,6 +33,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Overload {
     /// Of new requests that are refused, in thousandths.
     share: Cell<u64>,
+    /// Whether the last look was too late.
+    was_late: Cell<bool>,
     requests: Rc<Cell<usize>>,
     max_requests: usize,
     random: Random,
@@ -52,6 +55,7 @@ impl Overload {
     pub(crate) fn new(max_requests: usize) -> Self {
         Self {
             share: Cell::new(0),
+            was_late: Cell::new(false),
             requests: Rc::default(),
             max_requests,
             random: Random::new(rand::random()),
@@ -91,7 +95,8 @@ impl Overload {
     /// Learns by how much a timer was late.
     pub(super) fn observe(&self, late: Duration) {
         let share = self.share.get();
-        if late >= TOO_LATE {
+        let was_late = self.was_late.replace(late >= TOO_LATE);
+        if late >= TOO_LATE && was_late {
             self.share.set((share + STEP_UP).min(MAX_SHARE));
         } else if late < IN_TIME {
             self.share.set(share.saturating_sub(STEP_DOWN));

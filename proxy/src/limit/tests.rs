@@ -240,6 +240,10 @@ fn a_busy_worker_refuses_a_growing_share_never_all_and_none_when_it_is_over() {
         admitted.iter().filter(|it| it.is_err()).count()
     };
     assert_eq!(refused(), 0);
+    for late in [300, 1, 300] {
+        overload.observe(Duration::from_millis(late));
+        assert_eq!(refused(), 0, "a burst is no overload");
+    }
     overload.observe(Duration::from_millis(300));
     let first = refused();
     assert!((50..200).contains(&first), "{first}");

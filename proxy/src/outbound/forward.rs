@@ -161,7 +161,7 @@ impl Forward<'_> {
         let retry = service.retry(policy).observed(observer);
         let result = retry.layer(balance).oneshot(request).await;
         match limits {
-            Some(limits) if result.is_err() && self.exchange.body_was_cut() => {
+            Some(limits) if result.is_err() && self.exchange.body_was_cut_by(&limits) => {
                 Err(limits.body_too_large())
             }
             _ => result,

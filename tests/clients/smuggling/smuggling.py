@@ -25,6 +25,7 @@ class Answers:
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.set_alpn_protocols(["http/1.1"])
             self.sock = context.wrap_socket(self.sock, server_hostname=tls)
         self.closed = False
         self.left = b""

@@ -13,6 +13,8 @@ use sidewind_tests::process::Process;
 use sidewind_tests::wait::{PATIENCE, eventually};
 use sidewind_tests::workloads;
 
+use crate::edge::{FRONT, Front};
+
 /// Attacks whose connection must not last.
 const ENDED: [&str; 8] = [
     "continuation",
@@ -38,15 +40,20 @@ struct Story {
     _servers: [Process; 2],
     outside: Host,
     clients: Clients,
-    _mesh: Mesh,
+    mesh: Mesh,
 }
 
 impl Story {
     fn begin() -> Self {
-        let mut mesh = Mesh::plan().start();
+        Self::serving("http")
+    }
+
+    /// The same with the protocol that is declared of the server which is attacked.
+    fn serving(protocol: &str) -> Self {
+        let mut mesh = Mesh::plan().config("gateway.yaml", FRONT).start();
         let clients = Clients::install(&mesh.scratch);
         let api = mesh.workload("data", "orders-api");
-        let api = api.serves("orders-api.data=8080/http");
+        let api = api.serves(&format!("orders-api.data=8080/{protocol}"));
         let api = api.serves("steady.data=8070/http").start();
         let server = clients.script(&api.place, "http2/server.py");
         let server = server.arg("0.0.0.0:8080");
@@ -62,7 +69,7 @@ impl Story {
             _servers: [server, steady],
             outside,
             clients,
-            _mesh: mesh,
+            mesh,
         }
     }
 }
@@ -73,6 +80,7 @@ fn attack(
     clients: &Clients,
     place: &Place,
     address: SocketAddr,
+    more: &[&str],
     sidecar: &mut Sidecar,
     load: Load,
 ) {
@@ -80,7 +88,7 @@ fn attack(
     let files = sidecar.process().open_files();
     let load = load.rate(20).connections(2).start(place);
     let attacks = clients.script(place, "http2/attacks.py");
-    let attacks = attacks.arg(address.to_string());
+    let attacks = attacks.arg(address.to_string()).args(more);
     let attacks = attacks.timeout(Duration::from_secs(200));
     let printed = attacks.finish().success();
     let grown = sidecar.process().resident_bytes().saturating_sub(before) >> 20;
@@ -121,7 +129,8 @@ fn floods_and_bombs_on_the_inbound_port_are_ended_and_counted_and_harm_nobody() 
     let mut story = Story::begin();
     let load = Load::new(story.api.at(8070), "/orders").host("steady.data");
     let (place, address) = (&story.outside.place, story.api.at(8080));
-    attack(&story.clients, place, address, &mut story.api.sidecar, load);
+    let proxy = &mut story.api.sidecar;
+    attack(&story.clients, place, address, &[], proxy, load);
     assert!(counted(&story.api.sidecar, "inbound", "bad-request") >= 5.0);
 }
 
@@ -130,12 +139,27 @@ fn floods_and_bombs_on_the_outbound_port_are_ended_and_counted_and_harm_nobody()
     let mut story = Story::begin();
     let load = Load::new(story.api.at(8070), "/orders").host("steady.data");
     let (place, address) = (&story.task.place, story.api.at(8080));
-    attack(
-        &story.clients,
-        place,
-        address,
-        &mut story.task.sidecar,
-        load,
-    );
+    let proxy = &mut story.task.sidecar;
+    attack(&story.clients, place, address, &[], proxy, load);
     assert!(counted(&story.task.sidecar, "outbound", "bad-request") >= 5.0);
+}
+
+#[test]
+fn floods_and_bombs_on_a_gateways_listeners_are_ended_and_counted_and_harm_nobody() {
+    let mut story = Story::serving("http2");
+    let mut front = Front::of(&mut story.mesh);
+    let plain = front.at(Front::PLAIN);
+    for (address, more) in [(plain, &[][..]), (front.at(Front::TLS), &["--alpn", "h2"])] {
+        let load = Load::new(plain, "/orders").host("steady.data");
+        let place = &story.outside.place;
+        attack(
+            &story.clients,
+            place,
+            address,
+            more,
+            &mut front.gateway,
+            load,
+        );
+    }
+    assert!(counted(&front.gateway, "gateway", "bad-request") >= 10.0);
 }

@@ -13,6 +13,7 @@ use sidewind_tests::place::Place;
 use sidewind_tests::process::Process;
 use sidewind_tests::wait::PATIENCE;
 
+use crate::edge::{FRONT, Front};
 use crate::support::TASK_ID;
 
 /// With fewer cases than these, a suite was not run.
@@ -45,10 +46,16 @@ impl Story {
     }
 
     fn with(plan: MeshPlan, server: &str) -> Self {
-        let mut mesh = plan.start();
+        Self::serving(plan, "http", server)
+    }
+
+    /// The same with the protocol that is declared of the server, and with [`FRONT`] in its documents.
+    fn serving(plan: MeshPlan, protocol: &str, server: &str) -> Self {
+        let mut mesh = plan.config("gateway.yaml", FRONT).start();
         let clients = Clients::install(&mesh.scratch);
         let api = mesh.workload("data", "orders-api");
-        let api = api.serves("orders-api.data=8080/http").start();
+        let served = format!("orders-api.data=8080/{protocol}");
+        let api = api.serves(&served).start();
         let log = mesh.scratch.write("recorded.log", "");
         let server = clients.script(&api.place, server).arg("0.0.0.0:8080");
         let mut server = server.arg(&log).start("credulous", &mesh.scratch);
@@ -83,9 +90,40 @@ impl Story {
 
     #[track_caller]
     fn nothing_is_smuggled(&self, place: &Place, role: &str, cases: usize) {
+        self.nothing_is_smuggled_at(self.api.at(8080), &[], place, role, cases);
+    }
+
+    #[track_caller]
+    fn nothing_is_smuggled_at(
+        &self,
+        address: SocketAddr,
+        more: &[&str],
+        place: &Place,
+        role: &str,
+        cases: usize,
+    ) {
         let suite = self.clients.script(place, "smuggling/smuggling.py");
-        let suite = suite.arg(role).arg(self.api.at(8080).to_string());
-        self.clients.hold(suite.arg(&self.log), cases);
+        let suite = suite.arg(role).arg(address.to_string());
+        self.clients.hold(suite.arg(&self.log).args(more), cases);
+    }
+
+    /// What an HTTP/1 server got was well formed, and nothing of what was refused came out.
+    #[track_caller]
+    fn what_came_out_is_sound(&self, at_least: usize) {
+        let recorded = std::fs::read_to_string(&self.log).expect("the server's log");
+        let mut requests = 0;
+        for line in recorded.lines() {
+            let entry: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            let unfinished = |wrong: &serde_json::Value| {
+                let text = wrong.as_str().unwrap_or_default();
+                text.contains("without sending complete message body")
+            };
+            let wrong = entry["wrong"].as_array().expect("a list");
+            assert!(wrong.iter().all(unfinished), "{entry}");
+            assert!(!line.contains("smuggled"), "{entry}");
+            requests += 1;
+        }
+        assert!(requests > at_least, "only {requests} came out");
     }
 }
 
@@ -145,21 +183,7 @@ fn http2_that_goes_on_as_http1_is_as_the_rfcs_demand() {
     let authority = TestAuthority::new();
     let story = Story::http1(Mesh::plan().root(&authority));
     mesh_port_holds(&story, &authority, &[]);
-    // What came out was well formed, and nothing of what was refused came out.
-    let recorded = std::fs::read_to_string(&story.log).expect("the server's log");
-    let mut requests = 0;
-    for line in recorded.lines() {
-        let entry: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
-        let unfinished = |wrong: &serde_json::Value| {
-            let text = wrong.as_str().unwrap_or_default();
-            text.contains("without sending complete message body")
-        };
-        let wrong = entry["wrong"].as_array().expect("a list");
-        assert!(wrong.iter().all(unfinished), "{entry}");
-        assert!(!line.contains("smuggled"), "{entry}");
-        requests += 1;
-    }
-    assert!(requests > SERVER_CASES, "only {requests} came out");
+    story.what_came_out_is_sound(SERVER_CASES);
 }
 
 #[test]
@@ -192,4 +216,59 @@ fn no_server_passes_its_response_off_as_somebody_elses() {
         story.nothing_is_smuggled(place, "responses", HOSTILE_SERVERS);
     }
     assert!(refused(&story.api.sidecar, "inbound", "upstream-protocol") > 0.0);
+}
+
+/// Each of a gateway's listeners: its port, and how a client is told to speak TLS.
+fn listeners<'a>(front: &Front, tls: &'a [&'a str]) -> [(SocketAddr, &'a [&'a str]); 2] {
+    [(front.at(Front::PLAIN), &[]), (front.at(Front::TLS), tls)]
+}
+
+#[test]
+fn http2_is_as_the_rfcs_demand_on_a_gateways_listeners() {
+    let mut story = Story::serving(Mesh::plan(), "http2", "http2/server.py");
+    let front = Front::of(&mut story.mesh);
+    for (address, more) in listeners(&front, &["--alpn", "h2"]) {
+        let place = &story.outside.place;
+        story.http2_holds(place, "server-role", address, more, SERVER_CASES);
+    }
+    assert!(refused(&front.gateway, "gateway", "bad-request") > 40.0);
+}
+
+#[test]
+fn http2_of_a_gateways_clients_that_goes_on_as_http1_is_as_the_rfcs_demand() {
+    let mut story = Story::http1(Mesh::plan());
+    let front = Front::of(&mut story.mesh);
+    for (address, more) in listeners(&front, &["--alpn", "h2"]) {
+        let place = &story.outside.place;
+        story.http2_holds(place, "server-role", address, more, SERVER_CASES);
+    }
+    story.what_came_out_is_sound(2 * SERVER_CASES);
+}
+
+#[test]
+fn a_server_that_breaks_http2_is_answered_for_by_a_gateway() {
+    let mut story = Story::serving(Mesh::plan(), "http2", "http2/server.py");
+    let front = Front::of(&mut story.mesh);
+    let (place, address) = (&story.outside.place, front.at(Front::PLAIN));
+    story.http2_holds(place, "client-role", address, &[], CLIENT_CASES);
+}
+
+#[test]
+fn no_client_smuggles_a_request_past_a_gateways_listeners() {
+    let mut story = Story::http1(Mesh::plan());
+    let front = Front::of(&mut story.mesh);
+    for (address, more) in listeners(&front, &["--tls", "orders-api.data"]) {
+        let place = &story.outside.place;
+        story.nothing_is_smuggled_at(address, more, place, "requests", HOSTILE_CLIENTS);
+    }
+    assert!(refused(&front.gateway, "gateway", "bad-request") > 100.0);
+}
+
+#[test]
+fn no_server_passes_its_response_off_as_somebody_elses_through_a_gateway() {
+    let mut story = Story::http1(Mesh::plan());
+    let front = Front::of(&mut story.mesh);
+    let (place, address) = (&story.outside.place, front.at(Front::TLS));
+    let tls = ["--tls", "orders-api.data"];
+    story.nothing_is_smuggled_at(address, &tls, place, "responses", HOSTILE_SERVERS);
 }

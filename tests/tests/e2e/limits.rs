@@ -1,8 +1,13 @@
 //! What is too much is refused at once, and with a word.
 
-use sidewind_tests::mesh::Mesh;
+use std::io::{Read, Write};
 
-use crate::support::Pair;
+use sidewind_tests::lan::Host;
+use sidewind_tests::mesh::Mesh;
+use sidewind_tests::wait::{PATIENCE, eventually};
+
+use crate::edge::{FRONT, Front};
+use crate::support::{Answer, Pair, working_on};
 
 fn policy(rest: &str) -> String {
     format!(
@@ -93,4 +98,147 @@ fn a_body_that_is_too_large_is_refused_whether_its_length_is_said_or_not() {
     }
     let small = pair.ask("/echo", &["-X", "POST", "-d", "small"]);
     assert_eq!((small.status, small.body.as_str()), (200, "small"));
+}
+
+/// A gateway whose listener for plain HTTP has limits, in front of the API.
+struct Gate {
+    front: Front,
+    client: Host,
+    pair: Pair,
+}
+
+impl Gate {
+    #[track_caller]
+    fn with(limits: &str) -> Self {
+        let policy = format!(
+            "apiVersion: sidewind.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{ name: web, namespace: airflow }}
+spec:
+  targetRefs: [{{ group: gateway.networking.k8s.io, kind: Gateway, name: web, sectionName: plain }}]
+{limits}
+"
+        );
+        let plan = Mesh::plan().config("gateway.yaml", FRONT);
+        let plan = plan.config("traffic.yaml", &policy);
+        let mut pair = Pair::serving(plan, "orders-api.data=8080/http");
+        let front = Front::of(&mut pair.mesh);
+        let client = pair.mesh.outsider("client");
+        Self {
+            front,
+            client,
+            pair,
+        }
+    }
+
+    #[track_caller]
+    fn ask(&self, port: u16, path: &str, arguments: &[&str]) -> Answer {
+        let scheme = if port == Front::TLS { "https" } else { "http" };
+        let url = format!("{scheme}://{}{path}", self.front.at(port));
+        let curl = self.client.place.program("curl");
+        let curl = curl.args(["-sSki", "--max-time", "30"]).args(arguments);
+        Answer::parse(&curl.arg(url).finish().success())
+    }
+
+    fn limited(&self, limit: &str) -> f64 {
+        let labels = [("service", "airflow/web/plain"), ("limit", limit)];
+        let metrics = self.front.gateway.metrics();
+        metrics.sum("sidewind_limited_requests_total", &labels)
+    }
+
+    fn refused(&self, code: &str) -> f64 {
+        let labels = [("direction", "gateway"), ("code", code)];
+        let metrics = self.front.gateway.metrics();
+        metrics.sum("sidewind_errors_total", &labels)
+    }
+}
+
+#[test]
+fn a_gateways_listener_bounds_bodies_headers_and_requests_and_no_other_listener_does() {
+    let gate = Gate::with(
+        "  limits: { listener: { maxRequests: 1, maxHeaderBytes: 2048, maxBodyBytes: 1000 } }",
+    );
+    let url = format!("http://{}/slow?ms=4000", gate.front.at(Front::PLAIN));
+    let slow = gate.client.place.program("curl").args(["-sS", &url]);
+    let mut slow = slow.start("slow", &gate.pair.mesh.scratch);
+    working_on(&gate.pair.server, 1);
+    let answer = gate.ask(Front::PLAIN, "/orders", &[]);
+    assert_eq!((answer.status, answer.error.as_str()), (503, "overloaded"));
+    assert_eq!(gate.ask(Front::TLS, "/orders", &[]).status, 200);
+    assert!(slow.wait(PATIENCE).success());
+    assert_eq!(gate.ask(Front::PLAIN, "/orders", &[]).status, 200);
+    let (large, wide) = ("x".repeat(2000), format!("x-wide: {}", "x".repeat(3000)));
+    let post = ["-X", "POST", "-H", "expect:", "-d", large.as_str()];
+    let chunked = [&post[..], &["-H", "transfer-encoding: chunked"]].concat();
+    let header = ["-H", wide.as_str()];
+    for (path, arguments, status, code) in [
+        ("/echo", &post[..], 413, "body-too-large"),
+        ("/echo", &chunked, 413, "body-too-large"),
+        ("/orders", &header, 431, "header-too-large"),
+    ] {
+        let answer = gate.ask(Front::PLAIN, path, arguments);
+        assert_eq!(
+            (answer.status, answer.error.as_str()),
+            (status, code),
+            "{answer:?}"
+        );
+        assert_eq!(gate.ask(Front::TLS, path, arguments).status, 200);
+    }
+    for (limit, count) in [
+        ("max-body-bytes", 2.0),
+        ("max-header-bytes", 1.0),
+        ("max-requests", 1.0),
+    ] {
+        assert_eq!(gate.limited(limit), count, "{limit}");
+    }
+    for (code, count) in [("body-too-large", 2.0), ("header-too-large", 1.0)] {
+        assert_eq!(gate.refused(code), count, "{code}");
+    }
+}
+
+#[test]
+fn a_gateways_listener_lets_some_requests_wait_for_a_place_and_refuses_the_rest() {
+    let gate = Gate::with(
+        "  limits: { listener: { maxRequests: 1, maxPending: 1, pendingTimeout: 20s } }",
+    );
+    let start = |name: &str, path: &str| {
+        let url = format!("http://{}{path}", gate.front.at(Front::PLAIN));
+        let curl = gate.client.place.program("curl");
+        let curl = curl.args(["-sS", "-w", "%{http_code}", "-o", "/dev/null", &url]);
+        curl.start(name, &gate.pair.mesh.scratch)
+    };
+    let mut slow = start("slow", "/slow?ms=5000");
+    working_on(&gate.pair.server, 1);
+    // The queue has one place.
+    let more = ["second", "third"].map(|name| start(name, "/orders"));
+    let mut statuses = more.map(|mut curl| {
+        assert!(curl.wait(PATIENCE).success());
+        curl.output()
+    });
+    statuses.sort();
+    assert_eq!(statuses, ["200", "503"]);
+    assert!(slow.wait(PATIENCE).success());
+    assert_eq!(gate.limited("max-requests"), 1.0);
+}
+
+#[test]
+fn a_gateways_listener_bounds_its_connections() {
+    let gate = Gate::with("  limits: { listener: { maxConnections: 2 } }");
+    let address = gate.front.at(Front::PLAIN);
+    let connect = || {
+        let mut stream = gate.client.place.connect(address, PATIENCE).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = "GET /orders HTTP/1.1\r\nhost: orders-api.data\r\n\r\n";
+        let _ = stream.write_all(request.as_bytes());
+        let mut answer = [0; 12];
+        let answered = stream.read_exact(&mut answer).is_ok();
+        (answered && answer == *b"HTTP/1.1 200").then_some(stream)
+    };
+    let held = [connect(), connect()];
+    assert!(held.iter().all(Option::is_some));
+    assert!(connect().is_none(), "the third is closed");
+    assert_eq!(gate.limited("max-connections"), 1.0);
+    assert_eq!(gate.ask(Front::TLS, "/orders", &[]).status, 200);
+    drop(held);
+    eventually("there is a place again", PATIENCE, || connect().map(drop));
 }

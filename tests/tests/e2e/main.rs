@@ -5,7 +5,7 @@
 mod support;
 
 mod airflow;
-mod airflow_real;
+mod api_servers;
 mod attacks;
 mod aws;
 mod bad_input;
@@ -18,7 +18,7 @@ mod crowds;
 mod demo;
 mod discovery;
 mod drain;
-mod execution_api;
+mod edge;
 mod explicit;
 mod federation;
 mod full_disk;

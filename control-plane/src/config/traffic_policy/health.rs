@@ -4,6 +4,7 @@ use super::{DAY, MILLISECOND, Reader, milliseconds, number, present};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::v1;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -37,6 +38,26 @@ struct HttpCheck {
     host: Option<Spanned<String>>,
     #[serde(default, deserialize_with = "present")]
     statuses: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(default, deserialize_with = "present")]
+    body: Option<Spanned<Body>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Body {
+    #[serde(default, deserialize_with = "present")]
+    contains: Option<Spanned<String>>,
+    /// By JSON pointer.
+    #[serde(default, deserialize_with = "present")]
+    json: Option<Spanned<BTreeMap<String, Spanned<Scalar>>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Bool(bool),
+    Number(i64),
+    Text(String),
 }
 
 #[derive(Debug, Deserialize)]
@@ -147,8 +168,76 @@ impl HttpCheck {
             path,
             host,
             statuses: ranges,
+            body: self.body.as_ref().map(|body| body.value.read(reader, body)),
         }
     }
+}
+
+impl Body {
+    fn read(&self, reader: &mut Reader<'_>, at: &Spanned<Self>) -> v1::BodyExpectation {
+        let json = self.json.iter().flat_map(|json| &json.value);
+        if self.contains.is_none() && json.clone().count() == 0 {
+            reader.refuse(
+                at,
+                "must have `contains`, or `json` with a pointer at least",
+            );
+        }
+        if let Some(text) = &self.contains
+            && !(1..=MAX_EXPECTED_BYTES).contains(&text.value.len())
+        {
+            reader.refuse(text, format!("must be of 1 to {MAX_EXPECTED_BYTES} bytes"));
+        }
+        let mut expected = Vec::new();
+        for (pointer, value) in json {
+            if !is_pointer(pointer) {
+                let message =
+                    format!("{pointer:?} is no JSON pointer like /metadatabase/status (RFC 6901)");
+                reader.refuse(value, message);
+            }
+            let text = match &value.value {
+                Scalar::Bool(value) => value.to_string(),
+                Scalar::Number(value) => value.to_string(),
+                Scalar::Text(text) => text.clone(),
+            };
+            if text.len() > MAX_EXPECTED_BYTES {
+                reader.refuse(
+                    value,
+                    format!("must be of {MAX_EXPECTED_BYTES} bytes at most"),
+                );
+            }
+            expected.push(v1::JsonExpectation {
+                pointer: pointer.clone(),
+                value: text,
+            });
+        }
+        if expected.len() > MAX_POINTERS {
+            reader.refuse(
+                at,
+                format!("must have {MAX_POINTERS} JSON pointers at most"),
+            );
+        }
+        v1::BodyExpectation {
+            contains: self
+                .contains
+                .as_ref()
+                .map(|text| text.value.clone())
+                .unwrap_or_default(),
+            json: expected,
+        }
+    }
+}
+
+/// Of what a body is expected to have.
+const MAX_EXPECTED_BYTES: usize = 1024;
+const MAX_POINTERS: usize = 16;
+
+/// Empty for the whole value, or `/` before each step; a `~` begins `~0` or `~1`.
+fn is_pointer(text: &str) -> bool {
+    let escapes = |text: &str| {
+        let mut rest = text.split('~').skip(1);
+        rest.all(|after| after.starts_with(['0', '1']))
+    };
+    text.len() <= MAX_EXPECTED_BYTES && (text.is_empty() || text.starts_with('/')) && escapes(text)
 }
 
 fn status_range(text: &str) -> Option<v1::StatusRange> {

@@ -16,9 +16,11 @@ const MAX_RATE_LIMITS: usize = 32;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Limits {
     #[serde(default, deserialize_with = "present")]
-    caller: Option<Bounds>,
+    caller: Option<Spanned<Bounds>>,
     #[serde(default, deserialize_with = "present")]
-    server: Option<Bounds>,
+    server: Option<Spanned<Bounds>>,
+    #[serde(default, deserialize_with = "present")]
+    listener: Option<Spanned<Bounds>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,12 +72,28 @@ pub(super) fn read(
     reader: &mut Reader<'_>,
     limits: Option<&Limits>,
     rates: Option<&Spanned<Vec<Spanned<RateLimit>>>>,
+    of_gateway: bool,
     policy: &mut TrafficPolicy,
 ) {
     let caller = limits.and_then(|limits| limits.caller.as_ref());
-    policy.caller.bounds = caller.map(|bounds| bounds.read(reader));
     let server = limits.and_then(|limits| limits.server.as_ref());
-    let server = server.map(|bounds| bounds.read(reader));
+    let listener = limits.and_then(|limits| limits.listener.as_ref());
+    let (refused, message) = match of_gateway {
+        true => (
+            [caller, server],
+            "is for services; a gateway has `listener`",
+        ),
+        false => (
+            [listener, None],
+            "is for gateways; a service has `caller` and `server`",
+        ),
+    };
+    for at in refused.into_iter().flatten() {
+        reader.refuse(at, message);
+    }
+    policy.caller.bounds = caller.map(|bounds| bounds.value.read(reader));
+    let beside_bounds = if of_gateway { listener } else { server };
+    let server = beside_bounds.map(|bounds| bounds.value.read(reader));
     let mut beside = Vec::new();
     if let Some(rates) = rates {
         if rates.value.len() > MAX_RATE_LIMITS {
@@ -86,7 +104,10 @@ pub(super) fn read(
             if !names.insert(rate.value.name.value.as_str()) {
                 reader.refuse(&rate.value.name, "is given twice");
             }
-            let (read, at_server) = rate.value.read(reader);
+            if of_gateway && let Some(at) = &rate.value.at {
+                reader.refuse(at, "is for services; a gateway's are kept by the gateway");
+            }
+            let (read, at_server) = rate.value.read(reader, of_gateway);
             if at_server {
                 beside.push(read);
             } else {
@@ -133,7 +154,7 @@ impl Bounds {
 
 impl RateLimit {
     /// The limit, and whether it is kept beside the service.
-    fn read(&self, reader: &mut Reader<'_>) -> (v1::RateLimit, bool) {
+    fn read(&self, reader: &mut Reader<'_>, of_gateway: bool) -> (v1::RateLimit, bool) {
         if !sidewind_api::service::is_label(&self.name.value) {
             reader.refuse(&self.name, "must be of lower-case letters, digits and `-`");
         }
@@ -154,7 +175,12 @@ impl RateLimit {
         let at_server = one_of(reader, self.at.as_ref(), &places, true);
         let by_route = limit.key() == v1::RateLimitKey::Route || self.routes.is_some();
         if at_server && by_route {
-            let message = "routes are known to callers' proxies alone: say `at: caller`";
+            let message = match of_gateway {
+                true => {
+                    "is counted before a route is known; limit the route's service, `at: caller`"
+                }
+                false => "routes are known to callers' proxies alone: say `at: caller`",
+            };
             match (&self.key, &self.routes) {
                 (_, Some(routes)) => reader.refuse(routes, message),
                 (Some(key), None) => reader.refuse(key, message),

@@ -11,14 +11,17 @@ mod limits;
 #[cfg(test)]
 mod tests;
 
-use super::Draft;
 use super::document::{Metadata, Reader, present};
+use super::error::Place;
+use super::gateway::Gateway;
+use super::{ConfigError, Draft};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::service::{PROTOCOLS, is_label, protocol_from_name};
 use sidewind_api::{ServiceName, duration, v1};
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use balance::EndpointRule;
@@ -35,7 +38,8 @@ pub struct TrafficPolicy {
     pub caller: v1::TrafficPolicy,
     /// What is said of single endpoints; the first that matches counts.
     pub endpoints: Vec<EndpointRule>,
-    /// What the proxies beside the service keep: bounds and rates.
+    /// What is kept where requests come in, by the proxies beside the service or by a gateway for each of its listeners:
+    /// bounds and rates.
     pub beside: Option<(v1::Bounds, Vec<v1::RateLimit>)>,
 }
 
@@ -44,6 +48,71 @@ pub struct TrafficPolicy {
 pub(super) enum Target {
     Service(ServiceName, Option<u16>),
     Namespace(String),
+}
+
+/// A gateway, and perhaps one of its listeners, that a policy is about.
+#[derive(Debug, Clone)]
+pub(super) struct GatewayTarget {
+    namespace: String,
+    name: String,
+    section: Option<String>,
+    at: Place,
+}
+
+impl GatewayTarget {
+    /// Puts a policy's bounds and rates into the listeners that it is about. What one listener alone is named for comes
+    /// before what its gateway is.
+    ///
+    /// # Errors
+    /// When there is no such gateway or listener.
+    fn apply(&self, policy: &TrafficPolicy, gateways: &mut [Gateway]) -> Result<(), ConfigError> {
+        let Self {
+            namespace,
+            name,
+            section,
+            at,
+        } = self;
+        let mut gateways = gateways.iter_mut();
+        let Some(gateway) = gateways.find(|it| (&it.namespace, &it.name) == (namespace, name))
+        else {
+            let message = format!("names Gateway {namespace}/{name}, which no document describes");
+            return Err(at.error(message));
+        };
+        let listeners = gateway
+            .listeners
+            .iter_mut()
+            .map(|listener| &mut listener.api);
+        let mut meant = listeners
+            .filter(|listener| {
+                section
+                    .as_ref()
+                    .is_none_or(|section| *section == listener.name)
+            })
+            .peekable();
+        if meant.peek().is_none() {
+            let message = "names a listener that the Gateway does not have";
+            return Err(at.error(message.to_owned()));
+        }
+        let (bounds, rates) = policy.beside.clone().unwrap_or_default();
+        for listener in meant {
+            listener.bounds = Some(bounds);
+            listener.rate_limits.clone_from(&rates);
+        }
+        Ok(())
+    }
+}
+
+/// Puts what policies say of gateways into them; gives what names none.
+pub(super) fn apply_to_gateways(
+    policies: &[(GatewayTarget, Arc<TrafficPolicy>)],
+    gateways: &mut [Gateway],
+) -> Vec<ConfigError> {
+    let (whole, single): (Vec<_>, Vec<_>) = policies
+        .iter()
+        .partition(|(target, _)| target.section.is_none());
+    let all = whole.into_iter().chain(single);
+    all.filter_map(|(target, policy)| target.apply(policy, gateways).err())
+        .collect()
 }
 
 impl fmt::Display for Target {
@@ -96,6 +165,15 @@ struct Reference {
     name: String,
     #[serde(default, deserialize_with = "present")]
     port: Option<Spanned<u16>>,
+    #[serde(default, deserialize_with = "present")]
+    section_name: Option<Spanned<String>>,
+}
+
+/// What the targets of a policy are.
+#[derive(Debug, Default)]
+struct Targets {
+    services: Vec<Target>,
+    gateways: Vec<GatewayTarget>,
 }
 
 /// Reads a policy into the draft.
@@ -123,14 +201,43 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
         .outlier_detection
         .as_ref()
         .map(|it| health::outliers(reader, it));
+    let of_gateway = !targets.gateways.is_empty();
     limits::read(
         reader,
         spec.limits.as_ref(),
         spec.rate_limits.as_ref(),
+        of_gateway,
         &mut policy,
     );
+    if of_gateway {
+        check_of_gateway(reader, &resource.spec);
+    }
     if reader.is_sound() {
-        draft.add_traffic_policy(targets, policy);
+        draft.add_traffic_policy(targets.services, targets.gateways, policy);
+    }
+}
+
+/// Refuses what says something of endpoints, which a gateway's listener has none of.
+fn check_of_gateway(reader: &mut Reader<'_>, spec: &Spanned<Spec>) {
+    let message = "is for services; a gateway has `limits.listener` and `rateLimits` alone";
+    let Spec {
+        protocol,
+        balance,
+        health_check,
+        outlier_detection,
+        ..
+    } = &spec.value;
+    if let Some(at) = protocol {
+        reader.refuse(at, message);
+    }
+    if balance.is_some() {
+        reader.refuse(spec, format!("`balance` {message}"));
+    }
+    if let Some(at) = health_check {
+        reader.refuse(at, message);
+    }
+    if let Some(at) = outlier_detection {
+        reader.refuse(at, message);
     }
 }
 
@@ -139,7 +246,7 @@ fn read_targets(
     draft: &mut Draft,
     spec: &Spanned<Spec>,
     namespace: &str,
-) -> Vec<Target> {
+) -> Targets {
     let Some(references) = &spec.value.target_refs else {
         if !is_label(namespace) {
             let message = format!("{namespace:?} is no namespace that services can be in");
@@ -147,24 +254,41 @@ fn read_targets(
         }
         let target = Target::Namespace(namespace.to_owned());
         reader.take(draft, spec, format!("the traffic policy of {target}"));
-        return vec![target];
+        return Targets {
+            services: vec![target],
+            ..Targets::default()
+        };
     };
     if references.value.is_empty() {
         let message =
             "must not be empty; leave it out to mean every service of the namespace".to_owned();
         reader.refuse(references, message);
     }
-    let mut targets = Vec::new();
+    let mut targets = Targets::default();
     for reference in &references.value {
         let Reference {
             group,
             kind,
             name,
             port,
+            section_name,
         } = &reference.value;
-        if !group.as_deref().unwrap_or_default().is_empty() || kind.as_deref() != Some("Service") {
-            reader.refuse(reference, "must be a service: `kind: Service`");
-            continue;
+        match (group.as_deref().unwrap_or_default(), kind.as_deref()) {
+            ("", Some("Service")) => {}
+            ("gateway.networking.k8s.io", Some("Gateway")) => {
+                if let Some(target) = read_gateway(reader, draft, reference, namespace) {
+                    targets.gateways.push(target);
+                }
+                continue;
+            }
+            _ => {
+                let message = "must be `kind: Service`, or `kind: Gateway` with `group: gateway.networking.k8s.io`";
+                reader.refuse(reference, message);
+                continue;
+            }
+        }
+        if let Some(section) = section_name {
+            reader.refuse(section, "is for gateways; a service has `port`");
         }
         if let Some(port) = port.as_ref().filter(|port| port.value == 0) {
             reader.refuse(port, "must be a port from 1 to 65535");
@@ -173,12 +297,46 @@ fn read_targets(
             Ok(service) => {
                 let target = Target::Service(service, port.as_ref().map(|port| port.value));
                 reader.take(draft, reference, format!("the traffic policy of {target}"));
-                targets.push(target);
+                targets.services.push(target);
             }
             Err(error) => reader.refuse(reference, error),
         }
     }
+    if !targets.services.is_empty() && !targets.gateways.is_empty() {
+        let message = "must be services or gateways, not both";
+        reader.refuse(references, message);
+    }
     targets
+}
+
+fn read_gateway(
+    reader: &mut Reader<'_>,
+    draft: &mut Draft,
+    reference: &Spanned<Reference>,
+    namespace: &str,
+) -> Option<GatewayTarget> {
+    let Reference {
+        name,
+        port,
+        section_name,
+        ..
+    } = &reference.value;
+    if let Some(port) = port {
+        reader.refuse(port, "is for services; a gateway has `sectionName`");
+        return None;
+    }
+    let section = section_name.as_ref().map(|section| section.value.clone());
+    let listener = section
+        .as_ref()
+        .map_or_else(String::new, |section| format!(" listener {section}"));
+    let what = format!("the traffic policy of gateway {namespace}/{name}{listener}");
+    reader.take(draft, reference, what);
+    Some(GatewayTarget {
+        namespace: namespace.to_owned(),
+        name: name.clone(),
+        section,
+        at: reader.place(reference),
+    })
 }
 
 fn protocol(reader: &mut Reader<'_>, name: &Spanned<String>) -> v1::Protocol {

@@ -33,7 +33,7 @@ spec:
       - { zones: [eu-1b], priority: 1 }
       - { workloads: [api-2], addresses: [10.0.0.2], weight: 3 }
   healthCheck:
-    http: { path: /api/v2/monitor/health, statuses: ["200-299", "404"] }
+    http: { path: /api/v2/monitor/health, statuses: ["200-299", "404"], body: { contains: scheduler, json: { /metadatabase/status: healthy, /up: true } } }
     interval: 2s
     timeout: 500ms
     unhealthyThreshold: 2
@@ -76,6 +76,20 @@ fn a_policy_is_read_whole() {
     let check = policy.caller.health_check.as_ref().unwrap();
     assert_eq!((check.interval_ms, check.timeout_ms), (2_000, 500));
     assert_eq!((check.healthy_threshold, check.unhealthy_threshold), (2, 2));
+    let Some(v1::health_check::Check::Http(http)) = &check.check else {
+        panic!("{check:?}");
+    };
+    let body = http.body.as_ref().unwrap();
+    let expected: Vec<_> = body
+        .json
+        .iter()
+        .map(|it| (&*it.pointer, &*it.value))
+        .collect();
+    assert_eq!(body.contains, "scheduler");
+    assert_eq!(
+        expected,
+        [("/metadatabase/status", "healthy"), ("/up", "true")]
+    );
     let outliers = policy.caller.outlier_detection.as_ref().unwrap();
     assert_eq!((outliers.hold_ms, outliers.max_hold_ms), (5_000, 60_000));
     assert_eq!(policy.caller.bounds.as_ref().unwrap().max_requests, 100);
@@ -158,7 +172,7 @@ fn a_rule_is_about_the_endpoints_that_each_of_its_lists_names() {
 #[rustfmt::skip]
 const MISTAKES: &[(&str, &str, &str)] = &[
     ("protocol: http\n", "protocol: https\n", "mesh.yaml:7:13: spec.protocol: \"https\" is not one of auto, http, http2, grpc, tls, tcp"),
-    ("kind: Service,", "kind: Gateway,", "mesh.yaml:6:16: spec.targetRefs[0]: must be a service: `kind: Service`"),
+    ("kind: Service,", "kind: Gateway,", "mesh.yaml:6:16: spec.targetRefs[0]: must be `kind: Service`, or `kind: Gateway` with `group: gateway.networking.k8s.io`"),
     ("port: 8080", "port: 0", "mesh.yaml:6:57: spec.targetRefs[0].port: must be a port from 1 to 65535"),
     ("    algorithm: consistentHash\n    hash: { header: X-User, loadPercent: 150 }\n", "    algorithm: random\n", "mesh.yaml:9:16: spec.balance.algorithm: \"random\" is not one of peakEwma, leastRequest, roundRobin, consistentHash"),
     ("    hash: { header: X-User, loadPercent: 150 }\n", "", "mesh.yaml:9:16: spec.balance.algorithm: needs `hash`, which says what of a request is hashed"),
@@ -173,9 +187,12 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("zones: [eu-1b], priority: 1", "priority: 1", "mesh.yaml:17:9: spec.balance.endpoints[0]: must say which endpoints: `zones`, `workloads` or `addresses`, none empty"),
     ("zones: [eu-1b], priority: 1", "zones: [eu-1b]", "mesh.yaml:17:9: spec.balance.endpoints[0]: must have `weight` or `priority`"),
     ("weight: 3", "weight: 0", "mesh.yaml:18:62: spec.balance.endpoints[1].weight: must be from 1 to 1000000"),
-    ("    http: { path: /api/v2/monitor/health, statuses: [\"200-299\", \"404\"] }\n", "", "mesh.yaml:20:5: spec.healthCheck: must have one of `http`, `grpc` and `tcp`"),
+    ("    http: { path: /api/v2/monitor/health, statuses: [\"200-299\", \"404\"], body: { contains: scheduler, json: { /metadatabase/status: healthy, /up: true } } }\n", "", "mesh.yaml:20:5: spec.healthCheck: must have one of `http`, `grpc` and `tcp`"),
     ("path: /api/v2/monitor/health", "path: api", "mesh.yaml:20:19: spec.healthCheck.http.path: must be a path"),
     ("\"404\"", "\"4xx\"", "mesh.yaml:20:65: spec.healthCheck.http.statuses[1]: \"4xx\" is neither a status like 200 nor a range like 200-299"),
+ ("body: { contains: scheduler, json: { /metadatabase/status: healthy, /up: true } }", "body: {}", "mesh.yaml:20:79: spec.healthCheck.http.body: must have `contains`, or `json` with a pointer at least"),
+    ("contains: scheduler", "contains: \"\"", "mesh.yaml:20:91: spec.healthCheck.http.body.contains: must be of 1 to 1024 bytes"),
+    ("/up: true", "up: true", "mesh.yaml:20:145: spec.healthCheck.http.body.json.up: \"up\" is no JSON pointer like /metadatabase/status (RFC 6901)"),
     ("interval: 2s", "interval: 1ms", "mesh.yaml:21:15: spec.healthCheck.interval: must be from 100ms to 86400s"),
     ("unhealthyThreshold: 2", "unhealthyTreshold: 2", "mesh.yaml:23:5: spec.healthCheck.unhealthyTreshold: unknown field `unhealthyTreshold`"),
     ("minPercent: 80", "minPercent: 0", "mesh.yaml:26:32: spec.outlierDetection.successRate.minPercent: must be from 1 to 100"),

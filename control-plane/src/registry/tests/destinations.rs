@@ -53,6 +53,33 @@ async fn an_address_that_was_given_to_another_is_the_newer_ones() {
 }
 
 #[tokio::test]
+async fn the_address_of_a_gateway_is_outside_the_mesh_and_takes_none_from_a_workload() {
+    let gateway = |name: &str, address: &str| WorkloadRecord {
+        gateway: true,
+        ..record(name, address, &[(8080, "orders.data")])
+    };
+    let mesh = mesh().await;
+    tokio::time::pause();
+    let client = mesh.client();
+    let web = mesh.join(gateway("web", "10.0.0.1"));
+    assert_eq!(client.ask("10.0.0.1:8443"), None);
+    assert_eq!(client.ask("orders.data:8080"), None);
+    let _beside = mesh.join(record("beside", "10.0.0.2", &[(8080, "orders.data")]));
+    let _also = mesh.join(gateway("also", "10.0.0.2"));
+    client.take();
+    assert_eq!(
+        endpoints(client.ask("10.0.0.2:8080").as_ref()),
+        ["beside@10.0.0.2:8080"]
+    );
+    client.take();
+    // Nor is it held for a while after the gateway has left, as a workload's is.
+    mesh.leave(web);
+    mesh.registry.flush();
+    assert!(client.take().is_empty());
+    assert_eq!(client.ask("10.0.0.1:9443"), None);
+}
+
+#[tokio::test]
 async fn the_address_of_a_workload_that_left_stays_one_of_the_mesh_for_a_minute() {
     let mesh = mesh().await;
     // Not before: a paused clock runs ahead while the store is opened.

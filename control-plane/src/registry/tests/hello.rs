@@ -112,6 +112,7 @@ fn a_workload_is_stored_and_read_back_unconfirmed() {
     // The store counts in seconds.
     record.connected_since = crate::store::from_unix_seconds(1_000_000);
     record.svid_not_after = crate::store::from_unix_seconds(2_000_000);
+    record.gateway = true;
     let read = WorkloadRecord::from_api(&record.to_api()).unwrap();
     record.confirmed = false;
     assert_eq!(read, record);

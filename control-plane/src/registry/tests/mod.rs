@@ -66,6 +66,7 @@ fn hello(name: &str, ports: &[(u16, &str)]) -> v1::ProxyHello {
         ports: ports.iter().map(port).collect(),
         workload_name: format!("{name}-1"),
         zone: String::new(),
+        gateway: false,
     }
 }
 

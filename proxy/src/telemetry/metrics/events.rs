@@ -240,22 +240,6 @@ words! {
     }
 }
 
-words! {
-    /// What became of something that Airflow's own requests say of a task.
-    TaskFact {
-        /// It was taken over.
-        Learned = "learned",
-        /// Something else was known already.
-        Contradicted = "contradicted",
-        /// It is not of the form that Airflow sends, or not what it claims to be.
-        Unreadable = "unreadable",
-        /// It is larger than such a message can be.
-        TooLarge = "too-large",
-        /// Too many were being read.
-        Busy = "busy",
-    }
-}
-
 impl AdminRefusal {
     /// How many there are.
     pub(crate) const COUNT: usize = Self::Displaced as usize + 1;
@@ -271,8 +255,7 @@ encode_as_str!(
     MirrorOutcome,
     Outcome,
     AdminRefusal,
-    TaskLookup,
-    TaskFact
+    TaskLookup
 );
 
 /// A handshake's failure or none.
@@ -356,12 +339,6 @@ pub(super) struct TaskLookupLabels {
     pub(super) result: TaskLookup,
 }
 
-/// Labels of `sidewind_task_facts_total`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
-pub(super) struct TaskFactLabels {
-    pub(super) result: TaskFact,
-}
-
 /// Labels of `sidewind_retries_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct RetryLabels {
@@ -399,8 +376,7 @@ closed_set!(
     SideLabels,
     CodeLabels,
     AdminLabels,
-    TaskLookupLabels,
-    TaskFactLabels
+    TaskLookupLabels
 );
 
 macro_rules! by_service {

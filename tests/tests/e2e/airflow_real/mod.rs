@@ -1,3 +1,0 @@
-//! A real Airflow: what passes between its components, and whose it is.
-
-mod story;
