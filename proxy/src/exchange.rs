@@ -33,7 +33,7 @@ use crate::{
     telemetry::{
         Direction, FailedAttempt, Peer, Protocol, RequestRecord, TaskContext, Telemetry,
         metrics::{HoldOutcome, RetryOutcome, RetryReason},
-        trace::TraceContext,
+        trace::{TraceContext, TraceParent, received_parent},
     },
     worker::Worker,
 };
@@ -51,7 +51,9 @@ pub(crate) struct Exchange {
     host: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     tracestate: Option<HeaderValue>,
-    trace: TraceContext,
+    trace: Cell<TraceContext>,
+    /// What its client said of its trace, for whoever listens to Airflow's own requests.
+    received_parent: Option<TraceParent>,
     authorities: Rc<RefCell<AuthorityCache>>,
     source: Party,
     destination: RefCell<Party>,
@@ -147,7 +149,10 @@ impl Exchange {
             Version::HTTP_2 => header_list_bytes(request),
             _ => 0,
         };
-        let trace = origin.telemetry.receive_trace(request.headers());
+        let received_parent = received_parent(request.headers());
+        let trace = origin
+            .telemetry
+            .receive_trace(request.headers(), received_parent);
         trace.apply(request.headers_mut());
         let headers = request.headers();
         let exchange = Rc::new(Self {
@@ -161,7 +166,8 @@ impl Exchange {
             host: headers.get(header::HOST).cloned(),
             user_agent: headers.get(header::USER_AGENT).cloned(),
             tracestate: headers.get("tracestate").cloned(),
-            trace,
+            trace: Cell::new(trace),
+            received_parent,
             authorities: Rc::clone(&origin.authorities),
             source: origin.source.clone(),
             destination: RefCell::new(origin.destination.clone()),
@@ -267,6 +273,20 @@ impl Exchange {
     /// Notes that the request comes from a task, as a peer said that is believed.
     pub(crate) fn set_task(&self, task: TaskContext) {
         *self.task.borrow_mut() = ConnectionTask::known(Some(task));
+    }
+
+    /// What the client said of its trace.
+    pub(crate) fn received_parent(&self) -> Option<TraceParent> {
+        self.received_parent
+    }
+
+    /// Makes the request a child of its task's own span, where its client has named no parent.
+    pub(crate) fn continue_trace(&self, parent: TraceParent, headers: &mut HeaderMap) {
+        if self.received_parent.is_none() {
+            let trace = self.telemetry.adopt_trace(self.trace.get(), parent);
+            trace.apply(headers);
+            self.trace.set(trace);
+        }
     }
 
     /// Notes that the request is sent to `endpoint`, whose proxy proved `id`, or in plaintext without one.
@@ -439,7 +459,7 @@ impl Exchange {
             route: self.route.get().map_or("", |route| route),
             request_bytes: self.request_bytes.get(),
             response_bytes: self.response_bytes.get(),
-            trace: Some(self.trace),
+            trace: Some(self.trace.get()),
             tracestate: self
                 .tracestate
                 .as_ref()

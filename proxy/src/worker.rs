@@ -21,13 +21,14 @@ use tokio::{
 };
 
 use crate::{
-    airflow::{ConnectionTask, Lookup as TaskLookup, SocketPair},
+    airflow::{ConnectionTask, ExecutionCall, Lookup as TaskLookup, Overheard, SocketPair},
     capture::CaptureError,
     complaints::complain,
     config::{Config, InboundPlaintext, ServedPort},
     control::{Control, MeshIdentity},
     drain::Drain,
     errors::{Chain, ErrorCode, ProxyError},
+    exchange::Exchange,
     gateway::GatewayWorker,
     health::Health,
     http::{
@@ -174,6 +175,26 @@ impl Worker {
             Some(tasks) => ConnectionTask::pending(tasks.ask(socket)),
             None => ConnectionTask::default(),
         }
+    }
+
+    /// What a request asks of Airflow's Execution API, if `service`, the service that it is for, is that.
+    pub(crate) fn execution_api_call(
+        &self,
+        service: Option<&str>,
+        request: &Request<Body>,
+    ) -> Option<ExecutionCall> {
+        ExecutionCall::of(request, service, &self.config.airflow.execution_api)
+    }
+
+    /// Listens to what a request to the Execution API says of a task, where somebody wants to know.
+    pub(crate) fn overhear(
+        &self,
+        call: &ExecutionCall,
+        exchange: &Exchange,
+        request: &mut Request<Body>,
+    ) -> Option<Overheard> {
+        let tasks = self.tasks.as_ref()?;
+        Overheard::begin(tasks, call, request, exchange.received_parent())
     }
 
     /// Whether a peer is believed when it says which task a request comes from.

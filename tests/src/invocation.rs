@@ -24,6 +24,7 @@ pub struct Invocation {
     user: Option<u32>,
     capabilities: Vec<&'static str>,
     directory: Option<PathBuf>,
+    hostname: Option<String>,
     input: Vec<u8>,
     timeout: Duration,
 }
@@ -38,6 +39,7 @@ impl Invocation {
             user: None,
             capabilities: Vec::new(),
             directory: None,
+            hostname: None,
             input: Vec::new(),
             timeout: Duration::from_secs(60),
         }
@@ -91,6 +93,12 @@ impl Invocation {
     /// Sets the working directory.
     pub fn directory(mut self, path: impl Into<PathBuf>) -> Self {
         self.directory = Some(path.into());
+        self
+    }
+
+    /// Has the machine be called so for it, which needs root.
+    pub fn hostname(mut self, name: &str) -> Self {
+        self.hostname = Some(name.to_owned());
         self
     }
 
@@ -183,6 +191,10 @@ impl Invocation {
         let mut words: Vec<OsString> = Vec::new();
         if let Place::Namespace(name) = &self.place {
             words.extend(["ip", "netns", "exec", name].map(OsString::from));
+        }
+        if let Some(name) = &self.hostname {
+            let rename = r#"echo "$0" >/proc/sys/kernel/hostname && exec "$@""#;
+            words.extend(["unshare", "--uts", "sh", "-c", rename, name].map(OsString::from));
         }
         // Part of util-linux, and so on nearly every machine; indispensable only for changing the user.
         if self.user.is_some() || is_installed("setpriv") {

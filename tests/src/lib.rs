@@ -7,6 +7,7 @@
 //! | [`scratch`], [`cleanup`] | logs and files of a test; nothing stays behind, also after a signal |
 //! | [`mesh`] | a control plane and workloads with sidecars |
 //! | [`workloads`], [`database`] | unmodified servers; a PostgreSQL for control planes |
+//! | [`airflow`] | a real Airflow, each component beside a sidecar |
 //! | [`renewals`] | many identities that are renewed all the time, without a proxy each |
 //! | [`load`], [`http`] | requests: a steady stream of them, or one exact one |
 //! | [`attesting`], [`aws`] | a client that attests step by step; STS and ECS around it |
@@ -20,6 +21,7 @@
 //! What needs root panics without it; no test is ever skipped.
 
 pub mod access_log;
+pub mod airflow;
 pub mod attesting;
 pub mod authority;
 pub mod aws;

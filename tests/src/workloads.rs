@@ -12,6 +12,7 @@ use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::wait::PATIENCE;
 
+const EXECUTION_API: &str = include_str!("../workloads/execution_api.py");
 const API: &str = include_str!("../workloads/api.py");
 const AIRFLOW: &str = include_str!("../workloads/airflow.py");
 
@@ -92,6 +93,20 @@ pub fn slow_api(seat: impl Into<Seat>, port: u16, delay: Duration, scratch: &Scr
         .args([seat.bind.to_string(), port.to_string()])
         .arg(delay.as_millis().to_string());
     seat.start(server, "api", port, scratch)
+}
+
+/// The Execution API of `tests/workloads/execution_api.py`.
+#[track_caller]
+pub fn execution_api(seat: impl Into<Seat>, port: u16, scratch: &Scratch) -> Process {
+    let seat = seat.into();
+    let script = scratch.write("execution_api.py", EXECUTION_API);
+    // The system's own, which every user may run.
+    let server = seat
+        .program("/usr/bin/python3")
+        .arg("-u")
+        .arg(script)
+        .args([seat.bind.to_string(), port.to_string()]);
+    seat.start(server, "execution-api", port, scratch)
 }
 
 /// What `tests/workloads/airflow.py` answers in place of Airflow's API server, under a name. While the file `sick` is there, it

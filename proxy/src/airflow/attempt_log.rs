@@ -95,7 +95,7 @@ impl AttemptLogs {
             run_id: text("run_id")?,
             map_index: text("map_index").and_then(|index| index.parse().ok()),
             try_number: text("try_number").and_then(|number| number.parse().ok()),
-            triggered_by: None,
+            ..TaskContext::default()
         })
     }
 }
@@ -192,7 +192,7 @@ mod tests {
             task_id: "group.load".into(),
             map_index,
             try_number,
-            triggered_by: None,
+            ..TaskContext::default()
         }
     }
 

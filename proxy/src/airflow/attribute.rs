@@ -36,6 +36,7 @@ pub(super) fn attribute<'p>(
         return Ok(Owner::Task(Attributed {
             task: task.clone(),
             ti_id: ti_id.map(str::to_owned),
+            parent: None,
             evidence,
         }));
     }
@@ -51,6 +52,7 @@ pub(super) fn attribute<'p>(
             return Ok(Owner::Task(Attributed {
                 task,
                 ti_id: None,
+                parent: None,
                 evidence: Evidence::Process,
             }));
         }
@@ -79,11 +81,10 @@ fn by_title(title: &Title) -> Option<Attributed> {
             dag_id: dag_id.clone(),
             task_id: task_id.clone(),
             run_id: run_id.clone(),
-            map_index: None,
-            try_number: None,
-            triggered_by: None,
+            ..TaskContext::default()
         },
         ti_id: None,
+        parent: None,
         evidence: Evidence::Process,
     })
 }

@@ -168,6 +168,7 @@ impl Members {
             map_index,
             try_number,
             triggered_by: self.triggered_by,
+            ..TaskContext::default()
         })
     }
 }
@@ -241,6 +242,7 @@ mod tests {
                 map_index: index,
                 try_number: Some(1),
                 triggered_by: user,
+                ..TaskContext::default()
             };
             let mut found = headers(&["k=v"]);
             put(&mut found, &task);

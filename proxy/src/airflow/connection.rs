@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{Answer, Owner};
-use crate::telemetry::TaskContext;
+use crate::telemetry::{TaskContext, trace::TraceParent};
 
 /// The task behind a connection, as far as it is known. Clones share what becomes known.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,13 @@ pub(crate) struct ConnectionTask(Option<Rc<Shared>>);
 #[derive(Debug)]
 struct Shared {
     pending: RefCell<Option<oneshot::Receiver<Answer>>>,
-    known: OnceCell<Option<TaskContext>>,
+    known: OnceCell<Option<Found>>,
+}
+
+#[derive(Debug)]
+struct Found {
+    task: TaskContext,
+    parent: Option<TraceParent>,
 }
 
 impl ConnectionTask {
@@ -35,13 +41,22 @@ impl ConnectionTask {
         Self(task.map(|task| {
             Rc::new(Shared {
                 pending: RefCell::new(None),
-                known: OnceCell::from(Some(task)),
+                known: OnceCell::from(Some(Found { task, parent: None })),
             })
         }))
     }
 
     /// The task, if it is known by now.
     pub(crate) fn now(&self) -> Option<&TaskContext> {
+        self.found().map(|found| &found.task)
+    }
+
+    /// The span of Airflow's trace that the task belongs to, as far as it is known by now.
+    pub(crate) fn trace_parent(&self) -> Option<TraceParent> {
+        self.found()?.parent
+    }
+
+    fn found(&self) -> Option<&Found> {
         let shared = self.0.as_ref()?;
         if shared.known.get().is_none() {
             let answer = match shared.pending.borrow_mut().as_mut()?.try_recv() {
@@ -73,7 +88,10 @@ impl ConnectionTask {
 impl Shared {
     fn set(&self, answer: Option<Answer>) {
         let task = match answer {
-            Some(Ok(Owner::Task(found))) => Some(found.task),
+            Some(Ok(Owner::Task(found))) => Some(Found {
+                task: found.task,
+                parent: found.parent,
+            }),
             _ => None,
         };
         let _ = self.known.set(task);
@@ -98,6 +116,7 @@ mod tests {
         Ok(Owner::Task(Attributed {
             task: task(),
             ti_id: None,
+            parent: None,
             evidence: Evidence::Process,
         }))
     }

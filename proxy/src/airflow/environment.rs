@@ -25,7 +25,7 @@ pub(crate) fn task(environment: &[u8]) -> Option<TaskContext> {
         // Airflow does not say.
         map_index: None,
         try_number: value("AIRFLOW_CTX_TRY_NUMBER").and_then(|number| number.parse().ok()),
-        triggered_by: None,
+        ..TaskContext::default()
     })
 }
 

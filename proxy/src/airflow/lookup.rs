@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc,
-        mpsc::{self, SyncSender},
+        mpsc::{self, SyncSender, TrySendError},
     },
     time::Duration,
 };
@@ -15,12 +15,15 @@ use super::{
     Owner, Unknown,
     attempt_log::AttemptLogs,
     attribute::attribute,
+    execution_api::Unreadable,
+    facts::Facts,
+    overhear::{News, Places, Report},
     processes::{NotFound, Processes},
     socket::{SocketPair, SocketTable},
 };
 use crate::telemetry::{
     logs::Throttle,
-    metrics::{Metrics, TaskLookup},
+    metrics::{Metrics, TaskFact, TaskLookup},
 };
 
 /// Connections that wait for their turn. One that finds no place stays unattributed.
@@ -35,8 +38,16 @@ pub(crate) type Answer = Result<Owner, Unknown>;
 /// Asks whose connections are. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Lookup {
-    questions: SyncSender<Question>,
+    messages: SyncSender<Message>,
+    places: Places,
     metrics: Arc<Metrics>,
+}
+
+/// What the thread is sent.
+#[derive(Debug)]
+enum Message {
+    Question(Question),
+    Report(Report),
 }
 
 #[derive(Debug)]
@@ -52,27 +63,25 @@ impl Lookup {
     /// Where `/proc` or the kernel's socket diagnosis cannot be opened.
     pub(crate) fn start(logs: AttemptLogs, metrics: &Arc<Metrics>) -> io::Result<Self> {
         let mut finder = Finder::new(logs, SEARCH_TIME)?;
-        let (questions, asked) = mpsc::sync_channel::<Question>(MAX_WAITING);
+        let (messages, received) = mpsc::sync_channel::<Message>(MAX_WAITING);
         let counted = Arc::clone(metrics);
         std::thread::Builder::new()
             .name("airflow".to_owned())
             .spawn(move || {
-                while let Ok(question) = asked.recv() {
-                    // The connection may have ended meanwhile.
-                    if question.answer.is_closed() {
-                        continue;
+                while let Ok(message) = received.recv() {
+                    match message {
+                        Message::Question(question) => finder.answer(question, &counted),
+                        Message::Report(report) => {
+                            if let Some(fact) = finder.learn(report) {
+                                counted.task_fact(fact);
+                            }
+                        }
                     }
-                    let began = Instant::now();
-                    let answer = finder.find(question.pair);
-                    counted.task_lookup(result(&answer), Some(began.elapsed()));
-                    if answer == Err(Unknown::Denied) {
-                        say_what_is_missing();
-                    }
-                    let _ = question.answer.send(answer);
                 }
             })?;
         Ok(Self {
-            questions,
+            messages,
+            places: Places::default(),
             metrics: Arc::clone(metrics),
         })
     }
@@ -80,16 +89,31 @@ impl Lookup {
     /// Asks whose the connection is that has these ends. An answer that never comes means that it is not known.
     pub(crate) fn ask(&self, pair: SocketPair) -> oneshot::Receiver<Answer> {
         let (answer, receiver) = oneshot::channel();
-        if let Err(error) = self.questions.try_send(Question { pair, answer }) {
-            let question = match error {
-                mpsc::TrySendError::Full(question) | mpsc::TrySendError::Disconnected(question) => {
-                    question
-                }
-            };
+        let question = Message::Question(Question { pair, answer });
+        if let Err(
+            TrySendError::Full(Message::Question(question))
+            | TrySendError::Disconnected(Message::Question(question)),
+        ) = self.messages.try_send(question)
+        {
             self.metrics.task_lookup(TaskLookup::Busy, None);
             let _ = question.answer.send(Err(Unknown::Busy));
         }
         receiver
+    }
+
+    /// Tells what was overheard of a task instance.
+    pub(super) fn report(&self, report: Report) {
+        if self.messages.try_send(Message::Report(report)).is_err() {
+            self.count(TaskFact::Busy);
+        }
+    }
+
+    pub(super) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    pub(super) fn count(&self, fact: TaskFact) {
+        self.metrics.task_fact(fact);
     }
 }
 
@@ -123,6 +147,7 @@ fn result(answer: &Answer) -> TaskLookup {
 pub(super) struct Finder {
     sockets: SocketTable,
     processes: Processes,
+    facts: Facts,
 }
 
 impl Finder {
@@ -130,6 +155,7 @@ impl Finder {
         Ok(Self {
             sockets: SocketTable::open()?,
             processes: Processes::new(logs, search_time)?,
+            facts: Facts::default(),
         })
     }
 
@@ -147,6 +173,56 @@ impl Finder {
             NotFound::Denied => Unknown::Denied,
             NotFound::TimedOut => Unknown::TimedOut,
         })?;
-        attribute(&chain, |pid| self.processes.process(pid))
+        let mut owner = attribute(&chain, |pid| self.processes.process(pid))?;
+        if let Owner::Task(found) = &mut owner {
+            let pids = chain.iter().map(|holder| holder.pid);
+            let ti_id = found.ti_id.as_deref();
+            found.parent = self.facts.complete(&mut found.task, ti_id, pids);
+        }
+        Ok(owner)
+    }
+
+    fn answer(&mut self, question: Question, metrics: &Metrics) {
+        // The connection may have ended meanwhile.
+        if question.answer.is_closed() {
+            return;
+        }
+        let began = Instant::now();
+        let answer = self.find(question.pair);
+        metrics.task_lookup(result(&answer), Some(began.elapsed()));
+        if answer == Err(Unknown::Denied) {
+            say_what_is_missing();
+        }
+        let _ = question.answer.send(answer);
+    }
+
+    /// Takes over what was overheard; says what it was worth, unless it was nothing new.
+    pub(super) fn learn(&mut self, report: Report) -> Option<TaskFact> {
+        let Report { ti_id, news } = report;
+        Some(match news {
+            News::Begins(bodies) => match bodies.read() {
+                Ok((run, pid)) => match self.facts.begins(&ti_id, run, pid) {
+                    true => TaskFact::Learned,
+                    false => TaskFact::Contradicted,
+                },
+                Err(Unreadable::TooLarge) => TaskFact::TooLarge,
+                Err(error) => {
+                    tracing::debug!(%error, "what Airflow says of a task was not understood");
+                    TaskFact::Unreadable
+                }
+            },
+            News::BelongsTo(parent) => {
+                self.facts.belongs_to(&ti_id, parent);
+                TaskFact::Learned
+            }
+            News::Ends => {
+                self.facts.ends(&ti_id);
+                return None;
+            }
+            News::IsThere => {
+                self.facts.is_there(&ti_id);
+                return None;
+            }
+        })
     }
 }

@@ -6,6 +6,10 @@
 //! ([`attempt_log`]), or, where there is none to be seen, by the process's title ([`title`]) or environment
 //! ([`environment`]). [`lookup`] does it on a thread of its own.
 //!
+//! What Airflow tells the API server of a task goes through the same proxy: [`execution_api`] reads it, [`overhear`]
+//! copies what is to be read, and [`facts`] keeps it for as long as the task runs, so that the person behind a run and
+//! its trace become known too.
+//!
 //! [`connection`] keeps it for a connection's requests and record; [`baggage`] takes it to the next proxy, which
 //! tells it to the workload ([`told`]).
 //!
@@ -17,7 +21,10 @@ mod attribute;
 pub(crate) mod baggage;
 mod connection;
 mod environment;
+mod execution_api;
+mod facts;
 mod lookup;
+mod overhear;
 mod process;
 mod processes;
 mod socket;
@@ -27,10 +34,12 @@ pub(crate) mod told;
 pub(crate) use self::{
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
     connection::ConnectionTask,
+    execution_api::Call as ExecutionCall,
     lookup::{Answer, Lookup},
+    overhear::Overheard,
     socket::SocketPair,
 };
-use crate::telemetry::TaskContext;
+use crate::telemetry::{TaskContext, trace::TraceParent};
 
 /// Whose a connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +58,8 @@ pub(crate) struct Attributed {
     pub(crate) task: TaskContext,
     /// The id of the task instance, where it was to be seen.
     pub(crate) ti_id: Option<String>,
+    /// The span of Airflow's own trace that it belongs to, where Airflow has told.
+    pub(crate) parent: Option<TraceParent>,
     pub(crate) evidence: Evidence,
 }
 

@@ -47,6 +47,11 @@ pub(super) struct AirflowSettings {
     /// segment of the path, at its end for one or more. Nobody by default.
     #[arg(long, value_name = "SPIFFE-ID", value_delimiter = ',', value_parser = SpiffeIdPattern::parse)]
     pub(super) task_context_from: Vec<SpiffeIdPattern>,
+
+    /// Services of the mesh that are Airflow's Execution API, as NAME.NAMESPACE: whose requests below /execution/ tell of
+    /// tasks. By default any that clients of Airflow's SDK ask.
+    #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
+    pub(super) execution_api_service: Vec<String>,
 }
 
 /// What is known of Airflow.
@@ -57,6 +62,8 @@ pub(crate) struct AirflowConfig {
     pub lookup_timeout: Duration,
     /// Peers whose word is taken.
     pub context_from: Vec<SpiffeIdPattern>,
+    /// The services of the Execution API; none: whatever Airflow's clients ask.
+    pub execution_api: Vec<String>,
 }
 
 pub(super) fn airflow(
@@ -82,6 +89,10 @@ pub(super) fn airflow(
         }
         None
     };
+    if settings.execution_api_service.len() > MAX_PEERS {
+        let problem = format!("names more than {MAX_PEERS} services");
+        return Err(given.error("execution-api-service", problem));
+    }
     if settings.task_context_from.len() > MAX_PEERS {
         let problem = format!("names more than {MAX_PEERS} patterns");
         return Err(given.error("task-context-from", problem));
@@ -90,5 +101,6 @@ pub(super) fn airflow(
         lookup,
         lookup_timeout: settings.task_lookup_timeout,
         context_from: settings.task_context_from,
+        execution_api: settings.execution_api_service,
     })
 }

@@ -26,6 +26,8 @@ pub(crate) enum BodyEnd<'a> {
 pub(crate) trait BodyWatcher {
     /// A piece of data was taken.
     fn data(&self, bytes: usize);
+    /// The piece itself.
+    fn piece(&self, _data: &Bytes) {}
     /// Whether there was more data than there may be, so that the body ends here.
     fn is_too_long(&self) -> bool {
         false
@@ -71,6 +73,7 @@ impl WatchedBody {
             (Poll::Ready(Some(Ok(frame))), Some(watcher)) => {
                 if let Some(data) = frame.data_ref() {
                     watcher.data(data.len());
+                    watcher.piece(data);
                     if watcher.is_too_long() {
                         let error = BodyError::TooLong;
                         self.end(BodyEnd::Failed(&error));

@@ -87,8 +87,33 @@ impl OutboundHttp {
         // What a client says of its task is not believed; what is known of it goes to peers.
         baggage::take(request.headers_mut());
         let limit = self.worker.config.airflow.lookup_timeout;
-        exchange.task().within(limit).await;
-        let service = match destination.resolve(&self.worker, READY_WAIT).await? {
+        let task = exchange.task();
+        task.within(limit).await;
+        if let Some(parent) = task.trace_parent() {
+            exchange.continue_trace(parent, request.headers_mut());
+        }
+        let resolved = destination.resolve(&self.worker, READY_WAIT).await?;
+        let service = match &resolved {
+            Resolved::Service(service) => Some(&**service.name()),
+            Resolved::Outside => None,
+        };
+        let call = self.worker.execution_api_call(service, &request);
+        let overheard = call.and_then(|call| self.worker.overhear(&call, exchange, &mut request));
+        let response = self.send(exchange, destination, resolved, request).await?;
+        Ok(match overheard {
+            Some(overheard) => overheard.answered(response),
+            None => response,
+        })
+    }
+
+    async fn send(
+        &self,
+        exchange: &Rc<Exchange>,
+        destination: &Destination,
+        resolved: Resolved,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let service = match resolved {
             Resolved::Service(service) => service,
             Resolved::Outside => {
                 let address = outside_address(&self.worker, destination).await?;

@@ -22,7 +22,7 @@ pub(crate) use record::{
 
 use access_log::{AccessLog, LineBuffer};
 use metrics::{FinishedRequest, Metrics, WorkerMetrics};
-use trace::{SpanQueue, TraceContext, Tracer};
+use trace::{SpanQueue, TraceContext, TraceParent, Tracer};
 
 use crate::errors::{ErrorCode, ProxyError};
 
@@ -86,9 +86,18 @@ impl Telemetry {
         &self.0.metrics
     }
 
-    /// The trace of a request with these headers.
-    pub(crate) fn receive_trace(&self, headers: &HeaderMap) -> TraceContext {
-        self.0.tracer.receive(headers)
+    /// The trace of a request with these headers, and the parent that they name.
+    pub(crate) fn receive_trace(
+        &self,
+        headers: &HeaderMap,
+        parent: Option<TraceParent>,
+    ) -> TraceContext {
+        self.0.tracer.receive(headers, parent)
+    }
+
+    /// What a trace that was begun here becomes when its parent is found after all.
+    pub(crate) fn adopt_trace(&self, begun: TraceContext, parent: TraceParent) -> TraceContext {
+        self.0.tracer.adopt(begun, parent)
     }
 
     /// Says everything that there is to say about a request, once it has ended.
@@ -114,6 +123,9 @@ impl Telemetry {
         }
         if let Some(code) = record.error {
             metrics.error(record.direction, code);
+        }
+        if let Some(task) = record.task {
+            metrics.task_request(record.direction, task, record.status, record.duration);
         }
         self.0.lines.request(record);
         if let (Some(spans), Some(context)) = (&self.0.spans, &record.trace)
@@ -147,6 +159,9 @@ impl Telemetry {
         }
         if let Some(code) = record.error {
             metrics.error(record.direction, code);
+        }
+        if let Some(task) = record.task {
+            metrics.task_connection(record.direction, task);
         }
         self.0.lines.connection(record);
         if let (Some(spans), Some(context)) = (&self.0.spans, &record.trace)

@@ -86,6 +86,10 @@ pub(crate) struct TaskContext {
     pub(crate) try_number: Option<u32>,
     /// The user who triggered the run.
     pub(crate) triggered_by: Option<String>,
+    /// Why there is a run: `scheduled`, `manual`, `backfill` and the like.
+    pub(crate) run_type: Option<String>,
+    /// The team that the DAG belongs to.
+    pub(crate) team: Option<String>,
 }
 
 /// An attempt to send a request that was followed by another.

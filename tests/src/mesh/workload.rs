@@ -82,9 +82,9 @@ impl<'m> WorkloadPlan<'m> {
         self
     }
 
-    /// Has it share the identity of another: `spiffe://sidewind.local/ns/<namespace>/sa/<account>`.
-    pub fn account(mut self, namespace: &str, account: &str) -> Self {
-        self.token.spiffe_id = format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{account}");
+    /// Gives it the identity of another name than its own, as replicas have that of their service.
+    pub fn identity(mut self, namespace: &str, name: &str) -> Self {
+        self.token.spiffe_id = format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{name}");
         self
     }
 

@@ -45,7 +45,7 @@ impl Airflow {
         let servers = [1, 2].map(|number| {
             let name = format!("api-server-{number}");
             let workload = mesh.workload("airflow", &name);
-            let workload = workload.account("airflow", "api-server");
+            let workload = workload.identity("airflow", "api-server");
             let workload = workload.serves("api-server.airflow:80=8080/http").start();
             let sick = mesh.scratch.join(format!("{name}.sick"));
             let process = workloads::airflow(&workload, 8080, &name, &sick, &mesh.scratch);

@@ -5,6 +5,7 @@
 mod support;
 
 mod airflow;
+mod airflow_real;
 mod api_servers;
 mod attacks;
 mod aws;
@@ -19,6 +20,7 @@ mod demo;
 mod discovery;
 mod drain;
 mod edge;
+mod execution_api;
 mod explicit;
 mod federation;
 mod full_disk;

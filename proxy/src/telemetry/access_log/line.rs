@@ -173,6 +173,12 @@ fn task(line: &mut Object<'_>, task: Option<&TaskContext>) {
     if let Some(number) = task.try_number {
         line.number(key!("try_number"), number.into());
     }
+    if let Some(kind) = &task.run_type {
+        line.string(key!("run_type"), kind, MAX_NAME_BYTES);
+    }
+    if let Some(team) = &task.team {
+        line.string(key!("team"), team, MAX_NAME_BYTES);
+    }
     if let Some(user) = &task.triggered_by {
         line.string(key!("triggered_by"), user, MAX_NAME_BYTES);
     }

@@ -20,6 +20,8 @@ fn task() -> TaskContext {
         map_index: Some(-1),
         try_number: Some(2),
         triggered_by: Some("ada".to_owned()),
+        run_type: Some("manual".to_owned()),
+        team: Some("finance".to_owned()),
     }
 }
 
@@ -102,7 +104,8 @@ fn a_request_line_says_everything_that_is_known() {
         "tls": true, "attempts": 2, "request_bytes": 1, "response_bytes": u64::MAX,
         "duration_ms": 3.042, "trace_id": hex(&trace.trace_id), "span_id": hex(&trace.span_id),
         "user_agent": "curl/8\u{fffd}", "dag_id": "etl", "task_id": "load",
-        "run_id": "manual__2026", "map_index": -1, "try_number": 2, "triggered_by": "ada",
+        "run_id": "manual__2026", "map_index": -1, "try_number": 2, "run_type": "manual",
+        "team": "finance", "triggered_by": "ada",
     });
     assert_eq!(line, expected);
 }

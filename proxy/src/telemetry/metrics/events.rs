@@ -240,6 +240,22 @@ words! {
     }
 }
 
+words! {
+    /// What became of something that Airflow's own requests say of a task.
+    TaskFact {
+        /// It was taken over.
+        Learned = "learned",
+        /// Something else was known already.
+        Contradicted = "contradicted",
+        /// It is not of the form that Airflow sends, or not what it claims to be.
+        Unreadable = "unreadable",
+        /// It is larger than such a message can be.
+        TooLarge = "too-large",
+        /// Too many were being read.
+        Busy = "busy",
+    }
+}
+
 impl AdminRefusal {
     /// How many there are.
     pub(crate) const COUNT: usize = Self::Displaced as usize + 1;
@@ -255,7 +271,8 @@ encode_as_str!(
     MirrorOutcome,
     Outcome,
     AdminRefusal,
-    TaskLookup
+    TaskLookup,
+    TaskFact
 );
 
 /// A handshake's failure or none.
@@ -339,6 +356,12 @@ pub(super) struct TaskLookupLabels {
     pub(super) result: TaskLookup,
 }
 
+/// Labels of `sidewind_task_facts_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct TaskFactLabels {
+    pub(super) result: TaskFact,
+}
+
 /// Labels of `sidewind_retries_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct RetryLabels {
@@ -376,7 +399,8 @@ closed_set!(
     SideLabels,
     CodeLabels,
     AdminLabels,
-    TaskLookupLabels
+    TaskLookupLabels,
+    TaskFactLabels
 );
 
 macro_rules! by_service {

@@ -20,8 +20,9 @@ use super::labels::{
     ConnectionLabels, ErrorLabel, GrpcStatus, MethodLabel, Name, PairLabels, RequestLabels,
     StatusClass,
 };
+use super::tasks::RecentTasks;
 use crate::errors::ErrorCode;
-use crate::telemetry::record::{Direction, Protocol};
+use crate::telemetry::record::{Direction, Protocol, TaskContext};
 
 /// Handles that a worker keeps; beyond, it forgets them all and looks them up again.
 const MAX_CACHED_HANDLES: usize = 1024;
@@ -39,6 +40,7 @@ pub(crate) struct WorkerMetrics {
     recent_requests: RefCell<Vec<(PairLabels, Rc<RequestHandles>)>>,
     connections: RefCell<HashMap<ConnectionLabels, Rc<ConnectionHandles>>>,
     errors: RefCell<Vec<ErrorCounter>>,
+    tasks: RecentTasks,
 }
 
 #[derive(Debug)]
@@ -57,7 +59,26 @@ impl WorkerMetrics {
             recent_requests: RefCell::default(),
             connections: RefCell::default(),
             errors: RefCell::default(),
+            tasks: RecentTasks::default(),
         }
+    }
+
+    /// Counts a request of an Airflow task that has ended.
+    pub(crate) fn task_request(
+        &self,
+        direction: Direction,
+        task: &TaskContext,
+        status: Option<StatusCode>,
+        took: Duration,
+    ) {
+        let families = (&self.shared.tasks, self.worker);
+        self.tasks.request(families, direction, task, status, took);
+    }
+
+    /// Counts a connection of an Airflow task that was carried as bytes and has ended.
+    pub(crate) fn task_connection(&self, direction: Direction, task: &TaskContext) {
+        let families = (&self.shared.tasks, self.worker);
+        self.tasks.connection(families, direction, task);
     }
 
     /// The metrics of the whole process.

@@ -13,6 +13,7 @@ mod gateway;
 mod handles;
 mod labels;
 mod process;
+mod tasks;
 mod workload_api;
 
 use std::fmt;
@@ -27,7 +28,7 @@ pub(crate) use cell::{Counter, Gauge};
 pub(crate) use control::ControlNumbers;
 pub(crate) use events::{
     AdminRefusal, CutOff, Ejection, HandshakeFailure, HoldOutcome, MirrorOutcome, RetryOutcome,
-    RetryReason, Side, TaskLookup,
+    RetryReason, Side, TaskFact, TaskLookup,
 };
 pub(crate) use exposition::Format;
 pub(crate) use gateway::GatewayFamilies;
@@ -39,10 +40,11 @@ pub(crate) use workload_api::{ClosedConnection, WorkloadApiFamilies};
 use cell::{Cell, Histogram, Latency, Lifetime};
 use events::{
     AdminLabels, CodeLabels, CutLabels, EjectionLabels, HandshakeLabels, HoldLabels, LimitLabels,
-    MirrorLabels, RetryLabels, SideLabels, TaskLookupLabels,
+    MirrorLabels, RetryLabels, SideLabels, TaskFactLabels, TaskLookupLabels,
 };
 use family::{Family, Labels, Single};
 use labels::{ConnectionLabels, Name, PairLabels, RequestLabels};
+use tasks::TaskFamilies;
 
 /// Series that a family of counters or gauges may have.
 const MAX_SERIES: usize = 2_000;
@@ -63,6 +65,8 @@ pub(crate) struct Metrics {
     ejections: Family<EjectionLabels, Counter>,
     limited: Family<LimitLabels, Counter>,
     task_lookups: Family<TaskLookupLabels, Counter>,
+    task_facts: Family<TaskFactLabels, Counter>,
+    tasks: TaskFamilies,
     task_lookup_duration: Arc<Histogram<Latency>>,
     certificate_expiry: Arc<Gauge>,
     control_plane_connected: Arc<Gauge>,
@@ -109,6 +113,11 @@ impl Metrics {
             "sidewind_task_lookups",
             "Searches for the Airflow task behind a connection",
         );
+        let task_facts = families.add(
+            "sidewind_task_facts",
+            "What Airflow's own requests said of tasks",
+        );
+        let tasks = TaskFamilies::register(&mut families);
         let workload_api = WorkloadApiFamilies::register(&mut families);
         let task_lookup_duration = single(
             &mut registry,
@@ -151,6 +160,8 @@ impl Metrics {
             ejections,
             limited,
             task_lookups,
+            task_facts,
+            tasks,
             task_lookup_duration,
             certificate_expiry,
             control_plane_connected,
@@ -203,6 +214,11 @@ impl Metrics {
         if let Some(took) = took {
             self.task_lookup_duration.observe(took);
         }
+    }
+
+    /// Counts something that Airflow's own requests said of a task.
+    pub(crate) fn task_fact(&self, result: TaskFact) {
+        self.task_facts.cell(0, &TaskFactLabels { result }).inc();
     }
 
     /// Everything, in the given format.

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use super::*;
 use crate::control::ControlStatus;
 use crate::errors::ErrorCode;
-use crate::telemetry::record::{Direction, Protocol};
+use crate::telemetry::record::{Direction, Protocol, TaskContext};
 
 const CALLER: &str = "spiffe://example.org/ns/airflow/sa/worker";
 
@@ -46,6 +46,13 @@ fn exercise(metrics: &WorkerMetrics) {
     metrics
         .shared()
         .task_lookup(TaskLookup::Task, Some(Duration::from_millis(1)));
+    metrics.shared().task_fact(TaskFact::Learned);
+    let task = TaskContext {
+        dag_id: "payroll".into(),
+        ..TaskContext::default()
+    };
+    metrics.task_request(Direction::Outbound, &task, None, Duration::from_millis(1));
+    metrics.task_connection(Direction::Outbound, &task);
     metrics.held("orders.data", HoldOutcome::Held);
     metrics.mirrored("orders.data", MirrorOutcome::Answered);
     metrics
@@ -243,4 +250,28 @@ fn an_openmetrics_page_ends_with_its_mark() {
             .encode(Format::PrometheusText)
             .contains("# EOF")
     );
+}
+
+#[test]
+fn tasks_beyond_the_bound_are_counted_together() {
+    let metrics = worker();
+    for n in 0..1000 {
+        let task = TaskContext {
+            dag_id: format!("dag_{n}"),
+            task_id: "load".into(),
+            ..TaskContext::default()
+        };
+        let took = Duration::from_millis(1);
+        metrics.task_request(Direction::Outbound, &task, Some(StatusCode::OK), took);
+    }
+    let page = metrics.shared().encode(Format::PrometheusText);
+    let series = page
+        .lines()
+        .filter(|line| line.starts_with("sidewind_task_requests_total{"));
+    assert_eq!(series.count(), 501);
+    let overflow = line(
+        &page,
+        "sidewind_task_requests_total{direction=\"outbound\",dag_id=\"overflow\",task_id=\"overflow\",status=\"2xx\"}",
+    );
+    assert!(overflow.ends_with(" 500"), "{overflow}");
 }

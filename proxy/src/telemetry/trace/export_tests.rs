@@ -60,7 +60,7 @@ fn exporting(address: SocketAddr) -> (SpanQueue, SpanExporting, Arc<Metrics>) {
 }
 
 fn span(tracer: &Tracer, headers: &HeaderMap, direction: Direction) -> (SpanData, HeaderMap) {
-    let context = tracer.receive(headers);
+    let context = tracer.receive(headers, crate::telemetry::trace::received_parent(headers));
     let record = RequestRecord {
         started: SystemTime::now(),
         ..RequestRecord::new(direction, Protocol::Http1, &Method::GET)

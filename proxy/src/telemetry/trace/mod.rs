@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderValue};
 
 pub(crate) use export::{SpanExporting, SpanQueue, TraceResource, start as start_export};
 pub(super) use span::{connection_span, request_span};
+pub(crate) use traceparent::Parent as TraceParent;
 
 use random::Random;
 
@@ -90,15 +91,9 @@ impl Tracer {
         }
     }
 
-    /// The context of a request with these headers: the next span of the trace that they name, with
-    /// its sampling decision, or the first one of a new trace.
-    pub(crate) fn receive(&self, headers: &HeaderMap) -> TraceContext {
-        let mut values = headers.get_all(TRACEPARENT).iter();
-        let parent = match (values.next(), values.next()) {
-            (Some(value), None) => traceparent::parse(value.as_bytes()),
-            // Two of them are as good as none, section 3.2 of the standard.
-            _ => None,
-        };
+    /// The context of a request with these headers and this parent, as they name it: the next span of its trace, with its
+    /// sampling decision, or the first one of a new trace.
+    pub(crate) fn receive(&self, headers: &HeaderMap, parent: Option<TraceParent>) -> TraceContext {
         let mut random = self.random.borrow_mut();
         let Some(parent) = parent else {
             return self.begin_with(&mut random);
@@ -116,6 +111,23 @@ impl Tracer {
         }
     }
 
+    /// What `begun`, a trace that the proxy has begun itself, becomes when its parent is found after all. What the parent
+    /// samples stays sampled; of other traces the usual share is, decided by the trace's id and so alike in all of it.
+    pub(crate) fn adopt(&self, begun: TraceContext, parent: TraceParent) -> TraceContext {
+        let [.., a, b, c, d, e, f, g, h] = parent.trace_id;
+        let low = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        TraceContext {
+            trace_id: parent.trace_id,
+            parent_id: Some(parent.parent_id),
+            sampled: parent.flags & SAMPLED != 0 || self.samples(low),
+            ..begun
+        }
+    }
+
+    fn samples(&self, low: u64) -> bool {
+        self.exports && self.threshold.is_none_or(|threshold| low < threshold)
+    }
+
     /// The first span of a new trace.
     #[cfg(test)]
     pub(crate) fn begin(&self) -> TraceContext {
@@ -128,9 +140,19 @@ impl Tracer {
             trace_id,
             span_id: random.span_id(),
             parent_id: None,
-            sampled: self.exports && self.threshold.is_none_or(|threshold| low < threshold),
+            sampled: self.samples(low),
             keep_tracestate: false,
         }
+    }
+}
+
+/// The parent that a request names.
+pub(crate) fn received_parent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => traceparent::parse(value.as_bytes()),
+        // Two of them are as good as none, section 3.2 of the standard.
+        _ => None,
     }
 }
 
@@ -154,10 +176,14 @@ mod tests {
         pairs.iter().map(pair).collect()
     }
 
+    fn receive(tracer: &Tracer, headers: &HeaderMap) -> TraceContext {
+        tracer.receive(headers, received_parent(headers))
+    }
+
     #[test]
     fn a_received_trace_goes_on_with_a_span_of_the_proxys_own() {
         let mut headers = headers(&[("traceparent", PARENT), ("tracestate", "congo=t61,rojo=0")]);
-        let context = tracer(0.0).receive(&headers);
+        let context = receive(&tracer(0.0), &headers);
         assert!(context.sampled, "the parent's decision holds");
         context.apply(&mut headers);
         let sent = headers["traceparent"].to_str().unwrap();
@@ -175,9 +201,33 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_that_was_begun_is_continued_when_its_parent_is_found_after_all() {
+        let parent = |flags: &str| TraceParent::parse(PARENT.replace("-01", flags).as_bytes());
+        for (flags, ratio, sampled) in [("-01", 0.0, true), ("-00", 0.0, false), ("-00", 1.0, true)]
+        {
+            let tracer = tracer(ratio);
+            let begun = tracer.begin();
+            let context = tracer.adopt(begun, parent(flags).unwrap());
+            let mut headers = HeaderMap::new();
+            context.apply(&mut headers);
+            let sent = headers["traceparent"].to_str().unwrap();
+            assert!(
+                sent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"),
+                "{sent}"
+            );
+            assert_eq!(context.span_id, begun.span_id);
+            assert_eq!(
+                context.parent_id,
+                Some(*b"\x00\xf0\x67\xaa\x0b\xa9\x02\xb7")
+            );
+            assert_eq!(context.sampled, sampled, "{flags} {ratio}");
+        }
+    }
+
+    #[test]
     fn a_parent_that_is_not_sampled_stays_so() {
         let parent = PARENT.replace("-01", "-00");
-        let context = tracer(1.0).receive(&headers(&[("traceparent", &parent)]));
+        let context = receive(&tracer(1.0), &headers(&[("traceparent", &parent)]));
         assert!(!context.sampled);
     }
 
@@ -191,7 +241,7 @@ mod tests {
         let broken = [("traceparent", "00-nonsense"), ("tracestate", "a=1")];
         for received in [&twice[..], &broken[..], &[("tracestate", "a=1")]] {
             let mut headers = headers(received);
-            let context = tracer(1.0).receive(&headers);
+            let context = receive(&tracer(1.0), &headers);
             assert_eq!(context.parent_id, None);
             context.apply(&mut headers);
             assert_eq!(headers.get_all("traceparent").iter().count(), 1);
@@ -202,7 +252,7 @@ mod tests {
     #[test]
     fn a_broken_tracestate_is_not_sent_on_and_the_trace_is() {
         let mut headers = headers(&[("traceparent", PARENT), ("tracestate", "a=1,,=")]);
-        let context = tracer(0.0).receive(&headers);
+        let context = receive(&tracer(0.0), &headers);
         context.apply(&mut headers);
         assert!(context.parent_id.is_some());
         assert!(!headers.contains_key("tracestate"));

@@ -389,6 +389,8 @@ impl Attributes {
                 i64::from(index),
             ));
         }
+        self.text_if("airflow.dag_run.run_type", task.run_type.clone());
+        self.text_if("airflow.team", task.team.clone());
         self.text_if("airflow.triggered_by", task.triggered_by.clone());
     }
 }

@@ -2,10 +2,18 @@
 
 /// What a valid `traceparent` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Parent {
+pub(crate) struct Parent {
     pub(super) trace_id: [u8; 16],
     pub(super) parent_id: [u8; 8],
     pub(super) flags: u8,
+}
+
+impl Parent {
+    /// Reads a `traceparent`; none for an invalid one.
+    #[cfg(test)]
+    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
+        parse(value)
+    }
 }
 
 /// Length of version 00 in bytes: `00-{32 hex}-{16 hex}-{2 hex}`.

@@ -1,0 +1,243 @@
+//! Listens to the Execution API's traffic as it goes by: a bounded copy of what says which task runs where.
+
+use std::{
+    cell::RefCell,
+    fmt,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, header::CONTENT_ENCODING};
+
+use super::{
+    execution_api::{Call, Event, MAX_BODY_BYTES, Run, Unreadable, runner},
+    lookup::Lookup,
+    process::Pid,
+};
+use crate::{
+    http::{Body, BodyEnd, BodyWatcher},
+    telemetry::{metrics::TaskFact, trace::TraceParent},
+};
+
+/// Largest body of a request that is looked at.
+const MAX_REQUEST_BYTES: usize = 4 * 1024;
+
+/// Exchanges whose bodies are copied at once, by all workers.
+const MAX_COPIES: usize = 64;
+
+/// What was overheard of a task instance.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) ti_id: String,
+    pub(super) news: News,
+}
+
+#[derive(Debug)]
+pub(super) enum News {
+    Begins(Box<Bodies>),
+    BelongsTo(TraceParent),
+    Ends,
+    IsThere,
+}
+
+/// A request to `/run` and its response.
+pub(super) struct Bodies {
+    request: Copy,
+    response: Copy,
+    coding: Option<Box<[u8]>>,
+    _place: Place,
+}
+
+impl fmt::Debug for Bodies {
+    /// A response may hold connections with their passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bodies").finish_non_exhaustive()
+    }
+}
+
+impl Bodies {
+    /// What the response says, and the number of the process that the request names.
+    pub(super) fn read(&self) -> Result<(Run, Option<Pid>), Unreadable> {
+        if self.response.is_cut {
+            return Err(Unreadable::TooLarge);
+        }
+        let run = Run::read(&self.response.bytes, self.coding.as_deref())?;
+        let pid = (!self.request.is_cut)
+            .then(|| runner(&self.request.bytes).ok())
+            .flatten();
+        Ok((run, pid))
+    }
+}
+
+/// The beginning of a body.
+#[derive(Default)]
+struct Copy {
+    bytes: Vec<u8>,
+    /// There was more.
+    is_cut: bool,
+}
+
+impl Copy {
+    fn add(&mut self, data: &[u8], limit: usize) {
+        if self.is_cut || self.bytes.len() + data.len() > limit {
+            self.is_cut = true;
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.extend_from_slice(data);
+        }
+    }
+}
+
+/// Counts exchanges that are copied.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Places(Arc<AtomicUsize>);
+
+/// One of them.
+#[derive(Debug)]
+struct Place(Places);
+
+impl Places {
+    fn take(&self) -> Option<Place> {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        let place = Place(self.clone());
+        (before < MAX_COPIES).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An exchange that is listened to.
+pub(crate) struct Overheard {
+    lookup: Lookup,
+    ti_id: String,
+    of: Of,
+}
+
+impl fmt::Debug for Overheard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Overheard")
+            .field("ti_id", &self.ti_id)
+            .finish_non_exhaustive()
+    }
+}
+
+enum Of {
+    Run(Rc<RequestCopy>, Place),
+    Rendered(TraceParent),
+    State,
+    Other,
+}
+
+impl Overheard {
+    /// Begins to listen to `request`; none where it says nothing. `traceparent` is what its client sent.
+    pub(crate) fn begin(
+        lookup: &Lookup,
+        call: &Call,
+        request: &mut Request<Body>,
+        parent: Option<TraceParent>,
+    ) -> Option<Self> {
+        let instance = call.instance.clone()?;
+        let of = match instance.event {
+            Event::Run => {
+                let Some(place) = lookup.places().take() else {
+                    lookup.count(TaskFact::Busy);
+                    return None;
+                };
+                let copy = Rc::<RequestCopy>::default();
+                let body = std::mem::take(request.body_mut());
+                *request.body_mut() = body.watched(Rc::clone(&copy) as Rc<dyn BodyWatcher>);
+                Of::Run(copy, place)
+            }
+            Event::Rendered => Of::Rendered(parent?),
+            Event::State => Of::State,
+            Event::Other => Of::Other,
+        };
+        Some(Self {
+            lookup: lookup.clone(),
+            ti_id: instance.ti_id,
+            of,
+        })
+    }
+
+    /// Goes on with the response, which is given back with the same bytes.
+    pub(crate) fn answered(self, response: Response<Body>) -> Response<Body> {
+        if !response.status().is_success() {
+            return response;
+        }
+        let news = match self.of {
+            Of::Run(request, place) => {
+                let watcher = ResponseCopy {
+                    lookup: self.lookup,
+                    coding: coding(response.headers()),
+                    response: RefCell::default(),
+                    heard: RefCell::new(Some((self.ti_id, request, place))),
+                };
+                return response.map(|body| body.watched(Rc::new(watcher)));
+            }
+            Of::Rendered(parent) => News::BelongsTo(parent),
+            Of::State => News::Ends,
+            Of::Other => News::IsThere,
+        };
+        let ti_id = self.ti_id;
+        self.lookup.report(Report { ti_id, news });
+        response
+    }
+}
+
+fn coding(headers: &HeaderMap) -> Option<Box<[u8]>> {
+    headers
+        .get(CONTENT_ENCODING)
+        .map(|coding| coding.as_bytes().into())
+}
+
+#[derive(Default)]
+struct RequestCopy(RefCell<Copy>);
+
+impl BodyWatcher for RequestCopy {
+    fn data(&self, _: usize) {}
+
+    fn piece(&self, data: &Bytes) {
+        self.0.borrow_mut().add(data, MAX_REQUEST_BYTES);
+    }
+
+    fn end(&self, _: BodyEnd<'_>) {}
+}
+
+struct ResponseCopy {
+    lookup: Lookup,
+    coding: Option<Box<[u8]>>,
+    response: RefCell<Copy>,
+    heard: RefCell<Option<(String, Rc<RequestCopy>, Place)>>,
+}
+
+impl BodyWatcher for ResponseCopy {
+    fn data(&self, _: usize) {}
+
+    fn piece(&self, data: &Bytes) {
+        self.response.borrow_mut().add(data, MAX_BODY_BYTES);
+    }
+
+    fn end(&self, end: BodyEnd<'_>) {
+        if !matches!(end, BodyEnd::Complete) {
+            return;
+        }
+        if let Some((ti_id, request, place)) = self.heard.take() {
+            let bodies = Bodies {
+                request: request.0.take(),
+                response: self.response.take(),
+                coding: self.coding.clone(),
+                _place: place,
+            };
+            let news = News::Begins(Box::new(bodies));
+            self.lookup.report(Report { ti_id, news });
+        }
+    }
+}

@@ -1,0 +1,529 @@
+//! Airflow's processes, each on a machine of its own, and what a test does with them.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::ground::{Gateway, Machine, MachinePlan, name_api_servers};
+use super::settings::{
+    API_PORT, CONNECTION_PASSWORD, DATABASE_PASSWORD, Executor, REDIS_PASSWORD, environment,
+    passwords,
+};
+use super::{Installed, Release, Rest};
+use crate::access_log::AccessRecord;
+use crate::invocation::Invocation;
+use crate::mesh::{Mesh, Sidecar};
+use crate::place::Place;
+use crate::process::Process;
+use crate::wait::{PATIENCE, eventually, within};
+use crate::wire::{Recording, Wire};
+use crate::workloads::{postgres_program, user_number};
+
+/// How long Airflow may take to start on a machine that does other things too.
+const START_PATIENCE: Duration = Duration::from_secs(150);
+
+const SERVICE: &str = include_str!("../../airflow/service.py");
+
+/// Who is believed to say which task a call is of.
+const TASKS: &str = "spiffe://sidewind.local/ns/airflow/sa/worker,spiffe://sidewind.local/ns/airflow/sa/triggerer,\
+     spiffe://sidewind.local/ns/airflow/sa/scheduler";
+
+/// What an Airflow is to be.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Plan {
+    release: Release,
+    executor: Executor,
+    meshed: bool,
+    api_servers: usize,
+    concurrency: u32,
+    dags: Vec<&'static str>,
+    svid_ttl: Option<String>,
+    trace_endpoint: Option<String>,
+    recorded: bool,
+}
+
+impl Plan {
+    /// Airflow 3.3 with Celery and two API servers, in a mesh, with these DAG files.
+    pub fn celery(dags: &[&'static str]) -> Self {
+        Self {
+            release: Release::Three,
+            executor: Executor::Celery,
+            meshed: true,
+            api_servers: 2,
+            concurrency: 4,
+            dags: dags.to_vec(),
+            svid_ttl: None,
+            trace_endpoint: None,
+            recorded: false,
+        }
+    }
+
+    /// Airflow 2.11 whose scheduler runs the tasks.
+    pub fn two_local(dags: &[&'static str]) -> Self {
+        Self {
+            release: Release::Two,
+            executor: Executor::Local,
+            api_servers: 0,
+            ..Self::celery(dags)
+        }
+    }
+
+    /// How many tasks the worker runs at once.
+    pub fn concurrency(mut self, tasks: u32) -> Self {
+        self.concurrency = tasks;
+        self
+    }
+
+    /// Has all certificates live this long.
+    pub fn svid_ttl(mut self, ttl: &str) -> Self {
+        self.svid_ttl = Some(ttl.to_owned());
+        self
+    }
+
+    /// Records everything that passes between the machines, from before the first byte.
+    pub fn recorded(mut self) -> Self {
+        self.recorded = true;
+        self
+    }
+
+    /// The same without a mesh, and so with one API server.
+    pub fn unmeshed(mut self) -> Self {
+        self.meshed = false;
+        self.api_servers = self.api_servers.min(1);
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When a step fails.
+    #[track_caller]
+    pub fn start(self) -> Deployment {
+        Deployment::start(self, &mut |_| {})
+    }
+
+    /// As [`Plan::start`], and says what it does.
+    ///
+    /// # Panics
+    /// When a step fails.
+    #[track_caller]
+    pub fn start_telling(self, tell: &mut dyn FnMut(&str)) -> Deployment {
+        Deployment::start(self, tell)
+    }
+}
+
+/// A running Airflow. Fields are dropped in this order.
+#[derive(Debug)]
+pub struct Deployment {
+    processes: Vec<(String, Process)>,
+    recording: Option<Recording>,
+    gateway: Option<Gateway>,
+    machines: Vec<Machine>,
+    outside: crate::lan::Host,
+    installed: Installed,
+    shared: PathBuf,
+    plan: Plan,
+    /// The mesh under it, or the network alone.
+    pub mesh: Mesh,
+}
+
+impl Deployment {
+    #[track_caller]
+    fn start(plan: Plan, tell: &mut dyn FnMut(&str)) -> Self {
+        tell("Airflow from PyPI");
+        let installed = Installed::find(plan.release);
+        tell("the mesh");
+        let mut mesh = super::ground::plan().start();
+        let shared = mesh.scratch.directory("airflow", Some(Machine::uid()));
+        let outside = mesh.outsider("people");
+        let mut this = Self {
+            processes: Vec::new(),
+            recording: plan.recorded.then(|| Recording::start(&mesh.lan_router())),
+            gateway: None,
+            machines: Vec::new(),
+            outside,
+            installed,
+            shared,
+            plan,
+            mesh,
+        };
+        this.write_files();
+        this.add_machines();
+        tell("PostgreSQL, Redis and a service");
+        this.start_postgres();
+        this.start_redis();
+        this.start_service();
+        tell("Airflow's processes");
+        this.start_airflow();
+        this
+    }
+
+    fn write_files(&self) {
+        let dags = self.shared.join("dags");
+        std::fs::create_dir(&dags).expect("a directory of one's own");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("airflow/dags");
+        for dag in &self.plan.dags {
+            std::fs::copy(source.join(dag), dags.join(dag))
+                .unwrap_or_else(|error| panic!("{dag}: {error}"));
+        }
+        let passwords_file = self.shared.join("passwords.json");
+        std::fs::write(&passwords_file, passwords()).expect("a file of one's own");
+        for path in [&dags, &passwords_file] {
+            chown(path, Some(Machine::uid()), Some(Machine::uid())).expect("root gives files away");
+        }
+    }
+
+    /// Whose tasks are to be found: the worker's, or the scheduler's own.
+    fn runs_tasks(&self, name: &str) -> bool {
+        match self.plan.executor {
+            Executor::Celery => name == "worker",
+            Executor::Local => name == "scheduler",
+        }
+    }
+
+    #[track_caller]
+    fn add_machines(&mut self) {
+        self.add("airflow", "postgres", &["postgres.airflow=5432/tcp"]);
+        if self.plan.executor == Executor::Celery {
+            self.add("airflow", "redis", &["redis.airflow=6379/tcp"]);
+        }
+        for number in 1..=self.plan.api_servers {
+            let name = format!("api-server-{number}");
+            self.add("airflow", &name, &["api-server.airflow=8080/http"]);
+        }
+        if self.plan.api_servers > 0 {
+            let (meshed, first) = (self.plan.meshed, &self.machines[self.index("api-server-1")]);
+            name_api_servers(&mut self.mesh, meshed, first);
+            if meshed {
+                self.gateway = Some(Gateway::start(&mut self.mesh));
+            }
+        }
+        self.add("airflow", "scheduler", &["8793/http"]);
+        if self.plan.release == Release::Three {
+            self.add("airflow", "dag-processor", &[]);
+            self.add("airflow", "triggerer", &["8794/http"]);
+        }
+        if self.plan.executor == Executor::Celery {
+            self.add("airflow", "worker", &["8793/http"]);
+        }
+        self.add("data", "orders-api", &["orders-api.data=8000/http"]);
+    }
+
+    #[track_caller]
+    fn add(&mut self, namespace: &str, name: &str, serves: &[&str]) {
+        let identity = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
+        let looks = self.runs_tasks(name);
+        let mut flags = Vec::new();
+        if looks {
+            let logs = self.home(name).join("logs").display().to_string();
+            flags.extend([
+                ("--task-lookup", "processes".to_owned()),
+                ("--task-log-folder", logs),
+                // The machine is small and busy.
+                ("--task-lookup-timeout", "1s".to_owned()),
+            ]);
+        }
+        if namespace == "data" {
+            flags.push(("--task-context-from", TASKS.to_owned()));
+        }
+        if let Some(endpoint) = &self.plan.trace_endpoint {
+            flags.push(("--trace-endpoint", endpoint.clone()));
+            flags.push(("--trace-ratio", "1".to_owned()));
+        }
+        let ttl = self.plan.svid_ttl.clone();
+        let plan = MachinePlan {
+            namespace,
+            name,
+            identity,
+            serves,
+            flags,
+            looks,
+            svid_ttl: ttl.as_deref(),
+        };
+        let machine = Machine::start(&mut self.mesh, self.plan.meshed, plan);
+        self.machines.push(machine);
+    }
+
+    fn home(&self, name: &str) -> PathBuf {
+        self.mesh.scratch.join(format!("home-{name}"))
+    }
+
+    #[track_caller]
+    fn index(&self, name: &str) -> usize {
+        let found = self.machines.iter().position(|it| it.name == name);
+        found.unwrap_or_else(|| panic!("there is no machine {name}"))
+    }
+
+    /// A machine by its name: `postgres`, `redis`, `api-server-1`, `scheduler`, `dag-processor`, `triggerer`, `worker`,
+    /// `orders-api`.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    pub fn machine(&self, name: &str) -> &Machine {
+        &self.machines[self.index(name)]
+    }
+
+    /// The same, to change it.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    pub fn machine_mut(&mut self, name: &str) -> &mut Machine {
+        let index = self.index(name);
+        &mut self.machines[index]
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> &[Machine] {
+        &self.machines
+    }
+
+    /// The process of that name; a machine's Airflow component is called like the machine.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    pub fn process(&mut self, name: &str) -> &mut Process {
+        let found = self.processes.iter_mut().find(|(it, _)| it == name);
+        let found = found.unwrap_or_else(|| panic!("there is no process {name}"));
+        &mut found.1
+    }
+
+    fn start_postgres(&mut self) {
+        let place = self.machine("postgres").place.clone();
+        let home = self
+            .mesh
+            .scratch
+            .directory("home-postgres", Some(user_number("postgres")));
+        let data = home.join("data");
+        let copy = Place::Host.program("cp").arg("-a");
+        let copy = copy.arg(self.installed.database()).arg(&data);
+        copy.finish().success();
+        let rules = "local all all trust\nhost all all 10.77.0.0/16 scram-sha-256\n";
+        std::fs::write(data.join("pg_hba.conf"), rules).expect("the copy");
+        let server = place
+            .program(postgres_program("postgres"))
+            .user(user_number("postgres"));
+        let server = server.arg("-D").arg(&data).arg("-k").arg(&home);
+        let server = server.args(["-c", "listen_addresses=*", "-c", "fsync=off"]);
+        let process = server.start("postgres", &self.mesh.scratch);
+        self.processes.push(("postgres".into(), process));
+        let sql = format!("alter role airflow password '{DATABASE_PASSWORD}'");
+        eventually("PostgreSQL answers", PATIENCE, || self.try_query(&sql).ok());
+    }
+
+    fn start_redis(&mut self) {
+        if self.plan.executor != Executor::Celery {
+            return;
+        }
+        let redis = self.machine("redis").place.program("redis-server");
+        let redis = redis.user(Machine::uid()).args(["--port", "6379"]);
+        let redis = redis.args(["--bind", "0.0.0.0", "--save", "", "--appendonly", "no"]);
+        let redis = redis.args(["--requirepass", REDIS_PASSWORD]);
+        let process = redis.start("redis", &self.mesh.scratch);
+        self.processes.push(("redis".into(), process));
+    }
+
+    fn start_service(&mut self) {
+        // FastAPI comes with Airflow 3.
+        let python = Installed::find(Release::Three).program("uvicorn");
+        let script = self.mesh.scratch.write("service.py", SERVICE);
+        let directory = script.parent().expect("a directory").to_owned();
+        let service = self.machine("orders-api").place.program(python);
+        let service = service.user(Machine::uid()).directory(directory);
+        let service = service
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .args(["service:app", "--host", "0.0.0.0", "--port", "8000"])
+            .arg("--no-access-log");
+        let process = service.start("orders-api", &self.mesh.scratch);
+        self.processes.push(("orders-api".into(), process));
+    }
+
+    fn start_airflow(&mut self) {
+        for number in 1..=self.plan.api_servers {
+            self.start_component(&format!("api-server-{number}"));
+        }
+        let names: Vec<String> = self
+            .machines
+            .iter()
+            .map(|machine| machine.name.clone())
+            .collect();
+        for name in ["scheduler", "worker", "dag-processor", "triggerer"] {
+            if names.iter().any(|it| it == name) {
+                self.start_component(name);
+            }
+        }
+    }
+
+    /// Starts a component of Airflow on its machine, also again after its end.
+    pub fn start_component(&mut self, name: &str) {
+        let concurrency = self.plan.concurrency.to_string();
+        let arguments: &[&str] = match name {
+            "worker" => &["celery", "worker", "--concurrency", &concurrency],
+            name if name.starts_with("api-server") => &["api-server"],
+            name => &[name],
+        };
+        let process = self
+            .airflow(name)
+            .args(arguments)
+            .start(name, &self.mesh.scratch);
+        self.processes.retain(|(it, _)| it != name);
+        self.processes.push((name.to_owned(), process));
+    }
+
+    /// Airflow's command line, on the machine of a component and with its settings.
+    pub fn airflow(&self, name: &str) -> Invocation {
+        let home = self.home(name);
+        if !home.exists() {
+            std::fs::create_dir(&home).expect("a directory of one's own");
+            let mode = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(&home, mode).expect("a directory of one's own");
+            chown(&home, Some(Machine::uid()), Some(Machine::uid()))
+                .expect("root gives directories away");
+        }
+        let mut airflow = self
+            .machine(name)
+            .place
+            .program(self.installed.program("airflow"))
+            .user(Machine::uid())
+            .hostname(name)
+            .directory(&home)
+            .timeout(START_PATIENCE);
+        for (variable, value) in
+            environment(self.plan.release, self.plan.executor, &home, &self.shared)
+        {
+            airflow = airflow.env(variable, value);
+        }
+        airflow
+    }
+
+    /// Where clients outside the mesh find the API servers: at the gateway.
+    ///
+    /// # Panics
+    /// Where there is neither.
+    pub fn web(&self) -> SocketAddr {
+        self.gateway.as_ref().map_or_else(
+            || (self.machine("api-server-1").address, API_PORT).into(),
+            Gateway::address,
+        )
+    }
+
+    /// The gateway's process with its access log.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn gateway(&self) -> &Sidecar {
+        &self.gateway.as_ref().expect("a gateway").sidecar
+    }
+
+    /// Logs in from outside the mesh, and stores what the DAGs need: a connection with a password, and a variable.
+    ///
+    /// # Panics
+    /// When that is refused, or no API server answers in time.
+    #[track_caller]
+    pub fn login(&mut self) -> Rest {
+        for number in 1..=self.plan.api_servers {
+            let name = format!("api-server-{number}");
+            let logs = ["out", "err"].map(|it| self.mesh.scratch.join(format!("{name}.{it}")));
+            let listens = || {
+                let mut logs = logs.iter().map(std::fs::read_to_string);
+                logs.any(|log| log.is_ok_and(|log| log.contains("Uvicorn running")))
+            };
+            let process = self.process(&name);
+            process.wait_until("it listens", START_PATIENCE, listens);
+        }
+        let rest = Rest::login(&self.outside.place, self.web(), START_PATIENCE);
+        let connection = serde_json::json!({
+            "connection_id": "orders_api", "conn_type": "http", "host": "orders-api.data", "port": 8000,
+            "login": "airflow", "password": CONNECTION_PASSWORD,
+        });
+        rest.post("/api/v2/connections", &connection);
+        let variable = serde_json::json!({ "key": "greeting", "value": "ahoy" });
+        rest.post("/api/v2/variables", &variable);
+        rest
+    }
+
+    /// Everything that has passed between the machines; the recording ends.
+    ///
+    /// # Panics
+    /// Where there is none, or no more.
+    #[track_caller]
+    pub fn wire(&mut self) -> Wire {
+        self.recording.take().expect("a recording").stop()
+    }
+
+    /// Waits for the end of a run, and gives its state.
+    ///
+    /// # Panics
+    /// When it has not ended within `patience`.
+    #[track_caller]
+    pub fn wait_for_run(&self, dag_id: &str, run_id: &str, patience: Duration) -> String {
+        let sql =
+            format!("select state from dag_run where dag_id = '{dag_id}' and run_id = '{run_id}'");
+        let mut last = String::new();
+        let ended = within(patience, || {
+            last = self.query(&sql);
+            matches!(last.as_str(), "success" | "failed").then_some(())
+        });
+        assert!(
+            ended.is_some(),
+            "the run {run_id} of {dag_id} is {last:?} after {patience:?}; its tasks:\n{}",
+            self.tasks(dag_id, run_id)
+        );
+        last
+    }
+
+    /// The tasks of a run: id, map index, try, state, one a line.
+    #[track_caller]
+    pub fn tasks(&self, dag_id: &str, run_id: &str) -> String {
+        self.query(&format!(
+            "select task_id, map_index, try_number, state from task_instance \
+             where dag_id = '{dag_id}' and run_id = '{run_id}' order by 1, 2"
+        ))
+    }
+
+    /// Rows of a query to Airflow's database, one a line, with `|` between the columns.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn query(&self, sql: &str) -> String {
+        self.try_query(sql)
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    fn try_query(&self, sql: &str) -> Result<String, String> {
+        let asked = Place::Host
+            .program("psql")
+            .user(user_number("postgres"))
+            .arg("-h")
+            .arg(self.home("postgres"))
+            .args(["-U", "postgres", "-d", "airflow", "-Atc", sql])
+            .timeout(Duration::from_secs(20))
+            .finish();
+        match asked.code() {
+            Some(0) => Ok(asked.out().trim().to_owned()),
+            _ => Err(asked.err()),
+        }
+    }
+
+    /// Every access-log line of all sidecars and the gateway, with the name of the machine.
+    pub fn access_log(&self) -> Vec<(String, AccessRecord)> {
+        let machines = self
+            .machines
+            .iter()
+            .map(|machine| (machine.name.as_str(), machine.sidecar()));
+        let gateway = self.gateway.as_ref().map(|it| ("gateway", &it.sidecar));
+        let of = |(name, sidecar): (&str, &Sidecar)| {
+            let name = name.to_owned();
+            let records = sidecar.access_log().into_iter();
+            records
+                .map(move |record| (name.clone(), record))
+                .collect::<Vec<_>>()
+        };
+        machines.chain(gateway).flat_map(of).collect()
+    }
+}

@@ -1,0 +1,3 @@
+//! A real Airflow: what passes between its components, and whose it is.
+
+mod story;

@@ -1,0 +1,198 @@
+//! What Airflow's own requests tell of tasks: processes do what an Airflow worker's do, and the Execution API answers
+//! as Airflow's does.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use sidewind_tests::mesh::{Mesh, Workload};
+use sidewind_tests::process::Process;
+use sidewind_tests::workloads;
+
+use crate::support::{API, TASK_ID};
+
+/// What a sidecar of another user needs to see which process owns a socket.
+const LOOKING: [&str; 2] = ["sys_ptrace", "dac_read_search"];
+
+/// Where the worker finds the Execution API.
+const EXECUTION_API: &str = "airflow-api-server.airflow:8081";
+
+struct Stage {
+    worker: Workload,
+    api: Workload,
+    api_server: Workload,
+    _servers: [Process; 2],
+    folder: std::path::PathBuf,
+    mesh: Mesh,
+}
+
+impl Stage {
+    /// A worker, a service that believes it, and Airflow's API server, each with its sidecar.
+    fn start() -> Self {
+        let mut mesh = Mesh::plan().start();
+        let api = mesh
+            .workload("data", "orders-api")
+            .serves("orders-api.data=8080")
+            .flag("--task-context-from", TASK_ID)
+            .start();
+        let api_server = mesh
+            .workload("airflow", "api-server")
+            .serves("airflow-api-server.airflow=8081")
+            .start();
+        let servers = [
+            workloads::api(&api, 8080, &mesh.scratch),
+            workloads::execution_api(&api_server, 8081, &mesh.scratch),
+        ];
+        let folder = mesh
+            .scratch
+            .directory("logs", Some(sidewind_tests::mesh::WORKLOAD_UID));
+        let worker = mesh
+            .workload("airflow", "task")
+            .capabilities(&LOOKING)
+            .flag("--task-lookup", "processes")
+            .flag("--task-lookup-timeout", "1s")
+            .flag("--task-log-folder", folder.to_string_lossy())
+            .start();
+        Self {
+            worker,
+            api,
+            api_server,
+            _servers: servers,
+            folder,
+            mesh,
+        }
+    }
+
+    /// Runs tasks beside one another; gives what each got, and what it was told when it began, by DAG.
+    fn run(&self, tasks: &[String]) -> HashMap<String, Value> {
+        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/tasks.py");
+        let printed = self
+            .worker
+            .program("/usr/bin/python3")
+            .env("EXECUTION_API", EXECUTION_API)
+            .arg(program)
+            .arg(&self.folder)
+            .args(tasks)
+            .finish()
+            .success();
+        let each = printed.lines().map(|line| {
+            let said: Value = serde_json::from_str(line).expect("a JSON object");
+            (
+                said["dag"].as_str().unwrap_or_default().to_owned(),
+                said["got"].clone(),
+            )
+        });
+        each.collect()
+    }
+
+    fn facts(&self, result: &str) -> f64 {
+        let metrics = self.worker.sidecar.metrics();
+        metrics.sum("sidewind_task_facts_total", &[("result", result)])
+    }
+}
+
+fn header<'v>(got: &'v Value, name: &str) -> Option<&'v str> {
+    let headers = got["headers"].as_array().expect("headers");
+    let found = headers.iter().find(|pair| {
+        pair[0]
+            .as_str()
+            .is_some_and(|key| key.eq_ignore_ascii_case(name))
+    });
+    found.and_then(|pair| pair[1].as_str())
+}
+
+#[test]
+fn the_service_a_task_calls_is_told_who_triggered_the_run_and_is_in_airflows_own_trace() {
+    let stage = Stage::start();
+    let tasks: Vec<String> = (0..6)
+        .map(|n| {
+            let kind = if n % 2 == 0 { "python" } else { "shell" };
+            format!("dag_{n}/{kind}/run_{n}/{API}/echo?n={n}")
+        })
+        .collect();
+    let got = stage.run(&tasks);
+    for n in 0..6 {
+        let dag = format!("dag_{n}");
+        let user = format!("user of {dag}");
+        let called = &got[&dag];
+        assert_eq!(
+            header(called, "x-airflow-triggered-by"),
+            Some(&*user),
+            "{called}"
+        );
+        // What the client of the Execution API got is what the server sent: 200, gzip, and its new token.
+        let begun = &got[&format!("{dag} run")];
+        assert_eq!(
+            (&begun[0], &begun[2]),
+            (&200.into(), &"a-new-secret-token".into())
+        );
+
+        let outbound = stage.worker.sidecar.wait_for_access("the call", |record| {
+            record.path() == "/echo" && record.text("dag_id") == dag
+        });
+        assert_eq!(outbound.text("triggered_by"), user, "{outbound}");
+        assert_eq!(outbound.text("run_type"), "manual", "{outbound}");
+        assert_eq!(outbound.text("team"), "finance", "{outbound}");
+        let inbound = stage
+            .api
+            .sidecar
+            .wait_for_access("the call", |record| record.text("dag_id") == dag);
+        assert_eq!(inbound.text("triggered_by"), user, "{inbound}");
+
+        // Airflow's trace, as its `rtif` request named it.
+        let rtif = stage.worker.sidecar.wait_for_access("rtif", |record| {
+            record.path().ends_with("/rtif") && record.text("dag_id") == dag
+        });
+        let trace = rtif.text("trace_id");
+        assert_eq!(outbound.text("trace_id"), trace, "{outbound}");
+        assert_eq!(inbound.text("trace_id"), trace, "{inbound}");
+        let parent = header(called, "traceparent").unwrap_or_default();
+        assert!(parent.contains(&trace), "{parent}");
+    }
+    assert_eq!(stage.facts("learned"), 12.0);
+
+    let metrics = stage.worker.sidecar.metrics();
+    let of_task = [("dag_id", "dag_1"), ("task_id", "shell"), ("status", "2xx")];
+    assert!(metrics.sum("sidewind_task_requests_total", &of_task) >= 1.0);
+
+    // Tokens are kept nowhere.
+    for sidecar in [&stage.worker.sidecar, &stage.api_server.sidecar] {
+        assert!(!sidecar.log().contains("secret-token"));
+    }
+    drop(stage.mesh);
+}
+
+#[test]
+fn a_response_that_is_not_what_it_claims_reaches_the_worker_as_it_is_and_tells_nothing() {
+    let stage = Stage::start();
+    let odd = [
+        ("odd_not_gzip", "unreadable"),
+        ("odd_brotli", "unreadable"),
+        ("odd_no_run", "unreadable"),
+        ("odd_types", "unreadable"),
+        ("odd_json", "unreadable"),
+        ("odd_bomb", "too-large"),
+        ("odd_huge", "too-large"),
+    ];
+    let tasks: Vec<String> = odd
+        .iter()
+        .map(|(dag, _)| format!("{dag}/python/run/{API}/echo"))
+        .collect();
+    let got = stage.run(&tasks);
+    for (dag, _) in odd {
+        let called = &got[dag];
+        assert_eq!(header(called, "x-airflow-dag-id"), Some(dag), "{called}");
+        assert_eq!(header(called, "x-airflow-triggered-by"), None, "{called}");
+        let begun = &got[&format!("{dag} run")];
+        assert_eq!(begun[0], 200, "{dag}: {begun}");
+        let bytes = begun[1].as_u64().unwrap_or_default();
+        match dag {
+            "odd_huge" => assert!(bytes > 8 << 20, "{bytes}"),
+            "odd_bomb" => assert!((10_000..64 << 10).contains(&bytes), "{bytes}"),
+            _ => assert!(bytes > 0),
+        }
+    }
+    for result in ["unreadable", "too-large"] {
+        let expected = odd.iter().filter(|(_, verdict)| *verdict == result).count();
+        assert_eq!(stage.facts(result), expected as f64, "{result}");
+    }
+}
