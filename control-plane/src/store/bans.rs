@@ -19,10 +19,17 @@ pub struct BanRecord {
     pub since: SystemTime,
 }
 
-/// Every ban, and the number of changes so far.
+/// How much a change adds to the version of the list. While an older copy of the store stands in for it a change adds
+/// one: whatever is banned in that time, the lists that proxies have of the time that is lost stay later ones, and are
+/// asked for.
+const STEP: u64 = 1 << 20;
+/// Changes that may have been made after the last one that was remembered outside the store.
+const UNREMEMBERED_CHANGES: u64 = 64;
+
+/// Every ban, and the version of the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BanRecords {
-    /// Grows with each change.
+    /// Grows with each change; 0 before the first.
     pub version: u64,
     /// The bans, the oldest first.
     pub bans: Vec<BanRecord>,
@@ -35,10 +42,7 @@ impl Store {
     /// When the store fails, or holds what cannot be read.
     pub async fn bans(&self) -> Result<BanRecords, StoreError> {
         let mut transaction = self.pool.begin().await?;
-        let version: Option<String> =
-            sqlx::query_scalar("SELECT value FROM settings WHERE name = 'bans_version'")
-                .fetch_optional(&mut *transaction)
-                .await?;
+        let version = number(&mut transaction, "bans_version").await?;
         let rows = sqlx::query("SELECT subject, reason, since FROM bans ORDER BY since, subject")
             .fetch_all(&mut *transaction)
             .await?;
@@ -55,10 +59,7 @@ impl Store {
             })
         });
         Ok(BanRecords {
-            version: version.map_or(Ok(0), |text| {
-                text.parse()
-                    .map_err(|_| corrupt(format!("the version {text:?} is not a number")))
-            })?,
+            version,
             bans: bans.collect::<Result<_, StoreError>>()?,
         })
     }
@@ -143,18 +144,11 @@ impl Store {
             .await?;
             found += added.rows_affected();
         }
-        let present: Option<String> =
-            sqlx::query_scalar("SELECT value FROM settings WHERE name = 'bans_version'")
-                .fetch_optional(&mut *transaction)
-                .await?;
-        let present = present.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
-        sqlx::query(
-            "INSERT INTO settings (name, value) VALUES ('bans_version', $1)
-             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-        )
-        .bind(present.max(version).saturating_add(1).to_string())
-        .execute(&mut *transaction)
-        .await?;
+        let present = number(&mut transaction, "bans_version").await?;
+        set_number(&mut transaction, "bans_version", present.max(version)).await?;
+        // Another proxy may have a later one yet.
+        stand_in(&mut transaction, version).await?;
+        raise_version(&mut transaction).await?;
         let record = AuditRecord {
             at: now,
             event: "bans-returned",
@@ -195,12 +189,63 @@ impl Store {
     }
 }
 
+/// Notes that an older copy of the store stands in for one whose list of bans had come to this version at least.
+pub(super) async fn stand_in(
+    connection: &mut sqlx::AnyConnection,
+    lost: u64,
+) -> Result<(), StoreError> {
+    let present = number(connection, "bans_version").await?;
+    let known = number(connection, "bans_lost_until").await?;
+    let until = lost
+        .max(present)
+        .saturating_add(UNREMEMBERED_CHANGES * STEP);
+    set_number(connection, "bans_lost_until", until.max(known)).await
+}
+
 async fn raise_version(connection: &mut sqlx::AnyConnection) -> Result<(), StoreError> {
+    let present = number(connection, "bans_version").await?;
+    let lost_until = number(connection, "bans_lost_until").await?;
+    let step = if present < lost_until { 1 } else { STEP };
+    // Of two replicas that read the same each adds its own.
     sqlx::query(
-        "INSERT INTO settings (name, value) VALUES ('bans_version', '1')
+        "INSERT INTO settings (name, value) VALUES ('bans_version', $1)
          ON CONFLICT (name) DO UPDATE
-         SET value = CAST(CAST(settings.value AS BIGINT) + 1 AS TEXT)",
+         SET value = CAST(CAST(settings.value AS BIGINT) + CAST($1 AS BIGINT) AS TEXT)",
     )
+    .bind(step.to_string())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A setting that is a number; 0 where it is not there.
+pub(super) async fn number(
+    connection: &mut sqlx::AnyConnection,
+    name: &'static str,
+) -> Result<u64, StoreError> {
+    let text: Option<String> = sqlx::query_scalar("SELECT value FROM settings WHERE name = $1")
+        .bind(name)
+        .fetch_optional(connection)
+        .await?;
+    text.map_or(Ok(0), |text| {
+        text.parse().map_err(|_| StoreError::Corrupt {
+            what: "ban",
+            why: format!("{name} {text:?} is not a number"),
+        })
+    })
+}
+
+async fn set_number(
+    connection: &mut sqlx::AnyConnection,
+    name: &'static str,
+    value: u64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO settings (name, value) VALUES ($1, $2)
+         ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+    )
+    .bind(name)
+    .bind(value.to_string())
     .execute(connection)
     .await?;
     Ok(())
@@ -247,10 +292,41 @@ mod tests {
         }
         let bans = vec![serial.clone(), id.clone()];
         let kept = store.bans().await.unwrap();
-        assert_eq!(kept, BanRecords { version: 3, bans });
+        let version = 3 * STEP;
+        assert_eq!(kept, BanRecords { version, bans });
         store.change_ban(&id, true, &audit_record()).await.unwrap();
         let kept = store.bans().await.unwrap();
-        assert_eq!((kept.version, kept.bans), (4, vec![serial]));
+        assert_eq!((kept.version, kept.bans), (4 * STEP, vec![serial]));
+    }
+
+    #[tokio::test]
+    async fn bans_of_a_restored_copy_never_overtake_the_lists_of_the_time_that_is_lost() {
+        use super::super::tests::each_store;
+        for store in each_store().await {
+            let now = SystemTime::now();
+            let change = async |name: &str| {
+                let (ban, audit) = (ban(name, now), audit_record());
+                store.change_ban(&ban, false, &audit).await.unwrap();
+                store.bans().await.unwrap().version
+            };
+            let copy = change("spiffe://td/early").await;
+            // What the copy does not know: its list had come to four changes.
+            let mut before = store.position().await.unwrap();
+            before.record += 40;
+            before.bans_version = copy + 3 * STEP;
+            assert!(store.make_up_for_loss(&before, now).await.unwrap());
+            for number in 0..20 {
+                let version = change(&format!("spiffe://td/new-{number}")).await;
+                assert!(version > copy && version < copy + STEP, "{version}");
+            }
+            // A proxy gives one of the lost lists back; those after it are later ones still.
+            let lost = [ban("spiffe://td/lost", now)];
+            let returned = store.restore_bans(copy + 2 * STEP, &lost, now).await;
+            assert_eq!(returned.unwrap(), 1);
+            let version = change("spiffe://td/newer").await;
+            let list = copy + 2 * STEP..copy + 3 * STEP;
+            assert!(list.contains(&version), "{version}");
+        }
     }
 
     #[tokio::test]
@@ -263,9 +339,9 @@ mod tests {
         }
         let forget = async |before| store.forget_bans_of_certificates(before).await.unwrap();
         forget(now - Duration::from_secs(60)).await;
-        assert_eq!(store.bans().await.unwrap().version, 2);
+        assert_eq!(store.bans().await.unwrap().version, 2 * STEP);
         forget(now + Duration::from_secs(60)).await;
         let kept = store.bans().await.unwrap();
-        assert_eq!((kept.version, kept.bans), (3, vec![id]));
+        assert_eq!((kept.version, kept.bans), (3 * STEP, vec![id]));
     }
 }

@@ -4,10 +4,12 @@
 //! directory; a store that has counted less than that has lost what came in between. Then
 //! - the sequence of the trust bundle is raised above the last one that was handed out, so that no proxy
 //!   takes the next bundle for an old one,
+//! - bans are counted in small steps from then on, so that the lists of the time that is lost, which proxies have, stay
+//!   later ones and are asked for whenever such a proxy returns,
 //! - join tokens that the copy has as unused are put out of use: some were used in the time that is lost,
 //! - it is said aloud, in the log, the audit and a metric.
 
-use super::{AuditRecord, StateDir, Store, StoreError, Topic, audit, unix_seconds};
+use super::{AuditRecord, StateDir, Store, StoreError, Topic, audit, bans, unix_seconds};
 use crate::telemetry::Throttle;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -22,6 +24,9 @@ pub struct Position {
     pub record: i64,
     /// Sequence of its trust bundle.
     pub bundle_sequence: u64,
+    /// Version of its list of bans.
+    #[serde(default)]
+    pub bans_version: u64,
 }
 
 /// The largest step by which the sequence follows what a proxy says that it has: a proxy is not trusted with
@@ -90,10 +95,14 @@ impl Store {
         let record = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM audit")
             .fetch_one(&self.pool)
             .await?;
+        let mut connection = self.pool.acquire().await?;
+        let bans_version = bans::number(&mut connection, "bans_version").await?;
+        drop(connection);
         Ok(Position {
             store: self.setting("store_id").await?.unwrap_or_default(),
             record,
             bundle_sequence: self.bundle_sequence().await?,
+            bans_version,
         })
     }
 
@@ -127,6 +136,7 @@ impl Store {
         .execute(&mut *transaction)
         .await?
         .rows_affected();
+        bans::stand_in(&mut transaction, before.bans_version).await?;
         let record = AuditRecord {
             at: now,
             event: "store-restored",
@@ -251,6 +261,7 @@ mod tests {
             store: "another".to_owned(),
             record: 1_000,
             bundle_sequence: 9,
+            bans_version: 0,
         };
         let now = SystemTime::now();
         assert!(!store.make_up_for_loss(&before, now).await.unwrap());
