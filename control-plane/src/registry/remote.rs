@@ -107,11 +107,11 @@ impl Registry {
         self.forget_remote_if(|remote| remote.replica == *replica);
     }
 
-    /// Takes workloads out of discovery whose replica is silent and whose certificates have ended: nobody would accept
-    /// them any more.
-    pub fn forget_ended_remote(&self, now: SystemTime) {
+    /// Takes workloads out of discovery whose replica is silent, and which have not come to another one although their
+    /// proxies, if they lived, would have.
+    pub fn forget_missing_remote(&self, now: SystemTime, is_silent: &dyn Fn(&ReplicaId) -> bool) {
         self.forget_remote_if(|remote| {
-            !remote.record.confirmed && remote.record.svid_not_after < now
+            is_silent(&remote.replica) && is_missing_at(&remote.record) < now
         });
     }
 
@@ -201,6 +201,14 @@ impl Registry {
                 .write(Write::WorkloadCame(Box::new(record.to_api())));
         }
     }
+}
+
+/// When a live proxy would have come again: it renews within a third of its certificate's life and opens a new stream
+/// then, and is told to look elsewhere by a replica that has lost the store. The time from a third to a half is for it to
+/// find one.
+fn is_missing_at(record: &WorkloadRecord) -> SystemTime {
+    let life = record.svid_not_after.duration_since(record.connected_since);
+    record.connected_since + life.unwrap_or_default() / 2
 }
 
 impl State {

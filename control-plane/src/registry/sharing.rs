@@ -5,9 +5,10 @@
 //!
 //! A beat that has stood still for ten seconds says that a replica has died, or that it alone has lost the store: then it
 //! goes on serving its proxies, and to take their workloads out of discovery would break traffic that works. So the
-//! workloads of a silent replica stay, not confirmed, until they come to another replica or their certificates end. A
-//! live proxy renews long before that and opens a new stream then, away from a replica that says in its hello that it
-//! has lost the store. An endpoint that is dead meanwhile costs its clients a failed connection, which is no request.
+//! workloads of a silent replica stay, not confirmed, until they come to another replica or half of the life of their
+//! certificates is over. A live proxy renews before that and opens a new stream then, away from a replica that says in its
+//! hello that it has lost the store; who has not come by then died together with its replica. An endpoint that is dead
+//! meanwhile costs its clients a failed connection, which is no request.
 //! A replica that ends in order takes its beat away, and what of its workloads is not back in half a minute has ended.
 
 use super::{CONFIRMATION_TIME, Registry};
@@ -193,12 +194,18 @@ impl Sharing {
                 tracing::warn!(
                     %replica,
                     "a replica is silent: it has died, or lost the store; its workloads stay in discovery until they are \
-                     at another replica or their certificates end"
+                     at another replica or half of their certificates' life is over"
                 );
                 self.registry.note_replica(replica, false);
             }
         }
-        self.registry.forget_ended_remote(SystemTime::now());
+        let is_silent = |replica: &ReplicaId| {
+            self.replicas
+                .get(replica)
+                .is_some_and(|it| it.is_silent(now))
+        };
+        self.registry
+            .forget_missing_remote(SystemTime::now(), &is_silent);
         let remote = self.registry.remote_replicas();
         let is_over = |replica: &ReplicaId, pulse: &Pulse| match pulse.beat {
             None => now.duration_since(pulse.at) >= CONFIRMATION_TIME,

@@ -27,7 +27,7 @@ impl Mesh {
 }
 
 #[tokio::test]
-async fn workloads_of_a_silent_replica_stay_until_their_certificates_end() {
+async fn workloads_of_a_silent_replica_stay_until_their_proxies_would_have_come_to_another() {
     let mesh = mesh().await;
     let client = mesh.client();
     let [own, one, two] = replicas();
@@ -35,9 +35,19 @@ async fn workloads_of_a_silent_replica_stay_until_their_certificates_end() {
     let mut long = record("long", "10.0.0.2", &[(8080, "orders.data")]);
     let mut lively = record("lively", "10.0.0.3", &[(8080, "orders.data")]);
     let now = SystemTime::now();
-    short.svid_not_after = now + HOUR;
-    long.svid_not_after = now + 2 * HOUR;
-    lively.svid_not_after = now + HOUR;
+    for (record, life) in [
+        (&mut short, HOUR),
+        (&mut long, 2 * HOUR),
+        (&mut lively, HOUR),
+    ] {
+        record.connected_since = now;
+        record.svid_not_after = now + life;
+    }
+    let forget = |at: SystemTime, silent: Option<&ReplicaId>| {
+        let is_silent = |replica: &ReplicaId| silent == Some(replica);
+        mesh.registry.forget_missing_remote(at, &is_silent);
+        mesh.registry.flush();
+    };
     mesh.hear(
         &own,
         &[at(&one, &short), at(&one, &long), at(&two, &lively)],
@@ -56,23 +66,19 @@ async fn workloads_of_a_silent_replica_stay_until_their_certificates_end() {
     assert_eq!(sorted(endpoints(found.as_ref())), expected);
 
     mesh.registry.note_replica(&one, false);
-    mesh.registry
-        .forget_ended_remote(now + HOUR - Duration::from_secs(2));
-    mesh.registry.flush();
+    // Long after the last live proxy has renewed.
+    forget(now + HOUR / 2 - Duration::from_secs(2), Some(&one));
     assert!(client.take().is_empty(), "nothing has changed for clients");
     let unconfirmed = || mesh.registry.metrics.unconfirmed_workloads.get();
     assert_eq!(unconfirmed(), 2);
-    // Of a replica that is silent they go with their certificates, of one that is not they do not.
-    mesh.registry
-        .forget_ended_remote(now + HOUR + Duration::from_secs(1));
-    mesh.registry.flush();
+    // Of a replica that is silent they go in the middle of their certificates' life, of one that is not they do not.
+    forget(now + HOUR / 2 + Duration::from_secs(2), Some(&one));
     assert_eq!(
         sorted(client.update()),
         ["lively@10.0.0.3:8080", "long@10.0.0.2:8080"]
     );
     mesh.registry.note_replica(&one, true);
-    mesh.registry.forget_ended_remote(now + 9 * HOUR);
-    mesh.registry.flush();
+    forget(now + 9 * HOUR, None);
     assert!(client.take().is_empty());
     assert_eq!(unconfirmed(), 0);
 }
