@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// The control plane of Sidewind, a service mesh for Apache Airflow.
 ///
-/// Begin with `sidewind serve`; it needs no configuration. Then give each workload's proxy the trust bundle
-/// and a join token:
+/// Begin with `sidewind serve`; it needs no configuration. Then give each workload's proxy the trust
+/// bundle and a join token:
 ///
 ///   sidewind token create --spiffe-id spiffe://sidewind.local/ns/data/sa/orders --service orders.data
 #[derive(Debug, Parser)]

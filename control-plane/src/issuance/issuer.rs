@@ -424,19 +424,26 @@ impl Allowance {
 /// # Errors
 /// When it is out of range, or the authority cannot promise it.
 pub fn check_lifetime(authority: &CertificateAuthority, asked: Duration) -> Result<(), Refusal> {
-    use sidewind_identity::authority::{MAX_SVID_TTL, MIN_SVID_TTL};
-    if !(MIN_SVID_TTL..=MAX_SVID_TTL).contains(&asked) {
-        return Err(Refusal::new(
-            Reason::LifetimeRefused,
-            format!(
-                "an SVID lives from 1 minute to 24 hours, not {}",
-                sidewind_api::duration::format(asked)
-            ),
-        ));
-    }
+    check_lifetime_range(asked)?;
     authority
         .check_lifetime(asked)
         .map_err(|error| Refusal::new(Reason::LifetimeRefused, error.to_string()))
+}
+
+/// Checks a lifetime as far as no authority is needed for it.
+///
+/// # Errors
+/// When no authority could promise it.
+pub fn check_lifetime_range(asked: Duration) -> Result<(), Refusal> {
+    use sidewind_identity::authority::{MAX_SVID_TTL, MIN_SVID_TTL};
+    if (MIN_SVID_TTL..=MAX_SVID_TTL).contains(&asked) {
+        return Ok(());
+    }
+    let message = format!(
+        "an SVID lives from 1 minute to 24 hours, not {}",
+        sidewind_api::duration::format(asked)
+    );
+    Err(Refusal::new(Reason::LifetimeRefused, message))
 }
 
 #[cfg(test)]

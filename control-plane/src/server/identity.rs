@@ -1,6 +1,8 @@
 //! `IdentityService`: from gRPC to the issuer and back.
 
+use super::line::Line;
 use super::listener::Caller;
+use super::turnstile::told_when;
 use crate::issuance::issuer::Issuer;
 use crate::issuance::jwt::mint::JwtMint;
 use crate::issuance::tasks::TaskIssuer;
@@ -9,13 +11,7 @@ use sidewind_api::Reason;
 use sidewind_api::v1;
 use sidewind_api::v1::identity_service_server::IdentityService;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
-
-/// Attestations under way at once; more wait, and are turned away when they would wait long.
-const ATTESTATIONS: usize = 64;
-const ATTESTATION_WAIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct IdentityApi {
@@ -23,7 +19,7 @@ pub(super) struct IdentityApi {
     mint: JwtMint,
     tasks: TaskIssuer,
     registry: Arc<Registry>,
-    attestations: Semaphore,
+    line: Arc<Line>,
 }
 
 impl IdentityApi {
@@ -32,13 +28,14 @@ impl IdentityApi {
         mint: JwtMint,
         tasks: TaskIssuer,
         registry: Arc<Registry>,
+        line: Arc<Line>,
     ) -> Self {
         Self {
             issuer,
             mint,
             tasks,
             registry,
-            attestations: Semaphore::new(ATTESTATIONS),
+            line,
         }
     }
 }
@@ -56,10 +53,10 @@ impl IdentityService for IdentityApi {
         request: Request<v1::AttestRequest>,
     ) -> Result<Response<v1::SvidResponse>, Status> {
         let caller = caller(&request)?;
-        let waited = tokio::time::timeout(ATTESTATION_WAIT, self.attestations.acquire()).await;
-        let Ok(Ok(_turn)) = waited else {
-            return Err(Reason::Overloaded.status("too many attestations at once; try again"));
-        };
+        let _turn = self.line.turn().await.map_err(|wait| {
+            let message = "too many attestations at once; try again";
+            told_when(Reason::Overloaded.status(message), wait)
+        })?;
         let request = request.into_inner();
         let address = caller.address.ip();
         let (mut response, registration) = self.issuer.attest(&request, address).await?;

@@ -8,6 +8,7 @@
 //! - `clock`: whether the wall clock can be believed
 //! - `listener`: the gRPC port: TLS, bounds, who is calling
 //! - `limits`, `turnstile`: how often somebody may ask; what a call must pass before its request is read
+//! - `line`: attestations one after the other, and appointments for those who are too many
 //! - `identity`, `mesh`, `session`: the two services for proxies
 //! - `authorities`: the certificate authorities looked after, and every change of them told
 //! - `admin_socket`, `admin_authority`, `admin_bans`, `admin_explain`, `admin_http`: the command line's socket; probes and metrics
@@ -29,6 +30,7 @@ mod health;
 mod identity;
 mod keeping;
 pub mod limits;
+mod line;
 mod listener;
 mod measure;
 mod mesh;

@@ -8,6 +8,7 @@ use super::error::StartError;
 use super::health::Health;
 use super::identity::IdentityApi;
 use super::limits::Limits;
+use super::line::Line;
 use super::listener;
 use super::measure::MeasureLayer;
 use super::mesh::MeshApi;
@@ -23,7 +24,7 @@ use crate::issuance::admission::Admission;
 use crate::issuance::authority::CertificateAuthority;
 use crate::issuance::authority::slots::Slots;
 use crate::issuance::bans::Bans;
-use crate::issuance::issuer::{Issuer, check_lifetime};
+use crate::issuance::issuer::{Issuer, check_lifetime, check_lifetime_range};
 use crate::issuance::jwt::JwtKeys;
 use crate::issuance::jwt::mint::{JwtMint, check_jwt_lifetime};
 use crate::issuance::own::OwnIdentity;
@@ -253,6 +254,9 @@ impl Rooms {
     ) -> Result<(Self, Option<Watcher>), StartError> {
         let now = SystemTime::now();
         let metrics = Arc::new(Metrics::new());
+        // Before a first start makes a root.
+        check_lifetime_range(settings.svid_ttl).map_err(StartError::Lifetime)?;
+        check_jwt_lifetime(settings.jwt_ttl).map_err(StartError::JwtLifetime)?;
         let mut watched = resources::open(&settings)?;
         let state = Arc::new(StateDir::open(&settings.state_dir)?);
         let (store, memory) =
@@ -269,7 +273,6 @@ impl Rooms {
         drop(alone);
         let authority = authority.with_deadline(settings.rotation_deadline);
         check_lifetime(&authority, settings.svid_ttl).map_err(StartError::Lifetime)?;
-        check_jwt_lifetime(settings.jwt_ttl).map_err(StartError::JwtLifetime)?;
         let jwt_keys = Arc::new(JwtKeys::open(store.clone(), now).await?);
         authority.set_jwt_keys(jwt_keys.published());
         let authority = Arc::new(authority);
@@ -383,7 +386,10 @@ impl Rooms {
             Arc::clone(&self.metrics),
         ));
         let metrics = Arc::clone(&self.metrics);
-        let turnstile = Arc::new(Turnstile::new(self.limits, Arc::clone(&issuer), metrics));
+        let line = Arc::new(Line::new());
+        let turnstile =
+            Turnstile::new(self.limits, Arc::clone(&line), Arc::clone(&issuer), metrics);
+        let turnstile = Arc::new(turnstile);
         let mint = JwtMint::new(
             Arc::clone(&issuer),
             Arc::clone(&self.jwt_keys),
@@ -392,7 +398,7 @@ impl Rooms {
         let registry = Arc::clone(&self.registry);
         let airflow = AirflowWord::new(self.config.clone());
         let tasks = TaskIssuer::new(Arc::clone(&issuer), airflow);
-        let identity = IdentityApi::new(Arc::clone(&issuer), mint, tasks, registry);
+        let identity = IdentityApi::new(Arc::clone(&issuer), mint, tasks, registry, line);
         let mesh = MeshApi {
             issuer,
             registry: Arc::clone(&self.registry),

@@ -8,6 +8,7 @@
 mod body;
 
 use super::limits::{Buckets, Limits, source};
+use super::line::Line;
 use super::listener::Caller;
 use crate::issuance::Refusal;
 use crate::issuance::issuer::Issuer;
@@ -47,6 +48,7 @@ pub(super) struct Turnstile {
     sign: Buckets<RegistrationId>,
     anonymous: Arc<Semaphore>,
     known: Arc<Semaphore>,
+    line: Arc<Line>,
     issuer: Arc<Issuer>,
     metrics: Arc<Metrics>,
 }
@@ -106,12 +108,18 @@ impl From<Refusal> for Refused {
 }
 
 impl Turnstile {
-    pub(super) fn new(limits: Limits, issuer: Arc<Issuer>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        limits: Limits,
+        line: Arc<Line>,
+        issuer: Arc<Issuer>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             attest: Buckets::new(f64::from(limits.attest_per_second.get())),
             sign: Buckets::new(f64::from(limits.sign_per_second.get())),
             anonymous: Arc::new(Semaphore::new(ANONYMOUS_CALLS)),
             known: Arc::new(Semaphore::new(KNOWN_CALLS)),
+            line,
             issuer,
             metrics,
         }
@@ -137,7 +145,10 @@ impl Turnstile {
         asked.map_err(rate_limited)?;
         Arc::clone(places).try_acquire_owned().map_err(|_| {
             let message = "the control plane has too many calls under way; try again";
-            Refusal::new(Reason::Overloaded, message).into()
+            Refused {
+                refusal: Refusal::new(Reason::Overloaded, message),
+                retry_after: Some(self.line.appointment()),
+            }
         })
     }
 
@@ -153,13 +164,11 @@ impl Turnstile {
         let refusal = self
             .issuer
             .refuse_unread(call.name(), peer, address, refusal);
-        let mut status = Status::from(refusal);
-        if let Some(wait) = retry_after {
-            let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
-            let value = MetadataValue::from(milliseconds);
-            status.metadata_mut().insert(RETRY_AFTER_KEY, value);
+        let status = Status::from(refusal);
+        match retry_after {
+            Some(wait) => told_when(status, wait),
+            None => status,
         }
-        status
     }
 
     fn refuse_header(&self, caller: Option<&Caller>) -> Status {
@@ -173,6 +182,14 @@ impl Turnstile {
         let message = format!("a call's headers may have at most {MAX_HEADER_LIST_BYTES} bytes");
         Reason::LimitExceeded.status(message)
     }
+}
+
+/// A refusal that says when to come again.
+pub(super) fn told_when(mut status: Status, wait: Duration) -> Status {
+    let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+    let value = MetadataValue::from(milliseconds);
+    status.metadata_mut().insert(RETRY_AFTER_KEY, value);
+    status
 }
 
 fn rate_limited(wait: Duration) -> Refused {

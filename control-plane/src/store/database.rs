@@ -199,7 +199,8 @@ async fn sqlite(file: &Path) -> Result<AnyPool, sqlx::Error> {
         .acquire_timeout(ACQUIRE_TIME)
         .after_connect(|connection, _| Box::pin(prepare(connection, SQLITE_SESSION)))
         .test_before_acquire(false)
-        .before_acquire(|connection, _| Box::pin(is_usable(connection)))
+        // A file does not go away, and to ask after it would be one more wake-up of the driver's thread for each use.
+        .before_acquire(|connection, _| Box::pin(std::future::ready(Ok(is_idle(connection)))))
         .connect_with(AnyConnectOptions::from_url(&url)?)
         .await
 }
@@ -225,13 +226,17 @@ pub(super) fn lock_number(name: &str) -> i64 {
     i64::from_be_bytes(first)
 }
 
-/// Whether a connection that was used before can be used again; one that cannot is closed.
-///
-/// One whose server vanished without a word would hold up everyone who is given it. And SQLite ends a
-/// transaction by itself when the disk is full, which leaves the driver counting one that it can never end.
+/// Whether a connection that was used before can be used again; one that cannot is closed: one whose server vanished
+/// without a word would hold up everyone who is given it.
 async fn is_usable(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
     let answered = tokio::time::timeout(PING_TIME, connection.ping()).await;
-    Ok(matches!(answered, Ok(Ok(()))) && !connection.is_in_transaction())
+    Ok(matches!(answered, Ok(Ok(()))) && is_idle(connection))
+}
+
+/// Whether no transaction is left on a connection. SQLite ends one by itself when the disk is full, which leaves the
+/// driver counting one that it can never end.
+fn is_idle(connection: &AnyConnection) -> bool {
+    !connection.is_in_transaction()
 }
 
 async fn prepare(

@@ -343,8 +343,13 @@ impl IdentityTask {
             .publisher
             .svid()
             .and_then(|svid| svid.not_after().duration_since(self.received).ok());
+        let asked = error.retry_after();
+        if asked.is_some() {
+            // It is there, and knows when there is a place.
+            self.backoff.reset();
+        }
         let own = bounded_wait(self.backoff.next(), left, life.unwrap_or_default());
-        let wait = own.max(error.retry_after().map(as_asked).unwrap_or_default());
+        let wait = own.max(asked.map(as_asked).unwrap_or_default());
         let text = error.to_string();
         if let Some(times) = self.warning.count() {
             tracing::warn!(

@@ -257,6 +257,10 @@ impl StreamTask {
     /// A try to open a stream has failed.
     fn fail(&mut self, error: &str, asked: Option<Duration>, still_connected: bool) {
         self.next = self.next.wrapping_add(1);
+        if asked.is_some() {
+            // It is there, and knows when there is a place.
+            self.backoff.reset();
+        }
         let asked = asked.map(as_asked).unwrap_or_default();
         let wait = self.backoff.next().max(asked);
         self.not_before = Instant::now() + wait;

@@ -75,7 +75,7 @@ impl Fleet {
     pub(crate) async fn attest(&self) -> Result<()> {
         let attest = |proxy: Arc<Proxy>| async move {
             let attested = proxy.attest().await;
-            attested.map_err(|failure| format!("attesting: {}", failure.0).into())
+            attested.map_err(|failure| format!("attesting: {}", failure.reason).into())
         };
         self.each(ATTESTATIONS_AT_ONCE, attest).await
     }
@@ -109,7 +109,7 @@ impl Fleet {
         let worker = async || {
             while Instant::now() < end {
                 let turn = next.fetch_add(1, Ordering::Relaxed) % self.len();
-                let proxy = self.proxies.get(turn).ok_or(Failure("no-proxy"))?;
+                let proxy = self.proxies.get(turn).ok_or(Failure::of("no-proxy"))?;
                 match anew {
                     true => proxy.renew_anew().await?,
                     false => proxy.renew().await?,
@@ -120,7 +120,7 @@ impl Fleet {
         };
         let workers = futures_util::future::try_join_all((0..at_once).map(|_| worker()));
         let done = workers.await;
-        done.map_err(|failure| format!("a renewal failed: {}", failure.0))?;
+        done.map_err(|failure| format!("a renewal failed: {}", failure.reason))?;
         Ok(renewed.into_inner())
     }
 

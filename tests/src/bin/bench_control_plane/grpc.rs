@@ -1,5 +1,7 @@
 //! gRPC on one HTTP/2 connection, with as little as a client can do: thousands of them fit into one process.
 
+use std::time::Duration;
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
 use h2::{Ping, PingPong, RecvStream, SendStream};
@@ -13,18 +15,32 @@ use tonic::Status;
 const WINDOW: u32 = 64 * 1024;
 
 /// Why a call failed, in a word: the control plane's reason, or what became of the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Failure(pub(crate) &'static str);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) reason: &'static str,
+    /// When the control plane asks to come again.
+    pub(crate) retry_after: Option<Duration>,
+}
 
 impl Failure {
+    pub(crate) const fn of(reason: &'static str) -> Self {
+        Self {
+            reason,
+            retry_after: None,
+        }
+    }
+
     fn refused(status: &Status) -> Self {
-        Self(Reason::of(status).map_or("refused", Reason::as_str))
+        Self {
+            reason: Reason::of(status).map_or("refused", Reason::as_str),
+            retry_after: Reason::retry_after(status),
+        }
     }
 }
 
 impl From<h2::Error> for Failure {
     fn from(_: h2::Error) -> Self {
-        Self("connection-lost")
+        Self::of("connection-lost")
     }
 }
 
@@ -52,7 +68,7 @@ impl Connection {
             .initial_connection_window_size(WINDOW)
             .handshake(io)
             .await?;
-        let pings = connection.ping_pong().ok_or(Failure("no-pings"))?;
+        let pings = connection.ping_pong().ok_or(Failure::of("no-pings"))?;
         tokio::spawn(connection);
         Ok((Self(sender), pings))
     }
@@ -75,7 +91,7 @@ impl Connection {
             received.extend_from_slice(&data);
         }
         check(&body.trailers().await?.unwrap_or_default())?;
-        take(&mut received)?.ok_or(Failure("no-answer"))
+        take(&mut received)?.ok_or(Failure::of("no-answer"))
     }
 
     /// Begins a stream with a first message.
@@ -113,7 +129,7 @@ impl Stream {
             let Some(data) = self.incoming.data().await else {
                 let trailers = self.incoming.trailers().await?.unwrap_or_default();
                 check(&trailers)?;
-                return Err(Failure("ended"));
+                return Err(Failure::of("ended"));
             };
             let data = data?;
             self.incoming.flow_control().release_capacity(data.len())?;
@@ -161,7 +177,7 @@ fn take<A: Message + Default>(received: &mut BytesMut) -> Result<Option<A>, Fail
     }
     received.advance(5);
     let message = A::decode(received.split_to(length));
-    message.map(Some).map_err(|_| Failure("unreadable"))
+    message.map(Some).map_err(|_| Failure::of("unreadable"))
 }
 
 /// The status of a call, which stands in its headers or its trailers.

@@ -27,6 +27,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const STABLE: Duration = Duration::from_secs(10);
 const STREAM_WAITS: (f64, f64) = (0.2, 5.0);
 const IDENTITY_WAITS: (f64, f64) = (0.5, 60.0);
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
 
 /// What all proxies share.
 #[derive(Debug)]
@@ -92,8 +93,8 @@ impl Proxy {
                 match self.attest().await {
                     Ok(()) => identity.reset(),
                     Err(failure) => {
-                        tally.failed(failure.0);
-                        tokio::time::sleep(identity.next()).await;
+                        tally.failed(failure.reason);
+                        tokio::time::sleep(identity.after(failure)).await;
                     }
                 }
             }
@@ -112,8 +113,8 @@ impl Proxy {
                     failure
                 }
             };
-            tally.failed(failure.0);
-            tokio::time::sleep(stream.next()).await;
+            tally.failed(failure.reason);
+            tokio::time::sleep(stream.after(failure)).await;
         }
     }
 
@@ -123,7 +124,7 @@ impl Proxy {
         let request = v1::AttestRequest {
             csr: self.common.csr.clone(),
             evidence: Some(v1::attest_request::Evidence::JoinToken(v1::JoinToken {
-                token: token.ok_or(Failure("no-token"))?,
+                token: token.ok_or(Failure::of("no-token"))?,
             })),
             version: sidewind_api::VERSION.to_owned(),
         };
@@ -136,13 +137,13 @@ impl Proxy {
 
     /// Has its key signed again, on the connection of its stream.
     pub(crate) async fn renew(&self) -> Result<(), Failure> {
-        let connection = self.connection().ok_or(Failure("not-connected"))?;
+        let connection = self.connection().ok_or(Failure::of("not-connected"))?;
         self.renew_on(&connection).await
     }
 
     /// Has its key signed again on a connection for that alone, as the real proxy does.
     pub(crate) async fn renew_anew(&self) -> Result<(), Failure> {
-        let svid = lock(&self.svid).clone().ok_or(Failure("no-svid"))?;
+        let svid = lock(&self.svid).clone().ok_or(Failure::of("no-svid"))?;
         let (connection, _) = self.connect(Some(&svid)).await?;
         self.renew_on(&connection).await
     }
@@ -155,7 +156,7 @@ impl Proxy {
         let call = connection.call("IdentityService/Renew", &request);
         let answer: v1::SvidResponse = within(CALL_TIME, call).await?;
         match answer.certificate_chain.is_empty() {
-            true => Err(Failure("no-certificate")),
+            true => Err(Failure::of("no-certificate")),
             false => Ok(()),
         }
     }
@@ -164,12 +165,12 @@ impl Proxy {
         let chain = answer.certificate_chain.into_iter();
         let chain = chain.map(CertificateDer::from).collect();
         let svid = Svid::new(chain, self.common.key.clone());
-        *lock(&self.svid) = Some(svid.map_err(|_| Failure("bad-svid"))?);
+        *lock(&self.svid) = Some(svid.map_err(|_| Failure::of("bad-svid"))?);
         Ok(())
     }
 
     async fn open_stream(&self) -> Result<Stream, Failure> {
-        let svid = lock(&self.svid).clone().ok_or(Failure("no-svid"))?;
+        let svid = lock(&self.svid).clone().ok_or(Failure::of("no-svid"))?;
         let (connection, pings) = self.connect(Some(&svid)).await?;
         let hello = v1::ProxyHello {
             version: sidewind_api::VERSION.to_owned(),
@@ -186,7 +187,7 @@ impl Proxy {
         let mut stream = stream.await?;
         let answer: v1::ControlMessage = stream.next().await?;
         if !matches!(answer.message, Some(Message::Hello(_))) {
-            return Err(Failure("no-hello"));
+            return Err(Failure::of("no-hello"));
         }
         *lock(&self.connection) = Some(connection);
         Ok(stream)
@@ -234,17 +235,18 @@ impl Proxy {
             Some(svid) => tls::client_config(svid, bundles, ALPN),
             None => tls::anonymous_client_config(bundles, ALPN),
         };
-        let config = config.map_err(|_| Failure("bad-svid"))?;
-        let socket = TcpSocket::new_v4().map_err(|_| Failure("no-socket"))?;
+        let config = config.map_err(|_| Failure::of("bad-svid"))?;
+        let socket = TcpSocket::new_v4().map_err(|_| Failure::of("no-socket"))?;
         let source = SocketAddr::from((self.source(), 0));
-        socket.bind(source).map_err(|_| Failure("no-port"))?;
+        socket.bind(source).map_err(|_| Failure::of("no-port"))?;
         let connecting = async {
             let connected = socket.connect(server).await;
-            let tcp = connected.map_err(|_| Failure("not-connected"))?;
-            tcp.set_nodelay(true).map_err(|_| Failure("no-socket"))?;
+            let tcp = connected.map_err(|_| Failure::of("not-connected"))?;
+            tcp.set_nodelay(true)
+                .map_err(|_| Failure::of("no-socket"))?;
             let connector = TlsConnector::from(config);
             let tls = connector.connect(tls::server_name(), tcp).await;
-            tls.map_err(|_| Failure("handshake-failed"))
+            tls.map_err(|_| Failure::of("handshake-failed"))
         };
         Connection::open(within(HANDSHAKE_TIME, connecting).await?).await
     }
@@ -272,10 +274,20 @@ impl Backoff {
         }
     }
 
-    fn next(&mut self) -> Duration {
+    fn after(&mut self, failure: Failure) -> Duration {
+        if failure.retry_after.is_some() {
+            self.reset();
+        }
         let wait = self.next;
         self.next = (wait * 2.0).min(self.longest);
-        Duration::from_secs_f64(wait * rand::rng().random_range(0.8..=1.2))
+        let mut rng = rand::rng();
+        let own = Duration::from_secs_f64(wait * rng.random_range(0.8..=1.2));
+        let asked = failure.retry_after.unwrap_or_default();
+        own.max(
+            asked
+                .min(LONGEST_ASKED)
+                .mul_f64(rng.random_range(1.0..=1.5)),
+        )
     }
 
     fn reset(&mut self) {
@@ -288,7 +300,7 @@ async fn within<T>(
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let done = tokio::time::timeout(time, work).await;
-    done.unwrap_or(Err(Failure("timed-out")))
+    done.unwrap_or(Err(Failure::of("timed-out")))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -204,7 +204,7 @@ impl Admin {
 }
 
 fn said(what: &'static str) -> impl Fn(Failure) -> Box<dyn std::error::Error + Send + Sync> {
-    move |failure| format!("{what}: {}", failure.0).into()
+    move |failure| format!("{what}: {}", failure.reason).into()
 }
 
 /// A port that nobody listens on.
