@@ -3,6 +3,8 @@
 workload.py x509 SOCKET                the X.509 context
 workload.py rotation SOCKET            two contexts of a stream, the second after a rotation
 workload.py jwt SOCKET AUDIENCE        a token, validated by the endpoint and by the library, and the bundles
+workload.py token SOCKET AUDIENCE      a token
+workload.py validate SOCKET AUDIENCE TOKEN  whose it is, by the endpoint and by the library
 workload.py negatives SOCKET           what calls that are not as they should be are answered with
 workload.py refused SOCKET             the code of a first call without an identity
 """
@@ -12,7 +14,7 @@ import sys
 import threading
 
 import grpc
-from spiffe import JwtSvid, WorkloadApiClient
+from spiffe import JwtSvid, SpiffeId, WorkloadApiClient
 from spiffe._proto import workload_pb2, workload_pb2_grpc
 
 SERVICE = "/SpiffeWorkloadAPI/"
@@ -71,6 +73,24 @@ def jwt(client, audience):
         "keys": len(own.jwt_authorities),
         "refused": refused,
     }
+
+
+def token_for(client, audience):
+    return {"token": client.fetch_jwt_svid(audience={audience}, timeout=10).token}
+
+
+def validate(path, audience, token):
+    stub = workload_pb2_grpc.SpiffeWorkloadAPIStub(grpc.insecure_channel(f"unix://{path}"))
+    request = workload_pb2.ValidateJWTSVIDRequest(audience=audience, svid=token)
+    try:
+        answer = stub.ValidateJWTSVID(request, metadata=[HEADER], timeout=10)
+    except grpc.RpcError as error:
+        return {"code": error.code().name, "details": error.details()}
+    with WorkloadApiClient(f"unix://{path}") as client:
+        bundles = client.fetch_jwt_bundles(timeout=10)
+        domain = SpiffeId(answer.spiffe_id).trust_domain
+        by_library = JwtSvid.parse_and_validate(token, bundles.get_bundle_for_trust_domain(domain), {audience})
+    return {"spiffe_id": answer.spiffe_id, "by_library": str(by_library.spiffe_id)}
 
 
 def code_of(call):
@@ -135,9 +155,11 @@ def main():
     command, path, *rest = sys.argv[1:]
     if command in ("negatives", "refused"):
         answer = {"negatives": negatives, "refused": refused}[command](path)
+    elif command == "validate":
+        answer = validate(path, *rest)
     else:
         with WorkloadApiClient(f"unix://{path}") as client:
-            answer = {"x509": x509, "rotation": rotation, "jwt": jwt}[command](client, *rest)
+            answer = {"x509": x509, "rotation": rotation, "jwt": jwt, "token": token_for}[command](client, *rest)
     print(json.dumps(answer))
 
 

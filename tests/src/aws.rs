@@ -1,5 +1,5 @@
 //! What a task in AWS finds around it, by `tests/workloads/aws.py`: STS that checks signatures, and ECS's endpoint of
-//! credentials.
+//! credentials. And AWS Private CA, for a control plane.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,9 +12,14 @@ use sidewind_api::v1;
 use crate::http::Request;
 use crate::lan::Host;
 use crate::mesh::Mesh;
+use crate::place::Place;
 use crate::process::Process;
+use crate::scratch::Scratch;
 
 const SCRIPT: &str = include_str!("../workloads/aws.py");
+const PCA_SCRIPT: &str = include_str!("../workloads/aws_pca.py");
+/// Where AWS Private CA is.
+const ADDRESS: &str = "127.0.0.1";
 /// Where ECS gives credentials, in every task's own network.
 const ECS: std::net::SocketAddr = std::net::SocketAddr::new(
     std::net::IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 170, 2)),
@@ -128,6 +133,69 @@ impl Aws {
     pub fn make_again(&self, role: &str) {
         let path = format!("/again?name={role}");
         assert_eq!(Request::get(ECS, &path).send(&self.host.place).status, 200);
+    }
+}
+
+/// AWS Private CA with an authority, by `tests/workloads/aws_pca.py`, on an address of this machine.
+#[derive(Debug)]
+pub struct PrivateCa {
+    /// Where it answers.
+    pub endpoint: String,
+    /// Whom to believe there.
+    pub ca_file: PathBuf,
+    /// The authority.
+    pub arn: String,
+    /// The authority's certificate in PEM.
+    pub root: String,
+    /// Name and secret of the key of somebody who may have it sign.
+    pub access_key: (String, String),
+    process: Process,
+}
+
+impl PrivateCa {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When moto cannot be installed or does not start.
+    #[track_caller]
+    pub fn start(scratch: &Scratch) -> Self {
+        let python = python();
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![ADDRESS.to_owned()]).expect("a name");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let ca_file = scratch.write("aws-pca.pem", certificate.pem());
+        let key = scratch.write_secret("aws-pca.key", key.serialize_pem(), None);
+        let script = scratch.write("aws_pca.py", PCA_SCRIPT);
+        let program = Place::Host.program(python).arg("-u").arg(script);
+        let program = program.arg(ADDRESS).args([&ca_file, &key]);
+        let process = program.start("aws-pca", scratch);
+        // It imports a good part of AWS first.
+        let first = process.wait_for_log("\"port\"", Duration::from_secs(90));
+        let first: serde_json::Value = serde_json::from_str(&first).expect("a line of JSON");
+        let text = |name: &str| first[name].as_str().expect("a text").to_owned();
+        Self {
+            endpoint: format!("https://{ADDRESS}:{}", first["port"]),
+            ca_file,
+            arn: text("arn"),
+            root: text("root"),
+            access_key: (text("access_key"), text("secret")),
+            process,
+        }
+    }
+
+    /// Templates of the certificates that it has signed for whoever asked.
+    pub fn signed(&self) -> Vec<String> {
+        let output = self.process.output();
+        let lines = output.lines().skip(1);
+        let signed = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        signed
+            .filter_map(|signed| Some(signed["template"].as_str()?.to_owned()))
+            .collect()
+    }
+
+    /// Ends it.
+    pub fn kill(&mut self) {
+        self.process.kill();
     }
 }
 

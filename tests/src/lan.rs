@@ -180,6 +180,15 @@ impl Lan {
         }
     }
 
+    /// Gives a host another IPv4 address besides.
+    pub fn add_address(&mut self, host: &Host, address: Ipv4Addr) {
+        let link = format!("host{}", host.address.octets()[3]);
+        let at = format!("{address}/32");
+        let add = ["address", "add", &at, "dev", "eth0"];
+        host.place.program("ip").args(add).finish().success();
+        ip(&["-n", &self.router.name, "route", "add", &at, "dev", &link]);
+    }
+
     /// Gives a host an IPv6 address besides. Two that have one reach each other.
     pub fn add_ipv6(&mut self, host: &Host) -> Ipv6Addr {
         let number = u16::from(host.address.octets()[3]);

@@ -139,6 +139,18 @@ fn python() -> &'static str {
 #[track_caller]
 pub fn nginx(seat: impl Into<Seat>, port: u16, scratch: &Scratch) -> Process {
     let seat = seat.into();
+    let servers = format!(
+        "server {{ listen {}; listen {} http2; location / {{ return 200 'hello from nginx\\n'; }} }}",
+        seat.at(port),
+        seat.at(port + 1),
+    );
+    nginx_of(seat, &servers, port, scratch)
+}
+
+/// nginx with these `server` blocks, one of which listens on `port`.
+#[track_caller]
+pub fn nginx_of(seat: impl Into<Seat>, servers: &str, port: u16, scratch: &Scratch) -> Process {
+    let seat = seat.into();
     let directory = scratch.directory(&format!("{}-nginx", seat.name), seat.uid);
     let here = directory.display();
     let configuration = format!(
@@ -148,10 +160,8 @@ pub fn nginx(seat: impl Into<Seat>, port: u16, scratch: &Scratch) -> Process {
             access_log off; keepalive_requests 1000000; default_type text/plain;
             client_body_temp_path {here}/body; proxy_temp_path {here}/proxy; fastcgi_temp_path {here}/fastcgi;
             uwsgi_temp_path {here}/uwsgi; scgi_temp_path {here}/scgi;
-            server {{ listen {}; listen {} http2; location / {{ return 200 'hello from nginx\\n'; }} }}
-        }}",
-        seat.at(port),
-        seat.at(port + 1),
+            {servers}
+        }}"
     );
     let file = scratch.write(&format!("{}-nginx.conf", seat.name), configuration);
     let server = seat

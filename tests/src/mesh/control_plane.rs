@@ -21,6 +21,7 @@ pub struct ControlPlane {
     state: PathBuf,
     config: PathBuf,
     flags: Vec<String>,
+    variables: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -65,8 +66,13 @@ impl ControlPlane {
             state,
             config,
             flags,
+            variables: Vec::new(),
             process: None,
         }
+    }
+
+    pub(super) fn set_environment(&mut self, variables: Vec<(String, String)>) {
+        self.variables = variables;
     }
 
     /// Where proxies reach it.
@@ -111,6 +117,9 @@ impl ControlPlane {
         if self.host.address.is_loopback() {
             let at = |port: u16| SocketAddr::from((self.host.address, port)).to_string();
             serve = serve.args(["--listen", &at(15010), "--admin-listen", &at(15014)]);
+        }
+        for (name, value) in &self.variables {
+            serve = serve.env(name, value);
         }
         let mut process = serve.args(&self.flags).start("control-plane", scratch);
         let bundle = self.state.join("trust-bundle.pem");

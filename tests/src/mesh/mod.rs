@@ -76,6 +76,7 @@ impl Ground {
 pub struct MeshPlan {
     policies: Vec<(String, String)>,
     flags: Vec<String>,
+    variables: Vec<(String, String)>,
     root: Option<(String, String)>,
     state_disk: Option<u32>,
 }
@@ -90,6 +91,12 @@ impl MeshPlan {
     /// Adds a flag to `sidewind serve`.
     pub fn flag(mut self, flag: &str, value: impl Into<String>) -> Self {
         self.flags.extend([flag.into(), value.into()]);
+        self
+    }
+
+    /// Adds a variable of the environment of `sidewind serve`.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
         self
     }
 
@@ -161,6 +168,7 @@ impl MeshPlan {
         }
         let disk = self.state_disk.map(|bytes| disk(&scratch, "state", bytes));
         let mut control_plane = ControlPlane::new(&binaries, &scratch, host, flags.clone());
+        control_plane.set_environment(self.variables);
         for (file, yaml) in &self.policies {
             control_plane.write_config(file, yaml);
         }

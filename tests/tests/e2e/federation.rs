@@ -1,12 +1,15 @@
 //! Two control planes of two trust domains, and workloads of each that call one another.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use http::Request;
 use serde_json::Value;
 use sidewind_tests::authority::{SvidFiles, TestAuthority};
 use sidewind_tests::clients::Clients;
+use sidewind_tests::envoy;
+use sidewind_tests::http::Request as HttpRequest;
 use sidewind_tests::mesh::{ControlPlane, MESH_PORT, Mesh, Neighbour, SIDECAR_UID, Workload};
 use sidewind_tests::peer::Peer;
 use sidewind_tests::process::Process;
@@ -223,6 +226,31 @@ fn a_workload_calls_another_trust_domain_by_a_policy_on_its_foreign_id_until_the
     });
 }
 
+/// The partner's own control plane is another's: who shuts the task out is the mesh that it calls.
+#[test]
+fn a_foreign_identity_that_is_banned_is_cut_off_and_let_in_again_once_the_ban_is_lifted() {
+    let story = Story::begin();
+    story.wait_for_status(&story.task, 200);
+    let partner = &story.partner.control_plane;
+    let run = |arguments: &[&str]| {
+        let command = partner.command().args(arguments).arg("--state-dir");
+        command.arg(partner.state()).finish().success()
+    };
+    run(&["ban", TASK_ID, "--reason", "its node was stolen"]);
+    let refused = story.wait_for_status(&story.task, 502);
+    assert_eq!(refused.error, "tls-failed", "{refused:?}");
+    let cut = story.prices.sidecar.metrics().sum(
+        "sidewind_mesh_connections_cut_total",
+        &[("reason", "banned")],
+    );
+    assert_eq!(cut, 1.0, "the living connection");
+    // At home nobody has anything against it.
+    let stranger = story.call(&story.stranger);
+    assert_eq!(stranger.error, "policy-denied", "{stranger:?}");
+    run(&["unban", TASK_ID]);
+    story.wait_for_status(&story.task, 200);
+}
+
 #[test]
 fn an_own_identity_that_the_partners_authority_signed_is_refused() {
     let story = Story::begin();
@@ -299,4 +327,106 @@ fn a_program_beside_the_proxy_gets_the_foreign_bundles() {
     assert_eq!(context["roots"][PARTNER], 1, "{context}");
     assert_eq!(context["bundles"].as_array().unwrap().len(), 2, "{context}");
     drop(reader);
+}
+
+/// A workload of the home mesh with a Workload API socket, that federates with the partner or not.
+fn reader(story: &mut Story, name: &str, federates: bool) -> (Workload, PathBuf) {
+    let directory = story.mesh.scratch.directory(name, Some(SIDECAR_UID));
+    let socket = directory.join("workload.sock");
+    let plan = story.mesh.workload("airflow", name);
+    let plan = match federates {
+        true => plan.federates_with(PARTNER),
+        false => plan,
+    };
+    let plan = plan.flag("--workload-api-socket", socket.to_string_lossy());
+    (plan.start(), socket)
+}
+
+#[test]
+fn a_token_of_the_partner_is_validated_where_it_is_federated_with_and_nowhere_else() {
+    let mut story = Story::begin();
+    let clients = Clients::install(&story.mesh.scratch);
+    let directory = story.mesh.scratch.directory("clerk", Some(SIDECAR_UID));
+    let socket = directory.join("workload.sock");
+    let clerk = story
+        .mesh
+        .workload("sales", "clerk")
+        .of(&story.partner)
+        .flag("--workload-api-socket", socket.to_string_lossy())
+        .start();
+    let token = clients.ask("token", &socket, &["billing"]);
+    let token = token["token"].as_str().unwrap();
+
+    let (friend, friends) = reader(&mut story, "friend", true);
+    let validated = clients.ask("validate", &friends, &["billing", token]);
+    let expected = "spiffe://partner.example/ns/sales/sa/clerk";
+    assert_eq!(validated["spiffe_id"], expected, "{validated}");
+    assert_eq!(validated["by_library"], expected, "{validated}");
+    let other = clients.ask("validate", &friends, &["payroll", token]);
+    assert_eq!(other["code"], "INVALID_ARGUMENT", "{other}");
+
+    let (stranger, strangers) = reader(&mut story, "nobody", false);
+    let refused = clients.ask("validate", &strangers, &["billing", token]);
+    assert_eq!(refused["code"], "INVALID_ARGUMENT", "{refused}");
+    drop((clerk, friend, stranger));
+}
+
+/// Envoy beside a sidecar calls the partner's prices, with what it has from the socket alone.
+#[test]
+fn an_envoy_calls_the_other_trust_domain_with_its_roots_and_not_with_the_own_ones() {
+    let mut story = Story::begin();
+    let clients = Clients::install(&story.mesh.scratch);
+    story.partner.control_plane.write_config("policy.yaml", "");
+    let (caller, socket) = reader(&mut story, "envoy", true);
+    let partners = format!("spiffe://{PARTNER}");
+    for (port, roots, admitted) in [
+        (10_000, "ALL", true),
+        (10_001, partners.as_str(), true),
+        (10_002, "ROOTCA", false),
+    ] {
+        let listen = caller.local(port);
+        let (mesh_port, destination) = (story.prices.at(MESH_PORT), story.prices.at(8080));
+        let configuration =
+            envoy::client(&socket, listen, mesh_port, destination, roots, PRICES_ID);
+        let file = format!("envoy-{port}.json");
+        let file = story.mesh.scratch.write(&file, configuration);
+        // As the sidecar's own user, whose connections are not redirected.
+        let envoy = clients.envoy(&caller.place, &file).user(Some(SIDECAR_UID));
+        let mut envoy = envoy.start(&format!("envoy-{port}"), &story.mesh.scratch);
+        let url = format!("http://{listen}/orders");
+        let call = || {
+            let curl = caller.place.program("curl");
+            let curl = curl.args(["-sS", "--max-time", "5", &url]);
+            curl.user(Some(SIDECAR_UID)).finish()
+        };
+        if admitted {
+            envoy.wait_until("Envoy carries a call", PATIENCE, || {
+                call().out().contains("anemometer")
+            });
+        } else {
+            let place = caller.place.clone();
+            envoy.wait_until("Envoy listens", PATIENCE, || place.is_open(listen));
+            envoy.wait_until("Envoy refuses its peer", PATIENCE, || {
+                let admin = SocketAddr::from((listen.ip(), envoy::ADMIN_PORT));
+                let stats = "/stats?format=json&filter=ssl.fail_verify_error";
+                let _ = call();
+                let reply = HttpRequest::get(admin, stats).try_send(&caller.place);
+                reply.is_ok_and(|reply| {
+                    let stats: Value = serde_json::from_str(&reply.text()).unwrap_or_default();
+                    let mut all = stats["stats"].as_array().into_iter().flatten();
+                    all.any(|stat| stat["value"].as_u64() > Some(0))
+                })
+            });
+            assert!(!call().out().contains("anemometer"));
+        }
+    }
+    let record = story
+        .prices
+        .sidecar
+        .wait_for_access("Envoy's call", |record| record.tls());
+    assert_eq!(
+        record.source_id(),
+        "spiffe://sidewind.local/ns/airflow/sa/envoy",
+        "{record}"
+    );
 }
