@@ -200,3 +200,20 @@ spec:
     );
     assert!(ejections >= 1.0, "{ejections}");
 }
+
+#[test]
+fn with_least_request_the_slow_one_gets_less_too() {
+    let policy = CHECKED.replace("spec:\n", "spec:\n  balance: { algorithm: leastRequest }\n");
+    let three = Three::with_third(&policy, Duration::from_millis(100));
+    let load = three.load();
+    eventually("the load runs", PATIENCE, || {
+        (load.succeeded() > 1000).then_some(())
+    });
+    let report = load.stop();
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+    let (first, second, slow) = (three.taken(0), three.taken(1), three.taken(2));
+    assert!(
+        slow * 1.5 < first && slow * 1.5 < second,
+        "{first}, {second}, slow {slow}"
+    );
+}

@@ -1,9 +1,14 @@
 //! What is too much is refused at once, and with a word.
 
 use std::io::{Read, Write};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use sidewind_tests::lan::Host;
-use sidewind_tests::mesh::Mesh;
+use sidewind_tests::load::Load;
+use sidewind_tests::mesh::{Mesh, Sidecar};
+use sidewind_tests::place::Place;
 use sidewind_tests::wait::{PATIENCE, eventually};
 
 use crate::edge::{FRONT, Front};
@@ -241,4 +246,90 @@ fn a_gateways_listener_bounds_its_connections() {
     assert_eq!(gate.ask(Front::TLS, "/orders", &[]).status, 200);
     drop(held);
     eventually("there is a place again", PATIENCE, || connect().map(drop));
+}
+
+/// Has a proxy get almost no CPU, for as long as this lives.
+struct Starved {
+    end: Option<SyncSender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Starved {
+    fn new(proxy: &mut Sidecar) -> Self {
+        let (end, ended) = sync_channel::<()>(1);
+        let id = proxy.process().id().cast_signed();
+        let id = Pid::from_raw(id).expect("a process");
+        let thread = std::thread::spawn(move || {
+            let goes_on = |milliseconds| {
+                let waited = ended.recv_timeout(Duration::from_millis(milliseconds));
+                waited == Err(RecvTimeoutError::Timeout)
+            };
+            let mut on = true;
+            while on {
+                let _ = kill_process(id, Signal::STOP);
+                on = goes_on(400);
+                let _ = kill_process(id, Signal::CONT);
+                on = on && goes_on(10);
+            }
+        });
+        Self {
+            end: Some(end),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Starved {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// What a proxy that is too busy does with a steady load: refuses some of it by an answer, and holds no more memory for it.
+#[track_caller]
+fn sheds(proxy: &mut Sidecar, load: Load, place: &Place, direction: &str) {
+    let load = load.rate(200).connections(16).start(place);
+    eventually("the load runs", PATIENCE, || {
+        (load.succeeded() > 200).then_some(())
+    });
+    let before = proxy.process().resident_bytes();
+    let starved = Starved::new(proxy);
+    eventually("some is refused", PATIENCE, || {
+        (load.failed() > 20).then_some(())
+    });
+    let begun = load.succeeded();
+    eventually("some is let through", PATIENCE, || {
+        (load.succeeded() > begun).then_some(())
+    });
+    drop(starved);
+    let (mut failed, mut succeeded) = (load.failed(), load.succeeded());
+    eventually("it is over, and nothing more is refused", PATIENCE, || {
+        if load.failed() > failed {
+            (failed, succeeded) = (load.failed(), load.succeeded());
+        }
+        (load.succeeded() > succeeded + 300).then_some(())
+    });
+    let report = load.stop();
+    let kinds: Vec<&str> = report.failures.keys().map(String::as_str).collect();
+    assert_eq!(kinds, ["503 overloaded"], "{:?}", report.failures);
+    let labels = [("direction", direction), ("code", "overloaded")];
+    let counted = proxy.metrics().sum("sidewind_errors_total", &labels);
+    assert!(counted >= report.failed() as f64, "{counted}");
+    let grown = proxy.process().resident_bytes().saturating_sub(before) >> 20;
+    assert!(grown < 32, "{grown} MiB");
+}
+
+#[test]
+fn a_gateway_that_is_too_busy_refuses_some_at_once_and_all_is_well_when_it_is_over() {
+    let mut gate = Gate::with("  limits: { listener: { maxRequests: 1000 } }");
+    let load = Load::new(gate.front.at(Front::PLAIN), "/orders").host("orders-api.data");
+    sheds(&mut gate.front.gateway, load, &gate.client.place, "gateway");
+}
+
+#[test]
+fn a_sidecar_that_is_too_busy_refuses_some_at_once_and_all_is_well_when_it_is_over() {
+    let mut pair = Pair::serving(Mesh::plan(), "orders-api.data=8080/http");
+    let load = Load::new(pair.api.at(8080), "/orders").host("orders-api.data:8080");
+    sheds(&mut pair.task.sidecar, load, &pair.task.place, "outbound");
 }

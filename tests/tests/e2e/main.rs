@@ -12,6 +12,7 @@ mod aws;
 mod aws_pca;
 mod bad_input;
 mod bad_requests;
+mod balancing;
 mod bans;
 mod bench;
 mod conformance;
