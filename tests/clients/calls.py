@@ -1,7 +1,8 @@
 """gRPC calls of bytes, by gRPC's own library.
 
 calls.py serve ADDRESS:PORT               serves /calls.Calls/Flaky: UNAVAILABLE to every second call, else the request;
-                                          and /calls.Calls/Slow: answers after 3 s
+                                          /calls.Calls/Slow: answers after 3 s; /calls.Calls/Begun: UNAVAILABLE to
+                                          every call, once its response has begun, and says how many there were
 calls.py call ADDRESS:PORT METHOD N SECONDS   makes N calls with that deadline, and prints each one's status
 """
 
@@ -26,9 +27,17 @@ def slow(request, context):
     return request
 
 
+begun_calls = itertools.count(1)
+
+
+def begun(request, context):
+    context.send_initial_metadata(())
+    context.abort(grpc.StatusCode.UNAVAILABLE, f"call {next(begun_calls)}")
+
+
 def serve(address):
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
-    handlers = {"Flaky": flaky, "Slow": slow}
+    handlers = {"Flaky": flaky, "Slow": slow, "Begun": begun}
     handlers = {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in handlers.items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("calls.Calls", handlers),))
     assert server.add_insecure_port(address)

@@ -20,7 +20,25 @@ pub(super) fn check(draft: &Draft) -> Vec<ConfigError> {
     ties(draft, &mut errors);
     federation(draft, &mut errors);
     known_airflows(draft, &mut errors);
+    limited_routes(draft, &mut errors);
     errors
+}
+
+/// A limit on a route that does not exist would count nothing.
+fn limited_routes(draft: &Draft, errors: &mut Vec<ConfigError>) {
+    if draft.limited_routes.is_empty() {
+        return;
+    }
+    let known = draft.routes.names();
+    for (at, name) in &draft.limited_routes {
+        if !known.contains(name) {
+            let message = format!(
+                "names route {name:?}, which no document describes; a route is NAMESPACE/NAME, and a rule of it \
+                 NAMESPACE/NAME/RULE"
+            );
+            errors.push(at.error(message));
+        }
+    }
 }
 
 /// A registration of a cluster or issuer that is not configured would wait for ever.

@@ -160,6 +160,8 @@ pub(crate) struct Draft {
     endpoint_identities: Vec<(Place, TrustDomain)>,
     tls_routes: Vec<TlsRoute>,
     gateway_policies: Vec<(traffic_policy::GatewayTarget, Arc<TrafficPolicy>)>,
+    /// Routes that rate limits name.
+    limited_routes: Vec<(Place, String)>,
     /// Names taken, and by which place: for messages about the second.
     taken: HashMap<String, String>,
 }

@@ -1,13 +1,14 @@
-//! The cookie that keeps a client with its endpoint.
+//! The cookie or header field that keeps a client with its endpoint.
 //!
 //! It holds a name of 16 bytes that means something only when it is the name of an endpoint of the service: it can
 //! point to no other address, and tells none. The control plane gives an endpoint its name, so that every proxy knows
 //! it by the same one; one that has none (it has no sidecar) gets one from its address under a key of this process.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 use aws_lc_rs::hmac;
-use http::header::COOKIE;
+use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 
 use super::EndpointDesc;
@@ -50,9 +51,28 @@ impl Affinity {
         Some(Self(bytes.first_chunk().copied()?))
     }
 
-    /// What a request's cookie names, if it has one. Anything that is no name is none.
+    /// What a request names, if it names one. Anything that is no name is none.
     pub(crate) fn of_request(headers: &HeaderMap, settings: &StickySettings) -> Option<Self> {
-        Self::parse(cookie(headers, &settings.cookie)?)
+        Self::parse(match &settings.header {
+            Some(name) => headers.get(name)?.as_bytes(),
+            None => cookie(headers, &settings.cookie)?,
+        })
+    }
+
+    /// Has a client name the endpoint from now on.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap, settings: &StickySettings, secure: bool) {
+        match &settings.header {
+            Some(name) => {
+                if let Ok(value) = HeaderValue::try_from(self.to_string()) {
+                    headers.insert(name, value);
+                }
+            }
+            None => {
+                if let Some(cookie) = self.set_cookie(settings, secure) {
+                    headers.append(SET_COOKIE, cookie);
+                }
+            }
+        }
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
@@ -75,10 +95,7 @@ impl Affinity {
         secure: bool,
     ) -> Option<HeaderValue> {
         use std::fmt::Write as _;
-        let mut text = format!("{}=", settings.cookie);
-        for byte in self.0 {
-            write!(text, "{byte:02x}").ok()?;
-        }
+        let mut text = format!("{}={self}", settings.cookie);
         text.push_str("; Path=/; HttpOnly; SameSite=Lax");
         if settings.max_age_seconds > 0 {
             write!(text, "; Max-Age={}", settings.max_age_seconds).ok()?;
@@ -87,6 +104,12 @@ impl Affinity {
             text.push_str("; Secure");
         }
         HeaderValue::try_from(text).ok()
+    }
+}
+
+impl fmt::Display for Affinity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -26,12 +26,24 @@ pub(crate) enum HashSource {
     Address,
 }
 
-/// The cookie that keeps a client with its endpoint.
+/// What keeps a client with its endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StickySettings {
     pub(crate) cookie: Arc<str>,
     /// 0: as long as the browser's session.
     pub(crate) max_age_seconds: u64,
+    /// A header field in the place of the cookie.
+    pub(crate) header: Option<http::HeaderName>,
+}
+
+impl From<&v1::Stickiness> for StickySettings {
+    fn from(sticky: &v1::Stickiness) -> Self {
+        Self {
+            cookie: sticky.cookie.as_str().into(),
+            max_age_seconds: sticky.max_age_seconds,
+            header: sticky.header.parse().ok(),
+        }
+    }
 }
 
 /// How requests are spread over endpoints.
@@ -41,7 +53,7 @@ pub(crate) struct BalanceSettings {
     pub(crate) hash: Option<HashSource>,
     /// 0: no bound.
     pub(crate) hash_load_percent: u32,
-    pub(crate) sticky: Option<StickySettings>,
+    pub(crate) sticky: Option<Arc<StickySettings>>,
     /// The zone whose endpoints come first.
     pub(crate) zone: Option<Arc<str>>,
     pub(crate) failover_percent: u32,
@@ -83,10 +95,7 @@ impl BalanceSettings {
             },
             hash: balance.hash_key.as_ref().and_then(hash_source),
             hash_load_percent: balance.hash_load_percent,
-            sticky: balance.stickiness.as_ref().map(|sticky| StickySettings {
-                cookie: sticky.cookie.as_str().into(),
-                max_age_seconds: sticky.max_age_seconds,
-            }),
+            sticky: (balance.stickiness.as_ref()).map(|sticky| Arc::new(sticky.into())),
             zone: (balance.prefer_zone && !zone.is_empty()).then(|| zone.into()),
             failover_percent: balance
                 .failover_percent

@@ -500,6 +500,7 @@ async fn a_cookie_names_the_endpoint_whatever_comes_and_goes_and_nothing_else() 
     let sticky = StickySettings {
         cookie: "route".into(),
         max_age_seconds: 60,
+        header: None,
     };
     let several = balancer(&endpoints(3), 14);
     let home = several.pick(&any()).unwrap();
@@ -517,6 +518,18 @@ async fn a_cookie_names_the_endpoint_whatever_comes_and_goes_and_nothing_else() 
         Affinity::of_request(&headers, &sticky)
     };
     assert_eq!(named(pair), Some(home.affinity()));
+    // In a header field of a route's choice, likewise.
+    let by_header = StickySettings {
+        header: Some("x-session".parse().unwrap()),
+        ..sticky.clone()
+    };
+    let mut headers = http::HeaderMap::new();
+    home.affinity().tell(&mut headers, &by_header, true);
+    assert_eq!(
+        Affinity::of_request(&headers, &by_header),
+        Some(home.affinity())
+    );
+    assert!(!headers.contains_key("set-cookie"), "{headers:?}");
     let follow = |cookie: &str| {
         let selection = Selection {
             affinity: named(cookie),

@@ -17,8 +17,21 @@ use crate::http::Body;
 pub(crate) struct Asker<'a> {
     pub(crate) identity: Option<&'a str>,
     pub(crate) address: Option<IpAddr>,
-    /// "namespace/name" of the route, where one matched.
+    /// "namespace/name" of the route, where one matched, and "/rule" where its rule has a name.
     pub(crate) route: Option<&'a str>,
+}
+
+impl Asker<'_> {
+    /// Whether it is one of these routes that matched, or a rule of one.
+    fn is_of(&self, routes: &[String]) -> bool {
+        let Some(name) = self.route else {
+            return false;
+        };
+        routes.iter().any(|route| {
+            let rest = name.strip_prefix(route.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
 }
 
 /// A token bucket with what it counts.
@@ -93,11 +106,7 @@ impl RateLimit {
         let given = &self.given;
         let method = request.method().as_str();
         (given.methods.is_empty() || given.methods.iter().any(|it| it == method))
-            && (given.routes.is_empty()
-                || given
-                    .routes
-                    .iter()
-                    .any(|it| Some(it.as_str()) == asker.route))
+            && (given.routes.is_empty() || asker.is_of(&given.routes))
             && paths::any_matches(&given.path_patterns, request.uri().path())
     }
 

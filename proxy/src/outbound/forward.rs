@@ -44,7 +44,12 @@ impl Forward<'_> {
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         match service.routes() {
-            Routes::None(policy) => self.to_service(service, policy, request).await,
+            Routes::None(policy) => {
+                if let Some(route) = &policy.route {
+                    self.exchange.set_route(route);
+                }
+                self.to_service(service, policy, request).await
+            }
             Routes::Table(table) => self.by_table(&table, Some(service), request).await,
             Routes::Unreadable(reason) => {
                 self.exchange.set_service(service.name());
@@ -152,7 +157,7 @@ impl Forward<'_> {
             http2,
             tried: Rc::default(),
             secure: self.front.tls,
-            patience: policy.try_timeout.or(policy.request_timeout),
+            policy: Rc::clone(&policy),
         };
         if self.exchange.wants_upgrade() {
             return balance.oneshot(request).await;

@@ -24,7 +24,7 @@ use crate::{
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
     http::Body,
-    retry::{Progress, RetryError},
+    retry::{Progress, RetryError, RetryPolicy},
     route::Front,
     telemetry::Direction,
     worker::{READY_WAIT, Worker},
@@ -146,8 +146,8 @@ pub(super) struct Balance {
     pub(super) tried: Rc<Tried>,
     /// Whether the client came over TLS.
     pub(super) secure: bool,
-    /// How long an answer is waited for.
-    pub(super) patience: Option<Duration>,
+    /// What the request's route says.
+    pub(super) policy: Rc<RetryPolicy>,
 }
 
 impl tower::Service<Request<Body>> for Balance {
@@ -162,14 +162,16 @@ impl tower::Service<Request<Body>> for Balance {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
-            let chosen = (this.service).pick_for(&request, &this.exchange, &this.tried);
+            let (tried, policy) = (&this.tried, &this.policy);
+            let chosen = (this.service).pick_for(&request, &this.exchange, tried, policy);
             let Some(chosen) = chosen else {
                 return Err(this.service.no_endpoints());
             };
             let pick = &chosen.pick;
             let endpoint = pick.desc();
             this.tried.add(endpoint.address);
-            pick.wait_for(this.patience);
+            // How long an answer is waited for.
+            pick.wait_for(policy.try_timeout.or(policy.request_timeout));
             let sent = endpoint.send(&this.worker, &this.exchange, request, this.http2);
             let mut result = if chosen.repeatable {
                 tokio::select! {
@@ -184,7 +186,7 @@ impl tower::Service<Request<Body>> for Balance {
                 pick.finish(outcome);
             }
             if let Ok(response) = &mut result {
-                chosen.set_cookie(response, this.secure);
+                chosen.tell(response, this.secure);
             }
             result
         })
@@ -216,6 +218,7 @@ fn outcome(result: &Result<Response<Body>, ProxyError>) -> Option<Outcome> {
             | ErrorCode::IdentityExpired
             | ErrorCode::Overloaded
             | ErrorCode::BadRequest
+            | ErrorCode::ClientTimeout
             | ErrorCode::ClientClosed => return None,
             _ => Outcome::Failure,
         },
@@ -231,7 +234,9 @@ impl RetryError for ProxyError {
             | ErrorCode::WrongIdentity
             | ErrorCode::PeerBanned
             | ErrorCode::WorkloadUnavailable => Progress::Unsent,
-            ErrorCode::UpstreamReset | ErrorCode::RequestTimeout => Progress::Sent,
+            ErrorCode::UpstreamReset | ErrorCode::UpstreamStalled | ErrorCode::RequestTimeout => {
+                Progress::Sent
+            }
             _ => Progress::Final,
         }
     }

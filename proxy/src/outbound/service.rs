@@ -129,12 +129,13 @@ impl Service {
         })
     }
 
-    /// An endpoint for a try of a request, by what the policy looks at.
+    /// An endpoint for a try of a request, by what the service's policy and that of the request's route look at.
     pub(crate) fn pick_for(
         &self,
         request: &http::Request<Body>,
         exchange: &Exchange,
         tried: &Tried,
+        policy: &RetryPolicy,
     ) -> Option<Chosen> {
         let settings = Rc::clone(&self.settings.borrow());
         let headers = request.headers();
@@ -147,21 +148,20 @@ impl Service {
                 HashSource::Address => return Some(address_hash(source.address?.ip())),
             }))
         });
-        let sticky = settings.sticky.as_ref();
+        let sticky = policy.sticky.as_ref().or(settings.sticky.as_ref());
         let named = sticky.and_then(|sticky| Affinity::of_request(headers, sticky));
-        let repeatable = retry::is_idempotent(request.method());
+        let repeatable = retry::is_repeatable(request, policy);
         let pick = self.endpoints.pick(&Selection {
             tried: Some(tried),
             hash,
             affinity: named,
             repeatable,
         })?;
-        let affinity = sticky.map(|_| pick.affinity());
-        let cookie = (affinity != named).then(|| Rc::clone(&settings));
+        let news = sticky.filter(|_| named != Some(pick.affinity()));
         Some(Chosen {
-            pick,
             repeatable,
-            cookie: cookie.filter(|settings| settings.sticky.is_some()),
+            news: news.cloned(),
+            pick,
         })
     }
 
@@ -225,21 +225,15 @@ pub(crate) struct Chosen {
     /// Whether the request may be sent to another when this one gives no answer.
     pub(crate) repeatable: bool,
     /// Set where the client is to be told its endpoint.
-    cookie: Option<Rc<BalanceSettings>>,
+    news: Option<Arc<StickySettings>>,
 }
 
 impl Chosen {
     /// Tells the client, with a response, to name its endpoint from now on.
-    pub(crate) fn set_cookie(&self, response: &mut http::Response<Body>, secure: bool) {
-        let sticky: Option<&StickySettings> = self
-            .cookie
-            .as_ref()
-            .and_then(|settings| settings.sticky.as_ref());
-        let cookie = sticky.and_then(|sticky| self.pick.affinity().set_cookie(sticky, secure));
-        if let Some(cookie) = cookie {
-            response
-                .headers_mut()
-                .append(http::header::SET_COOKIE, cookie);
+    pub(crate) fn tell(&self, response: &mut http::Response<Body>, secure: bool) {
+        if let Some(sticky) = &self.news {
+            let affinity = self.pick.affinity();
+            affinity.tell(response.headers_mut(), sticky, secure);
         }
     }
 }

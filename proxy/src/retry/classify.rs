@@ -91,11 +91,16 @@ impl Attempt for Request<Body> {
 }
 
 /// True for methods whose repetition has the effect of one request (RFC 9110, section 9.2.2). Unknown ones are not.
-pub(crate) fn is_idempotent(method: &Method) -> bool {
+pub(super) fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
     )
+}
+
+/// True where the effect of one request is that of several, or its route says so.
+pub(crate) fn is_repeatable(request: &Request<Body>, policy: &RetryPolicy) -> bool {
+    Kind::of(request, policy).repeatable
 }
 
 /// What kind of request it is, as far as repeating it goes.

@@ -12,7 +12,7 @@ mod replay;
 mod spare;
 
 pub(crate) use budget::RetryBudget;
-pub(crate) use classify::{Progress, RetryError, is_idempotent};
+pub(crate) use classify::{Progress, RetryError, is_repeatable};
 pub(crate) use hold::HoldQueue;
 pub(crate) use layer::{Failed, RetryLayer, RetryObserver};
 pub(crate) use policy::RetryPolicy;

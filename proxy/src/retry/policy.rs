@@ -1,12 +1,12 @@
-//! What a route says about timeouts and retries.
+//! What a route says about timeouts and retries, and of who keeps his endpoint.
 
-use std::time::Duration;
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use sidewind_api::v1;
 
 use super::{backoff::Backoff, hold::HoldLimits, replay::MAX_REPLAY_BYTES};
-use crate::config::TrafficConfig;
+use crate::{balance::StickySettings, config::TrafficConfig};
 
 /// Most retries of one request, whatever is configured.
 const MAX_RETRIES: u32 = 10;
@@ -38,6 +38,10 @@ pub(crate) struct RetryPolicy {
     pub(crate) request_timeout: Option<Duration>,
     /// Whether and how requests wait while no endpoint is up.
     pub(crate) hold: Option<HoldLimits>,
+    /// What keeps clients with their endpoints; none where the service's own policy says it.
+    pub(crate) sticky: Option<Arc<StickySettings>>,
+    /// The name of the route, where this comes without its rule.
+    pub(crate) route: Option<Rc<str>>,
 }
 
 impl Default for RetryPolicy {
@@ -57,6 +61,8 @@ impl Default for RetryPolicy {
             try_timeout: None,
             request_timeout: None,
             hold: None,
+            sticky: None,
+            route: None,
         }
     }
 }
@@ -136,6 +142,10 @@ impl From<&v1::RoutePolicy> for RetryPolicy {
             try_timeout: timeout(route.backend_request_timeout_ms),
             request_timeout: timeout(route.request_timeout_ms),
             hold: route.hold.as_ref().map(HoldLimits::from),
+            route: Some(route.route.as_str())
+                .filter(|it| !it.is_empty())
+                .map(Rc::from),
+            sticky: (route.stickiness.as_ref()).map(|sticky| Arc::new(sticky.into())),
         }
     }
 }

@@ -286,6 +286,15 @@ fn a_grpc_call_is_retried_after_unavailable_and_ends_before_its_deadline() {
     let retried = [("reason", "grpc-status"), ("outcome", "retried")];
     let metrics = task.sidecar.metrics();
     assert!(metrics.sum("sidewind_retries_total", &retried) >= 7.0);
+    // What has begun is the client's (gRPC's proposal A6): headers came, and then the same status in trailers.
+    assert_eq!(
+        call("Begun", "3", "30").lines().collect::<Vec<_>>(),
+        [
+            "UNAVAILABLE call 1",
+            "UNAVAILABLE call 2",
+            "UNAVAILABLE call 3"
+        ]
+    );
     // The proxy's own answer comes before the client's deadline does.
     let late = call("Slow", "1", "2");
     assert!(

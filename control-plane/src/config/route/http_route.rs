@@ -8,6 +8,7 @@ use super::parts::{
     at_most, backends, expression, extension, hostnames, identity, milliseconds, named_matches,
     one_of, parents, rule_name, timeouts,
 };
+use super::session::{SessionPersistence, stickiness};
 use super::{Parent, Route, Rule};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -59,6 +60,8 @@ struct RuleSpec {
     timeouts: Option<Timeouts>,
     #[serde(default)]
     retry: Option<Retry>,
+    #[serde(default, deserialize_with = "present")]
+    session_persistence: Option<Spanned<SessionPersistence>>,
     #[serde(default, deserialize_with = "present")]
     backend_refs: Option<Spanned<Vec<Spanned<BackendReference>>>>,
 }
@@ -158,6 +161,7 @@ fn rule(reader: &mut Reader<'_>, spec: &RuleSpec, parents: &[Parent], namespace:
     if let Some(retry) = &spec.retry {
         read_retry(reader, retry, &mut policy);
     }
+    policy.stickiness = stickiness(reader, spec.session_persistence.as_ref(), backends.len());
     let extension = extension(reader, read.extension.as_ref());
     Rule {
         api: v1::RouteRule {

@@ -2,6 +2,7 @@
 //!
 //! - `http_route`, `grpc_route`: one kind each, from its text to a [`Route`]
 //! - `parts`: what the two kinds share; `filters`: what rules do to requests
+//! - `session`: which requests go to one endpoint
 //! - `extension`: what the Gateway API has no field for
 //! - [`Routes`]: which routes are attached where, in the order that the Gateway API prescribes
 //!
@@ -13,6 +14,7 @@ mod filters;
 mod grpc_route;
 mod http_route;
 mod parts;
+mod session;
 
 pub(super) use extension::read as read_extension;
 pub(super) use grpc_route::read as read_grpc;
@@ -23,7 +25,7 @@ use super::error::Place;
 use super::gateway::{Attachment, Gateway, GatewayParent, attach};
 use extension::Extension;
 use sidewind_api::{ServiceName, v1};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A route, checked by itself.
@@ -89,6 +91,18 @@ impl RouteDraft {
 
     fn add_extension(&mut self, namespace: String, name: String, extension: Extension) {
         self.extensions.insert((namespace, name), extension);
+    }
+
+    /// What proxies call routes, and those of their rules that have a name.
+    pub(super) fn names(&self) -> HashSet<String> {
+        let mut names = HashSet::new();
+        for route in &self.routes {
+            let name = format!("{}/{}", route.namespace, route.name);
+            let named = route.rules.iter().filter(|rule| !rule.api.name.is_empty());
+            names.extend(named.map(|rule| format!("{name}/{}", rule.api.name)));
+            names.insert(name);
+        }
+        names
     }
 
     /// Fills in extensions, and says what is wrong with routes and what they name together.
@@ -226,7 +240,14 @@ impl Routes {
         let policy = rules.iter().find(|rule| is_for_all(rule));
         let policy = policy.and_then(|rule| rule.policy.clone());
         match rules.as_slice() {
-            [only] if is_plain(only) => (policy.or_else(|| Some(v1::RoutePolicy::default())), None),
+            [only] if is_plain(only) => {
+                let mut policy = policy.unwrap_or_default();
+                policy.route = match only.name.as_str() {
+                    "" => only.route.clone(),
+                    name => format!("{}/{name}", only.route),
+                };
+                (Some(policy), None)
+            }
             _ => (policy, Some(v1::RouteTable { rules })),
         }
     }

@@ -333,3 +333,127 @@ spec:
     let target = Target::Destination("orders.data:80".to_owned());
     assert_eq!(table.rules[0].backends[0].target, Some(target));
 }
+
+fn with_session(session: &str, backends: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: orders, namespace: data }}\nspec:\n  \
+         parentRefs: [{{ group: \"\", kind: Service, name: orders, port: 80 }}]\n  rules:\n    - {backends}\n      \
+         sessionPersistence: {session}\n"
+    )
+}
+
+#[test]
+fn sessions_are_kept_as_a_traffic_policy_keeps_them() {
+    let orders = "orders.data".parse().unwrap();
+    for (session, cookie, header, max_age_seconds) in [
+        ("{}", "sidewind-endpoint", "", 0),
+        ("{ sessionName: sid }", "sid", "", 0),
+        (
+            "{ type: Cookie, cookieConfig: { lifetimeType: Session } }",
+            "sidewind-endpoint",
+            "",
+            0,
+        ),
+        (
+            "{ sessionName: sid, absoluteTimeout: 8h, cookieConfig: { lifetimeType: Permanent } }",
+            "sid",
+            "",
+            28_800,
+        ),
+        (
+            "{ sessionName: X-Session, type: Header }",
+            "",
+            "x-session",
+            0,
+        ),
+    ] {
+        let text = with_session(session, "backendRefs: [{ name: orders, port: 80 }]");
+        let config = parse(&text).unwrap_or_else(|errors| panic!("{session}: {errors}"));
+        // A rule that does nothing else goes without a table, and its name with it.
+        let (policy, table) = config.routes(&orders, 80);
+        assert_eq!(table, None, "{session}");
+        let policy = policy.unwrap();
+        assert_eq!(policy.route, "data/orders");
+        let expected = v1::Stickiness {
+            cookie: cookie.to_owned(),
+            max_age_seconds,
+            header: header.to_owned(),
+        };
+        assert_eq!(policy.stickiness, Some(expected), "{session}");
+    }
+}
+
+#[test]
+fn what_of_a_session_cannot_be_kept_is_refused_at_its_place() {
+    let one = "backendRefs: [{ name: orders, port: 80 }]";
+    let two = "backendRefs: [{ name: orders, port: 80 }, { name: other, port: 80 }]";
+    let mut wrong = String::new();
+    for (session, backends, expected) in [
+        (
+            "{ idleTimeout: 1h }",
+            one,
+            "8:42: spec.rules[0].sessionPersistence.idleTimeout: is not supported",
+        ),
+        (
+            "{ absoluteTimeout: 1h }",
+            one,
+            "8:46: spec.rules[0].sessionPersistence.absoluteTimeout: needs `cookieConfig.lifetimeType: Permanent`",
+        ),
+        (
+            "{ cookieConfig: { lifetimeType: Permanent } }",
+            one,
+            "8:43: spec.rules[0].sessionPersistence.cookieConfig: is Permanent, which needs `absoluteTimeout`",
+        ),
+        (
+            "{ cookieConfig: { lifetimeType: Ever } }",
+            one,
+            "8:59: spec.rules[0].sessionPersistence.cookieConfig.lifetimeType: must be one of Session, Permanent",
+        ),
+        (
+            "{ type: Url }",
+            one,
+            "8:35: spec.rules[0].sessionPersistence.type: must be one of Cookie, Header",
+        ),
+        (
+            "{ type: Header }",
+            one,
+            "8:27: spec.rules[0].sessionPersistence: must have a `sessionName`",
+        ),
+        (
+            "{ type: Header, sessionName: sidewind-error }",
+            one,
+            "8:56: spec.rules[0].sessionPersistence.sessionName: is a field that routes may not set",
+        ),
+        (
+            "{ type: Header, sessionName: x, absoluteTimeout: 1h }",
+            one,
+            "8:76: spec.rules[0].sessionPersistence.absoluteTimeout: is for cookies",
+        ),
+        (
+            "{ sessionName: \"a;b\" }",
+            one,
+            "8:42: spec.rules[0].sessionPersistence.sessionName: must be the name of a header or cookie",
+        ),
+        (
+            "{ name: a }",
+            one,
+            "8:29: spec.rules[0].sessionPersistence.name: unknown field `name`",
+        ),
+        (
+            "{}",
+            two,
+            "8:27: spec.rules[0].sessionPersistence: must not be beside several backendRefs",
+        ),
+    ] {
+        let errors = match parse(&with_session(session, backends)) {
+            Ok(_) => "nothing".to_owned(),
+            Err(errors) => errors.to_string(),
+        };
+        if !errors.starts_with(&format!("routes.yaml:{expected}")) {
+            wrong.push_str(&format!(
+                "{session} is told as\n{errors}\nand not as\n{expected}\n\n"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}

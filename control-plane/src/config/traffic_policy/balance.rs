@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// The cookie of stickiness, where the policy gives it no name.
-const DEFAULT_COOKIE: &str = "sidewind-endpoint";
+pub(in crate::config) const DEFAULT_COOKIE: &str = "sidewind-endpoint";
 
 /// Most that one endpoint may have in flight by hash, in percent of its even share, where nothing else is said.
 const HASH_LOAD_PERCENT: u32 = 125;
@@ -198,6 +198,7 @@ impl Stickiness {
         v1::Stickiness {
             cookie: cookie.map_or_else(|| DEFAULT_COOKIE.to_owned(), |it| header_name(reader, it)),
             max_age_seconds: max_age / 1000,
+            header: String::new(),
         }
     }
 }

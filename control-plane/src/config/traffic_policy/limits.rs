@@ -53,7 +53,7 @@ pub(super) struct RateLimit {
     #[serde(default, deserialize_with = "present")]
     at: Option<Spanned<String>>,
     #[serde(default, deserialize_with = "present")]
-    routes: Option<Spanned<Vec<String>>>,
+    routes: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default, deserialize_with = "present")]
     methods: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default, deserialize_with = "present")]
@@ -118,6 +118,15 @@ pub(super) fn read(
     if server.is_some() || !beside.is_empty() {
         policy.beside = Some((server.unwrap_or_default(), beside));
     }
+}
+
+/// The routes that limits name, each at its place.
+pub(super) fn named_routes(
+    rates: Option<&Spanned<Vec<Spanned<RateLimit>>>>,
+) -> impl Iterator<Item = &Spanned<String>> {
+    let rates = rates.into_iter().flat_map(|rates| &rates.value);
+    let routes = rates.filter_map(|rate| rate.value.routes.as_ref());
+    routes.flat_map(|routes| &routes.value)
 }
 
 impl Bounds {
@@ -189,7 +198,8 @@ impl RateLimit {
         }
         if let Some(routes) = &self.routes {
             not_empty(reader, routes, "every route");
-            limit.routes.clone_from(&routes.value);
+            let names = routes.value.iter().map(|route| route.value.clone());
+            limit.routes = names.collect();
         }
         if let Some(methods) = &self.methods {
             not_empty(reader, methods, "every method");

@@ -24,6 +24,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(in crate::config) use balance::DEFAULT_COOKIE;
 pub use balance::EndpointRule;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -211,6 +212,11 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
     );
     if of_gateway {
         check_of_gateway(reader, &resource.spec);
+    }
+    for route in limits::named_routes(spec.rate_limits.as_ref()) {
+        draft
+            .limited_routes
+            .push((reader.place(route), route.value.clone()));
     }
     if reader.is_sound() {
         draft.add_traffic_policy(targets.services, targets.gateways, policy);

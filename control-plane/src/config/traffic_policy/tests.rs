@@ -7,8 +7,22 @@ use sidewind_api::{ServiceName, v1};
 fn parse(text: &str) -> Result<Config, ConfigErrors> {
     let name = "mesh.yaml".to_owned();
     let text = text.to_owned();
-    Config::parse(&[SourceFile { name, text }])
+    let routes = SourceFile {
+        name: "routes.yaml".to_owned(),
+        text: ROUTE.to_owned(),
+    };
+    Config::parse(&[SourceFile { name, text }, routes])
 }
+
+/// What limits may name.
+const ROUTE: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: api, namespace: airflow }
+spec:
+  parentRefs: [{ group: "", kind: Service, name: api-server }]
+  rules: [{ name: all }]
+"#;
 
 fn service(name: &str) -> ServiceName {
     name.parse().unwrap()
@@ -206,6 +220,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("\"/login\"", "\"/login*\"", "mesh.yaml:34:102: spec.rateLimits[0].paths[0]: in path pattern"),
     ("at: caller, routes: [airflow/api]", "at: caller, routes: []", "mesh.yaml:35:77: spec.rateLimits[1].routes: must not be empty; leave it out to mean every route"),
     ("at: caller, routes: [airflow/api]", "at: server", "mesh.yaml:35:50: spec.rateLimits[1].key: routes are known to callers' proxies alone: say `at: caller`"),
+    ("routes: [airflow/api]", "routes: [airflow/api/all, api]", "mesh.yaml:35:95: spec.rateLimits[1].routes[1]: names route \"api\", which no document describes; a route is NAMESPACE/NAME"),
     ("name: routes,", "name: logins,", "mesh.yaml:35:15: spec.rateLimits[1].name: is given twice"),
 ];
 
