@@ -12,10 +12,6 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 /// Connections that the kernel holds until a worker accepts them.
 const BACKLOG: i32 = 4096;
 
-/// How long sent data may stay unacknowledged before the connection counts as dead; without it a peer that
-/// vanished is noticed after a quarter of an hour (linkerd2 #13023).
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
@@ -161,14 +157,17 @@ pub(crate) fn is_unavailable(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
 }
 
-/// Sets what every connection gets: no delay, and notice of a peer that has vanished.
+/// Sets what every connection gets: no delay, and notice of a peer that has vanished while nothing is sent.
+///
+/// No TCP_USER_TIMEOUT: to the kernel a peer that answers probes of its shut window is as bad as one that answers
+/// nothing, and a client of a database may leave rows unread for as long as it likes. HTTP sets its own
+/// ([`crate::copy::Connection::wait_for_reader`]).
 ///
 /// # Errors
 /// What the system says; the connection has then been closed already, as a rule.
 pub(crate) fn set_options(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
@@ -296,7 +295,7 @@ mod tests {
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
     }
 
     #[tokio::test]

@@ -16,21 +16,29 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_rustls::server::TlsStream;
 
+pub(crate) use self::pipe::pipe;
 use self::pump::{FromTunnel, IntoTunnel, Relay};
 use crate::detect::Prefixed;
 use crate::errors::{Chain, ErrorCode, ProxyError};
 use crate::mesh::TunnelStream;
 
+mod pipe;
 mod pump;
 
 /// A TCP connection, or what stands for one.
 pub(crate) trait Connection: AsyncRead + AsyncWrite + Unpin {
     /// Makes the close that follows a reset, so that the peer sees the connection as broken.
     fn close_by_reset(&self) {}
+
+    /// Sets how long the peer may leave what was sent unacknowledged, or its window shut, before the connection counts
+    /// as broken. None, as at first: for as long as it answers probes, or a quarter of an hour without.
+    fn wait_for_reader(&self, _limit: Option<Duration>) {}
 }
 
 impl Connection for TcpStream {
@@ -38,11 +46,29 @@ impl Connection for TcpStream {
         // Fails only on a socket that is gone already.
         let _ = self.set_zero_linger();
     }
+
+    fn wait_for_reader(&self, limit: Option<Duration>) {
+        let _ = SockRef::from(self).set_tcp_user_timeout(limit);
+    }
+}
+
+impl<T: Connection> Connection for TlsStream<T> {
+    fn close_by_reset(&self) {
+        self.get_ref().0.close_by_reset();
+    }
+
+    fn wait_for_reader(&self, limit: Option<Duration>) {
+        self.get_ref().0.wait_for_reader(limit);
+    }
 }
 
 impl<T: Connection> Connection for Prefixed<T> {
     fn close_by_reset(&self) {
         self.get_ref().close_by_reset();
+    }
+
+    fn wait_for_reader(&self, limit: Option<Duration>) {
+        self.get_ref().wait_for_reader(limit);
     }
 }
 

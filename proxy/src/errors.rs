@@ -98,6 +98,8 @@ error_codes! {
         "The endpoint's response was not valid HTTP.";
     RequestTimeout, "request-timeout", StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, maybe,
         "No response came within the request's timeout.";
+    UpstreamStalled, "upstream-stalled", StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, maybe,
+        "The endpoint stood still within its response, or took no more of the request.";
     DiscoveryUnavailable, "discovery-unavailable", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
         "The control plane has not yet said where the service is.";
     WrongDestination, "wrong-destination", StatusCode::MISDIRECTED_REQUEST, UNAVAILABLE, unsent,
@@ -129,7 +131,7 @@ error_codes! {
     HeaderTooLarge, "header-too-large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, RESOURCE_EXHAUSTED, unsent,
         "The request's header is larger than the proxy accepts.";
     ClientTimeout, "client-timeout", StatusCode::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, maybe,
-        "The client did not send its request in time.";
+        "The client did not send its request in time, or took nothing of the response.";
     ClientClosed, "client-closed", CLIENT_CLOSED_REQUEST, CANCELLED, maybe,
         "The client went away before the response was complete; only logs and metrics say so.";
     BodyTooLarge, "body-too-large", StatusCode::PAYLOAD_TOO_LARGE, RESOURCE_EXHAUSTED, maybe,
@@ -292,7 +294,13 @@ pub(crate) fn unreadable_request(refusal: &[u8], reason: Option<ProxyError>) -> 
         b"400" => ErrorCode::BadRequest,
         _ => return None,
     };
-    let error = reason.unwrap_or_else(|| ProxyError::new(code, code.doc()));
+    Some(last_response(
+        reason.unwrap_or_else(|| ProxyError::new(code, code.doc())),
+    ))
+}
+
+/// A response that ends its connection, as the bytes of HTTP/1.1.
+pub(crate) fn last_response(error: ProxyError) -> Bytes {
     let response: Response<Bytes> = error.into_response(false);
     let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", response.status()).into_bytes();
     for (name, value) in response.headers() {
@@ -303,7 +311,7 @@ pub(crate) fn unreadable_request(refusal: &[u8], reason: Option<ProxyError>) -> 
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(response.body());
-    Some(bytes.into())
+    bytes.into()
 }
 
 /// Shows an error and each of its causes, joined by `: `. A cause whose text the line already ends

@@ -20,11 +20,12 @@ use tokio::time::Instant;
 
 use crate::{
     airflow::ConnectionTask,
-    complaints::check_header_list,
+    complaints::{check_header_list, complain},
+    config::Patience,
     drain::Active,
     errors::{Chain, ErrorCode, ProxyError},
     http::{
-        Body, BodyEnd, BodyError, BodyWatcher,
+        Body, BodyEnd, BodyError, BodyWatcher, Bound, LEAST_BYTES,
         headers::{AuthorityCache, BadRequest, Upgrade, examine_request, header_list_bytes},
     },
     limit::{Admitted, Asker, Permit, ServiceLimits},
@@ -72,6 +73,10 @@ pub(crate) struct Exchange {
     response_bytes: Cell<u64>,
     /// Why the request's body broke off, if it did.
     broken_request: Cell<Option<ErrorCode>>,
+    /// How long bodies may stand still.
+    patience: Patience,
+    /// The same for the response's.
+    response_bound: Cell<Option<Bound>>,
     upgrade: Cell<bool>,
     /// The Airflow task that the request comes from.
     task: RefCell<ConnectionTask>,
@@ -114,6 +119,8 @@ pub(crate) struct Origin {
     pub(crate) tls: bool,
     /// Most bytes of a request's header.
     pub(crate) max_header_bytes: usize,
+    /// How long bodies may stand still.
+    pub(crate) patience: Patience,
     /// The Airflow task that the connection belongs to.
     pub(crate) task: ConnectionTask,
     /// The authorities that the connection's requests name.
@@ -125,6 +132,7 @@ impl Origin {
         Self {
             telemetry: worker.telemetry.clone(),
             max_header_bytes: worker.config.limits.max_header_bytes,
+            patience: worker.config.limits.patience,
             direction,
             source,
             destination: Party::default(),
@@ -184,6 +192,8 @@ impl Exchange {
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             broken_request: Cell::new(None),
+            patience: origin.patience,
+            response_bound: Cell::new(None),
             upgrade: Cell::new(false),
             task: RefCell::new(origin.task.clone()),
             header_bytes: (header_bytes, origin.max_header_bytes),
@@ -324,6 +334,9 @@ impl Exchange {
     ) -> Response<Body> {
         let response = result.unwrap_or_else(|error| {
             let error = self.locate(error);
+            if error.code() == ErrorCode::ClientTimeout {
+                complain(self.direction, error.code(), &error);
+            }
             *self.error.borrow_mut() = Some((error.code(), error.chain().to_string()));
             error.into_response(self.is_grpc())
         });
@@ -335,7 +348,27 @@ impl Exchange {
             // What follows is counted by whoever relays it.
             return response;
         }
+        self.response_bound.set(self.bound_of(response.body()));
         response.map(|body| body.watched(Rc::clone(self) as Rc<dyn BodyWatcher>))
+    }
+
+    /// How long more of a response's body may be waited for.
+    fn bound_of(&self, body: &Body) -> Option<Bound> {
+        if self.is_grpc() || matches!(body, Body::Empty | Body::Full(_)) {
+            return None;
+        }
+        match http_body::Body::size_hint(body).exact() {
+            Some(_) => self.patience.body.map(|limit| Bound {
+                limit,
+                least: LEAST_BYTES,
+            }),
+            None => self.patience.stream.map(|limit| Bound { limit, least: 1 }),
+        }
+    }
+
+    /// Notes how an upgraded connection ended before both sides had closed it.
+    pub(crate) fn broke_off(&self, error: &ProxyError) {
+        self.fail(error.code(), || error.chain().to_string());
     }
 
     /// Says in a failure which service and endpoint it is about, as far as that is known.
@@ -539,10 +572,21 @@ impl BodyWatcher for RequestWatcher {
         self.0.body_was_cut()
     }
 
+    fn patience(&self) -> Option<Bound> {
+        // Of calls that stream, either side may be silent for as long as it likes.
+        let limit = self.0.patience.body.filter(|_| !self.0.is_grpc())?;
+        Some(Bound {
+            limit,
+            least: LEAST_BYTES,
+        })
+    }
+
     fn end(&self, end: BodyEnd<'_>) {
         if let BodyEnd::Failed(error) = end {
             let code = match error {
                 BodyError::TooLong => ErrorCode::BodyTooLarge,
+                BodyError::SenderStalled(_) => ErrorCode::ClientTimeout,
+                BodyError::ReaderStalled => ErrorCode::UpstreamStalled,
                 error if error.is_malformed() => ErrorCode::BadRequest,
                 _ => ErrorCode::ClientClosed,
             };
@@ -556,6 +600,10 @@ impl BodyWatcher for Exchange {
         self.count_response_bytes(bytes as u64);
     }
 
+    fn patience(&self) -> Option<Bound> {
+        self.response_bound.get()
+    }
+
     fn trailers(&self, trailers: &HeaderMap) {
         if self.is_grpc() {
             self.note_grpc_status(trailers);
@@ -565,9 +613,18 @@ impl BodyWatcher for Exchange {
     fn end(&self, end: BodyEnd<'_>) {
         match end {
             BodyEnd::Complete => {}
-            BodyEnd::Failed(error) => self.fail(ErrorCode::UpstreamReset, || {
-                format!("the response broke off: {}", Chain(error))
-            }),
+            BodyEnd::Failed(error) => {
+                let code = match (error, self.broken_request.get()) {
+                    (BodyError::SenderStalled(_), _) => ErrorCode::UpstreamStalled,
+                    (BodyError::ReaderStalled, _) => ErrorCode::ClientTimeout,
+                    (_, Some(ErrorCode::ClientTimeout)) => ErrorCode::ClientTimeout,
+                    _ => ErrorCode::UpstreamReset,
+                };
+                if code == ErrorCode::ClientTimeout {
+                    complain(self.direction, code, error);
+                }
+                self.fail(code, || format!("the response broke off: {}", Chain(error)));
+            }
             BodyEnd::Dropped => self.cut_off("the response was complete"),
         }
         self.record();

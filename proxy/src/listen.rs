@@ -280,6 +280,10 @@ impl<T: Connection, P: Unpin> Connection for Placed<T, P> {
     fn close_by_reset(&self) {
         self.io.close_by_reset();
     }
+
+    fn wait_for_reader(&self, limit: Option<Duration>) {
+        self.io.wait_for_reader(limit);
+    }
 }
 
 impl<T: AsyncRead + Unpin, P: Unpin> AsyncRead for Placed<T, P> {

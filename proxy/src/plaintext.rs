@@ -6,14 +6,21 @@ use http::{Request, Response, StatusCode};
 
 use crate::{
     capture,
+    config::Config,
+    copy::Connection,
     errors::{Chain, ErrorCode, ProxyError},
     exchange::Exchange,
     http::{
-        Body, H1Connection, H1Pool, H2Pool, PoolKey, PoolLimits, SendError,
+        Body, H1ClientSettings, H1Connection, H1Pool, H2Pool, PoolKey, PoolLimits, SendBodyError,
+        SendError,
         headers::{self, Upgrade, examine_response},
     },
     upgrade,
 };
+
+/// How long what was sent may stay unacknowledged before the connection counts as dead; without it a server that vanished
+/// is noticed after a quarter of an hour (linkerd2 #13023).
+const VANISHED: Duration = Duration::from_secs(30);
 
 /// How long an unused HTTP/2 connection is kept: servers announce its end, so no request can meet it.
 const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -24,6 +31,7 @@ pub(crate) struct PlaintextClient {
     http1: H1Pool,
     http2: H2Pool,
     connect_timeout: Duration,
+    h1: H1ClientSettings,
     /// Who is at the other end, for messages.
     peer: &'static str,
     /// What a failed connection means.
@@ -32,39 +40,28 @@ pub(crate) struct PlaintextClient {
 
 impl PlaintextClient {
     /// Connections to the workload.
-    pub(crate) fn to_workload(connect_timeout: Duration, idle_timeout: Duration) -> Self {
-        Self::new(
-            connect_timeout,
-            idle_timeout,
-            "The workload",
-            ErrorCode::WorkloadUnavailable,
-        )
+    pub(crate) fn to_workload(config: &Config) -> Self {
+        Self::new(config, "The workload", ErrorCode::WorkloadUnavailable)
     }
 
     /// Connections to endpoints that have no sidecar.
-    pub(crate) fn to_endpoints(connect_timeout: Duration, idle_timeout: Duration) -> Self {
-        Self::new(
-            connect_timeout,
-            idle_timeout,
-            "The endpoint",
-            ErrorCode::ConnectFailed,
-        )
+    pub(crate) fn to_endpoints(config: &Config) -> Self {
+        Self::new(config, "The endpoint", ErrorCode::ConnectFailed)
     }
 
-    fn new(
-        connect_timeout: Duration,
-        idle_timeout: Duration,
-        peer: &'static str,
-        unreachable: ErrorCode,
-    ) -> Self {
+    fn new(config: &Config, peer: &'static str, unreachable: ErrorCode) -> Self {
         let limits = PoolLimits {
-            idle_timeout,
+            idle_timeout: config.traffic.pool_idle_timeout,
             ..PoolLimits::default()
         };
         Self {
             http1: H1Pool::new(limits),
             http2: H2Pool::new(HTTP2_IDLE_TIMEOUT),
-            connect_timeout,
+            connect_timeout: config.traffic.connect_timeout,
+            h1: H1ClientSettings {
+                header_timeout: config.limits.header_timeout,
+                reader_timeout: config.limits.patience.reader,
+            },
             peer,
             unreachable,
         }
@@ -125,7 +122,7 @@ impl PlaintextClient {
         let connection = self.connect_http1(address).await?;
         let connection = self.http1.adopt(key, connection);
         let sent = connection.send(request).await;
-        sent.map_err(|error| self.failed(address, error.unsent, error))
+        sent.map_err(|error| self.failed(address, error.unsent, error.stalled, error))
     }
 
     /// On a connection of its own, which an upgrade takes over.
@@ -135,7 +132,7 @@ impl PlaintextClient {
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         let sent = self.connect_http1(address).await?.send(request).await;
-        sent.map_err(|error| self.failed(address, error.unsent, error))
+        sent.map_err(|error| self.failed(address, error.unsent, error.stalled, error))
     }
 
     async fn send_http2(
@@ -144,17 +141,22 @@ impl PlaintextClient {
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         let connect = || async {
-            capture::connect(address, self.connect_timeout, None)
+            let stream = capture::connect(address, self.connect_timeout, None)
                 .await
-                .map_err(DialError::Connect)
+                .map_err(DialError::Connect)?;
+            stream.wait_for_reader(Some(VANISHED));
+            Ok::<_, DialError>(stream)
         };
         let connection = self
             .http2
             .connection(PoolKey::from(address), connect)
             .await
             .map_err(|error| self.unreachable(address, error))?;
-        let sent = connection.send(request).await;
-        sent.map_err(|error| self.failed(address, error.unprocessed, error))
+        let sent = connection.send(request, self.h1.reader_timeout).await;
+        sent.map_err(|error| {
+            let stalled = matches!(error.body, Some(SendBodyError::Stalled(_)));
+            self.failed(address, error.unprocessed, stalled, error)
+        })
     }
 
     /// Opens a connection of its own for opaque bytes.
@@ -169,8 +171,10 @@ impl PlaintextClient {
 
     async fn connect_http1(&self, address: SocketAddr) -> Result<H1Connection, ProxyError> {
         let stream = self.connect(address).await?;
-        H1Connection::new(stream)
-            .await
+        stream.wait_for_reader(Some(VANISHED));
+        let connection = H1Connection::new(stream).await;
+        connection
+            .map(|connection| connection.with_settings(self.h1))
             .map_err(|error| self.unreachable(address, error))
     }
 
@@ -190,7 +194,7 @@ impl PlaintextClient {
     ) -> Result<Request<Body>, ProxyError> {
         match error.request.take() {
             Some(request) if error.unsent => Ok(*request),
-            _ => Err(self.failed(address, error.unsent, error)),
+            _ => Err(self.failed(address, error.unsent, error.stalled, error)),
         }
     }
 
@@ -198,14 +202,15 @@ impl PlaintextClient {
         &self,
         address: SocketAddr,
         unsent: bool,
+        stalled: bool,
         error: impl std::error::Error + 'static,
     ) -> ProxyError {
-        let code = if unsent {
-            self.unreachable
-        } else {
-            ErrorCode::UpstreamReset
+        let (code, what) = match (unsent, stalled) {
+            (true, _) => (self.unreachable, "gave no complete response"),
+            (false, true) => (ErrorCode::UpstreamStalled, "stood still"),
+            (false, false) => (ErrorCode::UpstreamReset, "gave no complete response"),
         };
-        let message = format_args!("{} at {address} gave no complete response.", self.peer);
+        let message = format_args!("{} at {address} {what}.", self.peer);
         ProxyError::new(code, message).with_source(Chain(&error).to_string())
     }
 }

@@ -15,10 +15,7 @@ use std::{
 use http::{Request, Response};
 use sidewind_api::v1;
 use sidewind_identity::SpiffeId;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::watch,
-};
+use tokio::sync::watch;
 
 use crate::{
     airflow::{ConnectionTask, ExecutionCall, Lookup as TaskLookup, Overheard, SocketPair},
@@ -26,6 +23,7 @@ use crate::{
     complaints::complain,
     config::{Config, InboundPlaintext, ServedPort},
     control::{Control, MeshIdentity},
+    copy::Connection,
     drain::Drain,
     errors::{Chain, ErrorCode, ProxyError},
     exchange::Exchange,
@@ -55,6 +53,11 @@ use crate::{
 /// How long a connection waits for the proxy's first certificate, or for discovery's answer, before it is
 /// refused: below the 5 s after which Airflow's own clients give up.
 pub(crate) const READY_WAIT: Duration = Duration::from_secs(3);
+
+/// Streams that a client may have open on one HTTP/2 connection. One whose reader stalls holds up to its window and what
+/// h2 has taken for it, 350 KiB in all. Workloads are trusted with many: gRPC's clients keep streams open.
+const MOST_STREAMS: u32 = 512;
+const MOST_STREAMS_FROM_OUTSIDE: u32 = 128;
 
 /// How often the wall clock is held against the certificates of peers.
 const PEER_REVIEW: Duration = Duration::from_secs(1);
@@ -142,14 +145,8 @@ impl Worker {
                 census.clone(),
             ),
             census,
-            workload: PlaintextClient::to_workload(
-                traffic.connect_timeout,
-                traffic.pool_idle_timeout,
-            ),
-            endpoints: PlaintextClient::to_endpoints(
-                traffic.connect_timeout,
-                traffic.pool_idle_timeout,
-            ),
+            workload: PlaintextClient::to_workload(&config),
+            endpoints: PlaintextClient::to_endpoints(&config),
             forwarding: Forwarding::new(&config),
             gateway: GatewayWorker::default(),
             copies: Copies::default(),
@@ -350,7 +347,7 @@ impl Worker {
         drain: impl Future<Output = ()>,
         service: S,
     ) where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: Connection + Send + 'static,
         S: Fn(Request<Body>) -> F + 'static,
         F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
     {
@@ -359,7 +356,12 @@ impl Worker {
             let settings = H2ServerSettings {
                 handshake_timeout: limits.header_timeout,
                 max_header_bytes: limits.max_header_bytes,
-                ..H2ServerSettings::default()
+                max_concurrent_streams: match direction {
+                    Direction::Outbound => MOST_STREAMS,
+                    Direction::Inbound | Direction::Gateway => MOST_STREAMS_FROM_OUTSIDE,
+                },
+                idle_timeout: limits.client_idle_timeout,
+                reader_timeout: limits.patience.reader,
             };
             let worker = Rc::clone(self);
             let far_too_large =
@@ -379,12 +381,18 @@ impl Worker {
                 header_timeout: limits.header_timeout,
                 idle_timeout: limits.client_idle_timeout,
                 max_header_bytes: limits.max_header_bytes,
+                reader_timeout: limits.patience.reader,
                 half_close,
                 ..H1ServerSettings::default()
             };
             let served = Box::pin(serve_h1(stream, &service, &settings, drain)).await;
             if let Err(error) = served {
                 let code = match &error {
+                    // What was not read has a record of its own.
+                    H1ServerError::ReaderTimeout(_) => {
+                        complain(direction, ErrorCode::ClientTimeout, &error);
+                        return;
+                    }
                     H1ServerError::HeaderTimeout(_) => ErrorCode::ClientTimeout,
                     H1ServerError::Http(error) if error.is_parse_too_large() => {
                         ErrorCode::HeaderTooLarge

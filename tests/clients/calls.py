@@ -31,7 +31,8 @@ begun_calls = itertools.count(1)
 
 
 def begun(request, context):
-    context.send_initial_metadata(())
+    # With nothing in it gRPC may send it together with the status, as if nothing had begun.
+    context.send_initial_metadata((("x-begun", "yes"),))
     context.abort(grpc.StatusCode.UNAVAILABLE, f"call {next(begun_calls)}")
 
 

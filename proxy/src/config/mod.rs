@@ -201,6 +201,18 @@ pub(crate) struct LimitConfig {
     pub max_header_bytes: usize,
     pub header_timeout: Duration,
     pub client_idle_timeout: Duration,
+    pub patience: Patience,
+}
+
+/// How long bodies may stand still.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Whose sender has more of it; none for ever.
+    pub body: Option<Duration>,
+    /// Of unknown length; none for ever.
+    pub stream: Option<Duration>,
+    /// That wait for their reader.
+    pub reader: Duration,
 }
 
 /// What the proxy says about its traffic and itself.

@@ -389,6 +389,21 @@ pub(super) struct LimitSettings {
     #[arg(long, value_name = "DURATION", default_value = "1h",
         value_parser = duration_within(MILLISECOND, DAY))]
     pub(super) client_idle_timeout: Duration,
+
+    /// How long a body may stand still while its sender has more of it: 1 KiB must come in this time, or the end. Holds
+    /// for the body of a request, and for that of a response whose length is known. gRPC is left alone.
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    pub(super) body_timeout: OptionalDuration,
+
+    /// How long a response of unknown length, a stream perhaps, may say nothing. gRPC and upgraded connections are left
+    /// alone.
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub(super) stream_idle_timeout: OptionalDuration,
+
+    /// How long a client may take nothing of a response that waits for it, and a server nothing of a request.
+    #[arg(long, value_name = "DURATION", default_value = "15m",
+        value_parser = duration_within(MILLISECOND, DAY))]
+    pub(super) reader_timeout: Duration,
 }
 
 /// How log lines are written.

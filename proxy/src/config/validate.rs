@@ -19,7 +19,7 @@ use super::settings::{
 };
 use super::{
     CommandConfig, Config, ControlConfig, GatewayConfig, GatewayListenConfig, LimitConfig,
-    ListenAddress, ListenerConfig, RedirectConfig, RunningSidecarConfig, TelemetryConfig,
+    ListenAddress, ListenerConfig, Patience, RedirectConfig, RunningSidecarConfig, TelemetryConfig,
     TrafficConfig, WorkloadApiConfig, WorkloadConfig,
 };
 
@@ -457,6 +457,11 @@ fn limits(settings: &LimitSettings) -> LimitConfig {
         max_header_bytes: settings.max_header_bytes,
         header_timeout: settings.header_timeout,
         client_idle_timeout: settings.client_idle_timeout,
+        patience: Patience {
+            body: settings.body_timeout.0,
+            stream: settings.stream_idle_timeout.0,
+            reader: settings.reader_timeout,
+        },
     }
 }
 

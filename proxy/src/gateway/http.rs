@@ -5,18 +5,15 @@
 
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
-use http::{HeaderValue, Request, Response, header};
-use tokio::io::{AsyncRead, AsyncWrite};
-
 use super::{
     OpenPort, forwarded,
-    idle::Idle,
     port::{Listener, Port},
 };
 use crate::{
+    copy::Connection,
     errors::{Chain, ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
-    http::Body,
+    http::{Body, Idle},
     limit::ServiceLimits,
     outbound::Forward,
     retry::RetryPolicy,
@@ -24,6 +21,7 @@ use crate::{
     telemetry::Direction,
     worker::Worker,
 };
+use http::{HeaderValue, Request, Response, header};
 
 /// Serves the requests of one client's connection.
 #[derive(Clone, Debug)]
@@ -44,7 +42,7 @@ struct Inner {
 /// drain begins.
 pub(super) async fn serve<T>(worker: Rc<Worker>, stream: T, http2: bool, http: GatewayHttp)
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: Connection + Send + 'static,
 {
     let _open = worker.open_http(Direction::Gateway, http2, "", None);
     let idle = Rc::clone(&http.0.idle);

@@ -11,7 +11,6 @@ mod certificates;
 mod forwarded;
 mod hosts;
 mod http;
-mod idle;
 mod keeper;
 mod port;
 pub(crate) mod proxy_protocol;

@@ -4,12 +4,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::uri::{Authority, Uri};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::settings::{CheckKind, CheckSettings, ExpectedBody};
@@ -17,7 +17,7 @@ use crate::balance::{EndpointDesc, MeshTarget};
 use crate::capture;
 use crate::config::Config;
 use crate::control::{Control, MeshIdentity};
-use crate::copy::{self, Progress};
+use crate::copy::{self, Connection, Progress};
 use crate::errors::{Chain, ErrorCode};
 use crate::http::headers::{SIDEWIND_DESTINATION, SIDEWIND_ERROR, SIDEWIND_PROTOCOL};
 use crate::http::{Body, H1Connection, h2_client, send_h2};
@@ -25,6 +25,9 @@ use crate::mesh::{Census, KeepaliveSettings, MeshPool, PoolSettings, Proofs, Tun
 
 /// Bytes between HTTP and the tunnel that it goes through.
 const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
+
+/// The check as a whole has a limit.
+const NEVER: Duration = Duration::from_secs(3600);
 
 /// Most bytes that are read of an answer in gRPC.
 const MAX_GRPC_BYTES: usize = 1024;
@@ -176,7 +179,7 @@ impl Prober {
                 http::HeaderMap::new(),
             );
             let tunnel = tunnel.await.map_err(|error| tunnel_failed(&error))?;
-            let (near, far) = tokio::io::duplex(TUNNEL_BUFFER_BYTES);
+            let (near, far) = copy::pipe(TUNNEL_BUFFER_BYTES);
             tokio::task::spawn_local(async move {
                 // Its failure is the check's, which reads from it.
                 let _ = copy::copy_tunnel(far, tunnel, None, &Progress::default()).await;
@@ -184,7 +187,7 @@ impl Prober {
             over(near, request, http2).await?
         } else {
             let (sender, lease) = connection.into_parts();
-            let response = send_h2(sender, to_mesh(request, address, http2)).await;
+            let response = send_h2(sender, to_mesh(request, address, http2), NEVER).await;
             let response = response.map_err(|error| no_answer(&error))?;
             drop(lease);
             response
@@ -206,6 +209,7 @@ fn of_proxy(code: &HeaderValue) -> Finding {
             | ErrorCode::ConnectFailed
             | ErrorCode::ConnectTimeout
             | ErrorCode::UpstreamReset
+            | ErrorCode::UpstreamStalled
             | ErrorCode::RequestTimeout,
         ) => Finding::NoAnswer(what),
         Some(ErrorCode::UpstreamProtocol) => Finding::Unhealthy(what),
@@ -230,15 +234,14 @@ fn tunnel_failed(error: &TunnelError) -> Finding {
 }
 
 async fn plain(address: SocketAddr) -> Result<tokio::net::TcpStream, Finding> {
-    // The check as a whole has a limit.
-    let connected = capture::connect(address, std::time::Duration::from_secs(3600), None).await;
+    let connected = capture::connect(address, NEVER, None).await;
     connected.map_err(|error| no_answer(&error))
 }
 
 /// Sends a request over a connection of its own.
 async fn over<T>(io: T, request: Request<Body>, http2: bool) -> Result<Response<Body>, Finding>
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: Connection + Send + 'static,
 {
     if !http2 {
         let connection = H1Connection::new(io)
@@ -253,7 +256,7 @@ where
     let (sender, connection) = made.map_err(|error| no_answer(&error))?;
     // Ends with its only stream, when the sender is gone.
     tokio::task::spawn_local(connection);
-    send_h2(sender, request)
+    send_h2(sender, request, NEVER)
         .await
         .map_err(|error| no_answer(&error))
 }
@@ -404,7 +407,6 @@ async fn judge_grpc(response: Response<Body>) -> Result<Finding, Finding> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;

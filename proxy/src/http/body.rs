@@ -4,11 +4,13 @@ use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
+use super::expect::ExpectedBody;
 use super::h1_client::DrivenBody;
 use super::h1_server::RequestBody;
 use super::headers::clean_trailers;
@@ -37,6 +39,8 @@ pub(crate) enum Body {
     Watched(Box<WatchedBody>),
     /// Request body that remembers what was sent, so that a retry can send it again.
     Replay(ReplayBody),
+    /// Request body that its server is asked for first.
+    Expected(Box<ExpectedBody>),
     /// Request body that is copied for a mirror as it goes by.
     Copied(Box<CopiedBody>),
 }
@@ -59,6 +63,12 @@ pub(crate) enum BodyError {
     /// There is more of it than there may be.
     #[error("body is longer than it may be")]
     TooLong,
+    /// Its sender had more of it, and too little of that came.
+    #[error("too little of the body came within {0:?}")]
+    SenderStalled(Duration),
+    /// Its reader took nothing of it for too long.
+    #[error("nothing of the body was taken for too long")]
+    ReaderStalled,
     /// A later attempt of the same request has taken the body over.
     #[error("a retry of the request has taken its body over")]
     Superseded,
@@ -84,7 +94,10 @@ impl BodyError {
             }
             BodyError::Http2(error) => !error.is_io() && !error.is_remote(),
             BodyError::Truncated { .. } => true,
-            BodyError::TooLong | BodyError::Superseded => false,
+            BodyError::TooLong
+            | BodyError::SenderStalled(_)
+            | BodyError::ReaderStalled
+            | BodyError::Superseded => false,
         }
     }
 
@@ -117,6 +130,13 @@ impl Body {
     /// The same body, of whose bytes and end `watcher` is told.
     pub(crate) fn watched(self, watcher: Rc<dyn BodyWatcher>) -> Body {
         Body::Watched(Box::new(WatchedBody::new(self, watcher)))
+    }
+
+    /// Tells who watches the body why nobody will read the rest of it.
+    pub(crate) fn abandon(&mut self, error: &BodyError) {
+        if let Body::Watched(watched) = self {
+            watched.abandon(error);
+        }
     }
 
     /// True when no frame will come.
@@ -167,6 +187,7 @@ impl http_body::Body for Body {
             Body::H2(stream) => clean(stream.poll_frame(cx)),
             Body::Watched(watched) => watched.poll_frame(cx),
             Body::Replay(replay) => replay.poll_frame(cx),
+            Body::Expected(expected) => expected.poll_frame(cx),
             Body::Copied(copied) => copied.poll_frame(cx),
         }
     }
@@ -180,6 +201,7 @@ impl http_body::Body for Body {
             Body::Driven(driven) => driven.is_end_stream(),
             Body::H2(stream) => stream.is_end_stream(),
             Body::Replay(replay) => replay.is_end_stream(),
+            Body::Expected(expected) => expected.is_end_stream(),
             Body::Copied(copied) => copied.is_end_stream(),
         }
     }
@@ -195,6 +217,7 @@ impl http_body::Body for Body {
                 .remaining
                 .map_or_else(SizeHint::default, SizeHint::with_exact),
             Body::Replay(replay) => replay.size_hint(),
+            Body::Expected(expected) => expected.size_hint(),
             Body::Copied(copied) => copied.size_hint(),
         }
     }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -15,13 +16,15 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::coop::unconstrained;
+use tokio::time::{Sleep, sleep};
 
 use super::body::{Body, BodyError};
+use super::expect::{ExpectedBody, expects_continue};
 use super::h1_pool::Home;
 use super::relay::{CountingIo, Relay};
-use super::{MAX_BUFFER_BYTES, MAX_HEADER_BYTES};
+use super::{BreakOff, MAX_BUFFER_BYTES, MAX_HEADER_BYTES};
+use crate::copy::Connection;
 
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
 
@@ -36,6 +39,8 @@ pub(crate) struct SendError {
     /// True when the connection had carried a request before. Together with `nothing_received` it says that
     /// the server most likely closed an idle connection before it saw the request.
     pub(crate) reused: bool,
+    /// True when the server took too long over taking the request, or over the head of its response once that had begun.
+    pub(crate) stalled: bool,
     source: Option<hyper::Error>,
 }
 
@@ -53,6 +58,7 @@ impl fmt::Debug for SendError {
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.unsent, self.nothing_received) {
+            _ if self.stalled => "the server stood still",
             (true, _) => "connection closed before the request was sent",
             (false, true) => "connection failed before the response began",
             (false, false) => "connection failed within the head of the response",
@@ -66,11 +72,30 @@ impl std::error::Error for SendError {
     }
 }
 
+/// How long a server may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct H1ClientSettings {
+    /// Over the head of a response once it has begun.
+    pub(crate) header_timeout: Duration,
+    /// Over taking nothing of a request that waits for it.
+    pub(crate) reader_timeout: Duration,
+}
+
+impl Default for H1ClientSettings {
+    fn default() -> H1ClientSettings {
+        H1ClientSettings {
+            header_timeout: Duration::from_secs(10),
+            reader_timeout: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
 /// An HTTP/1.1 connection to a server, able to carry one request at a time.
 pub(crate) struct H1Connection {
     sender: http1::SendRequest<Body>,
     driver: Option<Driver>,
     relay: Relay,
+    settings: H1ClientSettings,
     reused: bool,
     home: Option<Home>,
 }
@@ -90,7 +115,7 @@ impl H1Connection {
     /// None in practice: HTTP/1 begins with no exchange.
     pub(crate) async fn new<T>(io: T) -> hyper::Result<H1Connection>
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: Connection + Send + 'static,
     {
         let relay = Relay::new();
         let io = TokioIo::new(CountingIo::new(io, relay.clone()));
@@ -103,9 +128,17 @@ impl H1Connection {
             sender,
             driver: Some(Box::pin(connection.with_upgrades())),
             relay,
+            settings: H1ClientSettings::default(),
             reused: false,
             home: None,
         })
+    }
+
+    /// The same connection with other bounds.
+    pub(crate) fn with_settings(mut self, settings: H1ClientSettings) -> H1Connection {
+        self.relay.set_reader_timeout(settings.reader_timeout);
+        self.settings = settings;
+        self
     }
 
     /// Makes the connection go to `home` when a response is complete and it can carry another request.
@@ -136,33 +169,61 @@ impl H1Connection {
         request: Request<Body>,
     ) -> Result<Response<Body>, SendError> {
         self.relay.reset_counters();
-        let response = self.relay.poll(|_| self.sender.try_send_request(request));
+        let response = self.relay.poll(|_| {
+            let request = ask_first(request, &self.relay);
+            self.sender.try_send_request(request)
+        });
         // The budget of the task is not for this future: it is never woken but by `driver` beside it.
         let mut response = pin!(unconstrained(response));
         let relay = self.relay.clone();
+        let limit = self.settings.header_timeout;
+        let mut head_timer: Option<Pin<Box<Sleep>>> = None;
         let result = poll_fn(|cx| {
             relay.poll_until_ready(cx, |cx| {
                 poll_driver(&mut self.driver, cx);
-                response.as_mut().poll(cx)
+                let result = response.as_mut().poll(cx).map(Some);
+                if result.is_ready() || !relay.is_within_head() {
+                    return result;
+                }
+                let timer = head_timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+                timer.as_mut().poll(cx).map(|()| None)
             })
         })
         .await;
         match result {
-            Ok(response) => Ok(self.finish(response)),
-            Err(mut error) => Err(SendError {
-                unsent: self.relay.written_bytes() == 0,
-                nothing_received: self.relay.read_bytes() == 0,
-                reused: self.reused,
+            Some(Ok(response)) => Ok(self.finish(response)),
+            Some(Err(mut error)) => Err(SendError {
                 request: error.take_message().map(Box::new),
+                stalled: self.relay.is_stalled(),
                 source: Some(error.into_error()),
+                ..self.failure()
             }),
+            None => Err(SendError {
+                stalled: true,
+                ..self.failure()
+            }),
+        }
+    }
+
+    /// How far a request got that failed.
+    fn failure(&self) -> SendError {
+        SendError {
+            unsent: self.relay.written_bytes() == 0,
+            nothing_received: self.relay.read_bytes() == 0,
+            reused: self.reused,
+            stalled: false,
+            request: None,
+            source: None,
         }
     }
 
     /// Takes what there is of the body without waiting: most responses came whole with their head.
     fn finish(mut self, response: Response<Incoming>) -> Response<Body> {
-        let (parts, mut incoming) = response.into_parts();
+        let (mut parts, mut incoming) = response.into_parts();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let break_off = BreakOff::default();
+            self.relay.set_break_off(break_off.clone());
+            parts.extensions.insert(break_off);
             return Response::from_parts(parts, Body::Empty);
         }
         let body = if incoming.is_end_stream() {
@@ -242,6 +303,14 @@ impl H1Connection {
             home.give_back(self);
         }
     }
+}
+
+/// A request whose body is first read when the server asks for it, where its client wants that.
+fn ask_first(request: Request<Body>, relay: &Relay) -> Request<Body> {
+    if request.body().is_empty() || !expects_continue(request.headers()) {
+        return request;
+    }
+    request.map(|body| Body::Expected(Box::new(ExpectedBody::new(body, relay.clone()))))
 }
 
 fn poll_driver(driver: &mut Option<Driver>, cx: &mut Context<'_>) {

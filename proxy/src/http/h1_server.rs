@@ -7,19 +7,22 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::header::CONNECTION;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::body::{Body, BodyError};
-use super::idle_io::{Activity, Busy, IdleIo};
-use super::{MAX_BUFFER_BYTES, MAX_HEADER_BYTES};
+use super::idle_io::{Activity, Busy, ClientIo, IdleIo};
+use super::interim;
+use super::{BreakOff, MAX_BUFFER_BYTES, MAX_HEADER_BYTES};
+use crate::copy::Connection;
 use crate::detect::Prefixed;
+use crate::errors::{ERROR_HEADER, ErrorCode, ProxyError};
 
 /// Bounds of a client connection.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,8 @@ pub(crate) struct H1ServerSettings {
     pub(crate) max_header_bytes: usize,
     /// Whether a client that has closed its sending side still gets its response. Otherwise it counts as gone.
     pub(crate) half_close: bool,
+    /// How long the client may take nothing of a response that waits for it.
+    pub(crate) reader_timeout: Duration,
     /// After how long without a request a connection gives up its buffers (16 KiB of them) until the next one.
     pub(crate) park_after: Duration,
 }
@@ -43,6 +48,7 @@ impl Default for H1ServerSettings {
             idle_timeout: Duration::from_secs(60 * 60),
             max_header_bytes: MAX_HEADER_BYTES,
             half_close: false,
+            reader_timeout: Duration::from_secs(15 * 60),
             park_after: Duration::from_secs(1),
         }
     }
@@ -54,9 +60,12 @@ pub(crate) enum H1ServerError {
     /// Not HTTP, too long, cut off, or the socket failed. The client has got a 400 or 431 where that was possible.
     #[error("HTTP/1 connection failed")]
     Http(#[from] hyper::Error),
-    /// The head of a request did not arrive in time.
+    /// The head of a request did not arrive in time. The client has got a 408.
     #[error("the head of a request took longer than {0:?} to arrive")]
     HeaderTimeout(Duration),
+    /// The client took nothing of a response for too long.
+    #[error("the client took nothing of its response for {0:?}")]
+    ReaderTimeout(Duration),
     /// The socket failed while the connection was idle.
     #[error("idle connection failed")]
     Io(#[from] std::io::Error),
@@ -77,26 +86,35 @@ pub(crate) async fn serve_h1<I, S, F>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), H1ServerError>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Connection + Send + 'static,
     S: Fn(Request<Body>) -> F,
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
     let activity = Activity::new();
+    io.wait_for_reader(Some(settings.reader_timeout));
     let mut io = IdleIo::new(io, activity.clone(), settings.max_header_bytes);
     let mut shutdown = pin!(shutdown);
     let mut partial_head: Option<PartialHead> = None;
     loop {
         // In a box, which is gone while the connection is parked.
         let driving = drive(io, service, &activity, settings, shutdown.as_mut());
-        let step = Box::pin(driving).await?;
+        let step = Box::pin(driving).await;
+        if step.is_err() && activity.is_stalled() {
+            return Err(H1ServerError::ReaderTimeout(settings.reader_timeout));
+        }
         let Step::Idle {
             io: idle,
             read_ahead,
-        } = step
+        } = step?
         else {
             return Ok(());
         };
         io = idle;
+        if io.is_within_body() {
+            // Nobody reads the rest of the request, and nothing of it may be taken for the next one.
+            Box::pin(io.end(None)).await;
+            return Ok(());
+        }
         if read_ahead.is_empty() {
             partial_head = None;
             let bytes = tokio::time::timeout(settings.idle_timeout, io.wait_for_bytes());
@@ -109,14 +127,23 @@ where
                 return Ok(());
             }
         } else {
+            // Empty lines before a request are none.
+            let has_begun = read_ahead.iter().any(|byte| !b"\r\n".contains(byte));
             io.unread(read_ahead);
             let requests = activity.requests();
             let began = match partial_head {
                 Some(head) if head.requests == requests => head.began,
                 _ => Instant::now() - settings.park_after,
             };
-            if began.elapsed() >= settings.header_timeout {
-                return Err(H1ServerError::HeaderTimeout(settings.header_timeout));
+            let limit = settings.header_timeout;
+            if began.elapsed() >= limit {
+                if has_begun {
+                    let message =
+                        format_args!("The head of the request took longer than {limit:?}.");
+                    let error = ProxyError::new(ErrorCode::ClientTimeout, message);
+                    Box::pin(io.end(Some(error))).await;
+                }
+                return Err(H1ServerError::HeaderTimeout(limit));
             }
             partial_head = Some(PartialHead { began, requests });
         }
@@ -125,9 +152,9 @@ where
 
 /// The connection that was given to [`serve_h1`] and upgraded since, with what was read of it and given to nobody;
 /// none where it was of another type.
-pub(crate) fn take_back<I>(upgraded: Upgraded) -> Option<Prefixed<I>>
+pub(crate) fn take_back<I>(upgraded: Upgraded) -> Option<Prefixed<ClientIo<I>>>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Connection + Send + 'static,
 {
     let parts = upgraded.downcast::<TokioIo<IdleIo<I>>>().ok()?;
     let (io, unread) = parts.io.into_inner().into_inner();
@@ -146,7 +173,7 @@ struct PartialHead {
     requests: u32,
 }
 
-enum Step<I> {
+enum Step<I: Connection> {
     Closed,
     /// No request is under way. `read_ahead` is the beginning of one.
     Idle {
@@ -167,7 +194,7 @@ async fn drive<I, S, F>(
     mut shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Step<I>, H1ServerError>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Connection + Send + 'static,
     S: Fn(Request<Body>) -> F,
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
@@ -236,12 +263,34 @@ where
         }
     });
     let connect = request.method() == Method::CONNECT;
-    let response = service(request).await?;
+    let takes_interim = request.version() == Version::HTTP_11;
+    let mut answer = pin!(service(request));
+    let mut response = poll_fn(|cx| {
+        let (answered, came) = interim::collect(|| answer.as_mut().poll(cx));
+        for response in came.iter().filter(|_| takes_interim) {
+            // That one hyper says itself, when the body is first read.
+            if response.status() != StatusCode::CONTINUE {
+                activity.say_before_response(&interim::to_http1(response));
+            }
+        }
+        answered
+    })
+    .await?;
+    activity.response_begins();
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS || (connect && status.is_success()) {
-        activity.upgrade();
+        activity.upgrade(response.extensions_mut().remove::<BreakOff>());
     }
-    Ok(response.map(|body| ResponseBody { body, _busy: busy }))
+    if status == StatusCode::REQUEST_TIMEOUT && response.headers().contains_key(ERROR_HEADER) {
+        // What is left of the request is not waited for (RFC 9110, section 15.5.9).
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    Ok(response.map(|body| ResponseBody {
+        body,
+        activity: activity.clone(),
+        _busy: busy,
+    }))
 }
 
 /// Body of a request on an HTTP/1 server connection.
@@ -281,7 +330,16 @@ impl RequestBody {
 /// Body of a response on its way into hyper.
 struct ResponseBody {
     body: Body,
+    activity: Activity,
     _busy: Busy,
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if self.activity.is_stalled() {
+            self.body.abandon(&BodyError::ReaderStalled);
+        }
+    }
 }
 
 impl http_body::Body for ResponseBody {
@@ -292,7 +350,11 @@ impl http_body::Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_ready() {
+            self.activity.response_begins();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

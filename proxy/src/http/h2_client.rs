@@ -4,20 +4,22 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
-use http::{Request, Response};
+use h2::client::{ResponseFuture, SendRequest};
+use http::{Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::body::Body;
+use super::expect::{Waiting, expects_continue};
 use super::gathering::Gathering;
 use super::h1_pool::PoolKey;
+use super::interim;
 use super::send_body::{SendBodyError, send_body};
 use super::{CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, STREAM_WINDOW_BYTES};
 
@@ -45,30 +47,32 @@ impl H2SendError {
 }
 
 /// Sends a request on an HTTP/2 connection and waits for the head of its response. What is left of the request's
-/// body by then goes on being sent in a task of its own.
+/// body by then goes on being sent in a task of its own. The server may take nothing of it for `reader_timeout`.
 ///
 /// # Errors
 /// [`H2SendError`] says whether the server can have seen the request.
 pub(crate) async fn send_h2(
     sender: SendRequest<Bytes>,
     request: Request<Body>,
+    reader_timeout: Duration,
 ) -> Result<Response<Body>, H2SendError> {
     let mut sender = sender.ready().await.map_err(H2SendError::unsent)?;
     let (head, body) = request.into_parts();
     let ends = body.is_empty();
+    let waiting = (!ends && expects_continue(&head.headers)).then(Waiting::new);
     let (response, mut stream) = sender
         .send_request(Request::from_parts(head, ()), ends)
         .map_err(H2SendError::unsent)?;
     let result = match body {
-        _ if ends => response.await.map_err(|error| (error, None)),
-        Body::Full(bytes) => {
+        _ if ends => respond(response).await.map_err(|error| (error, None)),
+        Body::Full(bytes) if waiting.is_none() => {
             // A failure here is the stream's, and reaches the response too.
             let _ = stream.send_data(bytes, true);
-            response.await.map_err(|error| (error, None))
+            respond(response).await.map_err(|error| (error, None))
         }
         body => {
-            let pump = Box::pin(async move { send_body(body, &mut stream).await });
-            respond_while_sending(response, pump).await
+            let pump = Box::pin(async move { send_body(body, &mut stream, reader_timeout).await });
+            respond_while_sending(response, pump, waiting).await
         }
     };
     match result {
@@ -88,26 +92,55 @@ pub(crate) async fn send_h2(
 
 type Pump = Pin<Box<dyn Future<Output = Result<u64, SendBodyError>>>>;
 
+/// The final response; those before it are on their way.
+async fn respond(mut response: ResponseFuture) -> Result<Response<h2::RecvStream>, h2::Error> {
+    poll_fn(|cx| {
+        pass_interim(&mut response, cx);
+        Pin::new(&mut response).poll(cx)
+    })
+    .await
+}
+
+/// Passes interim responses on, and says whether the server has asked for the request's body.
+fn pass_interim(response: &mut ResponseFuture, cx: &mut Context<'_>) -> bool {
+    let mut continued = false;
+    while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+        let (head, ()) = interim.into_parts();
+        continued |= head.status == StatusCode::CONTINUE;
+        interim::came(head.status, head.headers);
+    }
+    continued
+}
+
+/// Sends the body while the response is waited for, once `waiting` is over: the server has asked for it, or says nothing.
+/// Where it answers first, it wants none.
 async fn respond_while_sending(
-    response: h2::client::ResponseFuture,
+    mut response: ResponseFuture,
     pump: Pump,
+    mut waiting: Option<Waiting>,
 ) -> Result<Response<h2::RecvStream>, (h2::Error, Option<SendBodyError>)> {
-    let mut response = pin!(response);
     let mut pump = Some(pump);
     let mut failure = None;
     let result = poll_fn(|cx| {
-        if let Some(sending) = &mut pump
+        let continued = pass_interim(&mut response, cx);
+        if let Some(left) = &mut waiting
+            && (continued || left.poll(cx).is_ready())
+        {
+            waiting = None;
+        }
+        if waiting.is_none()
+            && let Some(sending) = &mut pump
             && let Poll::Ready(sent) = sending.as_mut().poll(cx)
         {
             failure = sent.err();
             pump = None;
         }
-        response.as_mut().poll(cx)
+        Pin::new(&mut response).poll(cx)
     })
     .await;
     match result {
         Ok(response) => {
-            if let Some(pump) = pump {
+            if let Some(pump) = pump.filter(|_| waiting.is_none()) {
                 tokio::task::spawn_local(pump);
             }
             Ok(response)
@@ -133,8 +166,12 @@ impl H2Connection {
     ///
     /// # Errors
     /// [`H2SendError`].
-    pub(crate) async fn send(&self, request: Request<Body>) -> Result<Response<Body>, H2SendError> {
-        send_h2(self.sender.clone(), request).await
+    pub(crate) async fn send(
+        &self,
+        request: Request<Body>,
+        reader_timeout: Duration,
+    ) -> Result<Response<Body>, H2SendError> {
+        send_h2(self.sender.clone(), request, reader_timeout).await
     }
 }
 

@@ -12,16 +12,18 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Request, Response};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::Body;
 use super::gathering::Gathering;
 use super::headers::SIDEWIND_ERROR;
+use super::idle::Idle;
+use super::interim;
 use super::send_body::{SendBodyError, send_body};
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, Refusals, STREAM_WINDOW_BYTES, WatchedIo,
     hard_header_bound,
 };
+use crate::copy::Connection;
 
 /// How long a client may go on sending the body of a request that was refused, into nothing and one window at most. After it,
 /// or at once were there no such time, RST_STREAM with NO_ERROR says that no more is wanted (RFC 9113, section 8.1),
@@ -38,6 +40,10 @@ pub(crate) struct H2ServerSettings {
     /// Most bytes of a request's head, after decompression. What is larger still comes to the service, which refuses
     /// it, as far as [`hard_header_bound`] reaches.
     pub(crate) max_header_bytes: usize,
+    /// How long a connection may have no stream.
+    pub(crate) idle_timeout: Duration,
+    /// How long the client may take nothing of a response that waits for it.
+    pub(crate) reader_timeout: Duration,
 }
 
 impl Default for H2ServerSettings {
@@ -46,6 +52,8 @@ impl Default for H2ServerSettings {
             handshake_timeout: Duration::from_secs(10),
             max_concurrent_streams: 512,
             max_header_bytes: MAX_HEADER_BYTES,
+            idle_timeout: Duration::from_secs(60 * 60),
+            reader_timeout: Duration::from_secs(15 * 60),
         }
     }
 }
@@ -75,7 +83,7 @@ pub(crate) async fn serve_h2<I, S, F>(
     far_too_large: impl Fn() + 'static,
 ) -> Result<(), H2ServerError>
 where
-    I: AsyncRead + AsyncWrite + Unpin,
+    I: Connection,
     S: Fn(Request<Body>) -> F + 'static,
     F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
 {
@@ -86,6 +94,7 @@ where
         .max_concurrent_streams(settings.max_concurrent_streams)
         .max_header_list_size(hard_header_bound(settings.max_header_bytes))
         .max_send_buffer_size(STREAM_WINDOW_BYTES as usize);
+    io.wait_for_reader(Some(settings.reader_timeout));
     let refusals = Refusals::default();
     refusals.on_refusal(far_too_large);
     let io = Gathering::new(io);
@@ -103,13 +112,21 @@ where
             .await
             .map_err(|_| H2ServerError::HandshakeTimeout(settings.handshake_timeout))??
     };
+    let idle = Idle::new(settings.idle_timeout);
     let mut shutdown = pin!(shutdown);
+    let mut too_long = pin!(idle.too_long());
+    let mut overstayed = pin!(idle.overstayed());
     let mut draining = false;
     loop {
         let accepted = poll_fn(|cx| {
-            if !draining && shutdown.as_mut().poll(cx).is_ready() {
+            if !draining
+                && (shutdown.as_mut().poll(cx).is_ready() || too_long.as_mut().poll(cx).is_ready())
+            {
                 draining = true;
                 connection.graceful_shutdown();
+            }
+            if draining && overstayed.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(None));
             }
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(Ok(accepted));
@@ -127,6 +144,7 @@ where
             Some(Ok((request, respond))) => {
                 refusals.accepted(respond.stream_id());
                 let service = service.clone();
+                let (under_way, limit) = (idle.begin(), settings.reader_timeout);
                 tokio::task::spawn_local(async move {
                     let mut request = request;
                     let body = request.body_mut();
@@ -141,10 +159,11 @@ where
                         }
                     };
                     // A stream that fails has told its client by a reset; what it was about is in the access log.
-                    let _ = serve_stream(request, respond, respond_to).await;
+                    let _ = serve_stream(request, respond, limit, respond_to).await;
                     if unread.is_some() && refused.get() {
                         tokio::time::sleep(LINGER).await;
                     }
+                    drop(under_way);
                 });
             }
         }
@@ -158,13 +177,15 @@ fn is_refusal(answer: &Result<Response<Body>, Infallible>) -> bool {
 }
 
 /// Serves one HTTP/2 stream: runs `service` until it answers or the client resets the stream, and sends the
-/// response with its body and trailers. Gives back how many bytes of body were sent.
+/// response with its body and trailers, of which the client may take nothing for `reader_timeout`. Gives back how many
+/// bytes of body were sent.
 ///
 /// # Errors
 /// [`SendBodyError`] when the response did not reach the client whole.
 pub(crate) async fn serve_stream<F>(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
+    reader_timeout: Duration,
     service: impl FnOnce(Request<Body>) -> F,
 ) -> Result<u64, SendBodyError>
 where
@@ -174,7 +195,12 @@ where
     let body = Body::from_h2(stream, &head.headers);
     let mut answer = pin!(service(Request::from_parts(head, body)));
     let response = poll_fn(|cx| {
-        if let Poll::Ready(response) = answer.as_mut().poll(cx) {
+        let (answered, interim) = interim::collect(|| answer.as_mut().poll(cx));
+        for response in interim {
+            // Fails only on a stream that is closed already.
+            let _ = respond.send_informational(response);
+        }
+        if let Poll::Ready(response) = answered {
             return Poll::Ready(Ok(response.unwrap_or_else(|never| match never {})));
         }
         respond.poll_reset(cx).map(Err)
@@ -190,5 +216,5 @@ where
     if ends {
         return Ok(0);
     }
-    send_body(body, &mut stream).await
+    send_body(body, &mut stream, reader_timeout).await
 }

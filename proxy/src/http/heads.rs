@@ -26,6 +26,8 @@ enum State {
     /// In a body with so many bytes left.
     Length(u64),
     Chunked(Chunks),
+    /// In a head that hyper refuses, which begins after so many of the bytes that were read last.
+    Unreadable(usize),
     /// Nothing that follows is a request, or hyper refuses it.
     Blind,
 }
@@ -46,6 +48,20 @@ impl Heads {
         }
     }
 
+    /// Said once, after the read in which it was: how many of its bytes come before a head that hyper refuses.
+    pub(crate) fn take_unreadable(&mut self) -> Option<usize> {
+        let State::Unreadable(good) = self.state else {
+            return None;
+        };
+        self.stop();
+        Some(good)
+    }
+
+    /// Whether the body of a request goes on with the next byte.
+    pub(crate) fn is_within_body(&self) -> bool {
+        matches!(self.state, State::Length(_) | State::Chunked(_))
+    }
+
     /// What follows is no HTTP any more.
     pub(crate) fn stop(&mut self) {
         self.state = State::Blind;
@@ -59,7 +75,7 @@ impl Heads {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             at += match &mut self.state {
-                State::Blind => return Ok(()),
+                State::Blind | State::Unreadable(_) => return Ok(()),
                 State::Length(left) => {
                     let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
                     *left -= taken as u64;
@@ -89,6 +105,10 @@ impl Heads {
                         Head::Whole(_, Framing::Refused(why)) => {
                             self.stop();
                             return Err(Refused { good: at, why });
+                        }
+                        Head::Whole(_, Framing::Unknown) => {
+                            self.state = State::Unreadable(at);
+                            return Ok(());
                         }
                         Head::Whole(length, framing) => {
                             self.state = framing.state();

@@ -5,14 +5,14 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use crate::http::{BodyEnd, BodyWatcher};
+use super::{BodyEnd, BodyWatcher};
 
 /// How long after it was told that its connection ends a client may keep it.
 const GOODBYE: Duration = Duration::from_secs(10);
 
 /// What is under way on one connection.
 #[derive(Debug)]
-pub(super) struct Idle {
+pub(crate) struct Idle {
     under_way: Cell<u32>,
     since: Cell<Instant>,
     limit: Duration,
@@ -20,10 +20,10 @@ pub(super) struct Idle {
 
 /// A request that is under way, until its response is out.
 #[derive(Debug)]
-pub(super) struct UnderWay(Rc<Idle>);
+pub(crate) struct UnderWay(Rc<Idle>);
 
 impl Idle {
-    pub(super) fn new(limit: Duration) -> Rc<Self> {
+    pub(crate) fn new(limit: Duration) -> Rc<Self> {
         Rc::new(Self {
             under_way: Cell::new(0),
             since: Cell::new(Instant::now()),
@@ -31,18 +31,18 @@ impl Idle {
         })
     }
 
-    pub(super) fn begin(self: &Rc<Self>) -> UnderWay {
+    pub(crate) fn begin(self: &Rc<Self>) -> UnderWay {
         self.under_way.set(self.under_way.get() + 1);
         UnderWay(Rc::clone(self))
     }
 
     /// Resolves once the connection has been idle for as long as it may.
-    pub(super) async fn too_long(&self) {
+    pub(crate) async fn too_long(&self) {
         self.idle_for(self.limit).await;
     }
 
     /// Resolves once a client keeps its connection open although it was told to go.
-    pub(super) async fn overstayed(&self) {
+    pub(crate) async fn overstayed(&self) {
         self.idle_for(self.limit + GOODBYE).await;
     }
 

@@ -2,6 +2,8 @@
 //! happens to headers on the way through a proxy.
 
 pub(crate) mod body;
+mod break_off;
+mod expect;
 mod gathering;
 pub(crate) mod h1_client;
 pub(crate) mod h1_pool;
@@ -10,21 +12,28 @@ pub(crate) mod h2_client;
 pub(crate) mod h2_server;
 pub(crate) mod headers;
 pub(crate) mod heads;
+mod idle;
 mod idle_io;
+mod interim;
 mod opening;
 mod refusals;
 mod relay;
 pub(crate) mod send_body;
+mod stall;
 pub(crate) mod watched_body;
 
 pub(crate) use body::{Body, BodyError};
-pub(crate) use h1_client::{H1Connection, SendError};
+pub(crate) use break_off::BreakOff;
+pub(crate) use h1_client::{H1ClientSettings, H1Connection, SendError};
 pub(crate) use h1_pool::{H1Pool, PoolKey, PoolLimits};
 pub(crate) use h1_server::{H1ServerError, H1ServerSettings, serve_h1, take_back};
 pub(crate) use h2_client::{H2Pool, H2SendError, send_h2};
 pub(crate) use h2_server::{H2ServerError, H2ServerSettings, serve_h2, serve_stream};
+pub(crate) use idle::Idle;
 pub(crate) use opening::broken_by_client;
 pub(crate) use refusals::{FarTooLarge, Refusals, WatchedIo, hard_header_bound};
+pub(crate) use send_body::SendBodyError;
+pub(crate) use stall::{Bound, LEAST_BYTES};
 pub(crate) use watched_body::{BodyEnd, BodyWatcher};
 
 /// How much of one HTTP/2 stream may be on its way to us: what bounds the memory that a stalled reader holds.

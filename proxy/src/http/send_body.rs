@@ -3,12 +3,14 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Frame;
 
 use super::body::{Body, BodyError};
+use super::stall::{Bound, Stall};
 
 /// Why a body could not be sent to its end. The stream has been reset.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +18,9 @@ pub(crate) enum SendBodyError {
     /// The peer wants no more of it. `NO_ERROR` and `CANCEL` are ordinary: it has its answer, or its client went.
     #[error("peer reset the stream: {0}")]
     Reset(Reason),
+    /// The peer took nothing of it for too long.
+    #[error("peer took nothing for {0:?}")]
+    Stalled(Duration),
     /// The body's own source failed.
     #[error("source of the body failed")]
     Body(#[from] BodyError),
@@ -24,7 +29,8 @@ pub(crate) enum SendBodyError {
     Http2(#[from] h2::Error),
 }
 
-/// Sends `body` with its trailers and the end of the stream, and gives back how many bytes of data it was.
+/// Sends `body` with its trailers and the end of the stream, and gives back how many bytes of data it was. The peer may
+/// take nothing of it for `reader_timeout`.
 ///
 /// Waits for the peer's window before each piece, so at most one frame of the source is held. END_STREAM goes
 /// out with the last DATA frame wherever the end is known by then. When the source fails the stream is
@@ -32,6 +38,7 @@ pub(crate) enum SendBodyError {
 pub(crate) async fn send_body(
     mut body: Body,
     stream: &mut SendStream<Bytes>,
+    reader_timeout: Duration,
 ) -> Result<u64, SendBodyError> {
     if let Body::Full(bytes) = body {
         // Whole in memory already, so queueing it in h2 holds nothing more than waiting here would.
@@ -39,14 +46,27 @@ pub(crate) async fn send_body(
         stream.send_data(bytes, true)?;
         return Ok(length);
     }
-    let result = pump(&mut body, stream).await;
-    if let Err(SendBodyError::Body(error)) = &result {
-        stream.send_reset(error.reset_reason());
+    let mut stall = Stall::new(Bound {
+        limit: reader_timeout,
+        least: 1,
+    });
+    let result = pump(&mut body, stream, &mut stall).await;
+    match &result {
+        Err(SendBodyError::Body(error)) => stream.send_reset(error.reset_reason()),
+        Err(SendBodyError::Stalled(_)) => {
+            body.abandon(&BodyError::ReaderStalled);
+            stream.send_reset(Reason::CANCEL);
+        }
+        _ => {}
     }
     result
 }
 
-async fn pump(body: &mut Body, stream: &mut SendStream<Bytes>) -> Result<u64, SendBodyError> {
+async fn pump(
+    body: &mut Body,
+    stream: &mut SendStream<Bytes>,
+    stall: &mut Stall,
+) -> Result<u64, SendBodyError> {
     let mut sent = 0;
     let mut next = next_frame(body, stream).await?;
     loop {
@@ -72,7 +92,7 @@ async fn pump(body: &mut Body, stream: &mut SendStream<Bytes>) -> Result<u64, Se
         };
         let last = matches!(following, Following::End);
         if !data.is_empty() || last {
-            send_data(data, last, stream).await?;
+            send_data(data, last, stream, stall).await?;
         }
         next = match following {
             Following::End => return Ok(sent),
@@ -116,6 +136,7 @@ async fn send_data(
     mut data: Bytes,
     last: bool,
     stream: &mut SendStream<Bytes>,
+    stall: &mut Stall,
 ) -> Result<(), SendBodyError> {
     if data.is_empty() {
         stream.send_data(data, last)?;
@@ -133,7 +154,14 @@ async fn send_data(
             stream.reserve_capacity(data.len());
             continue;
         }
-        poll_fn(|cx| poll_capacity(stream, cx)).await?;
+        poll_fn(|cx| match poll_capacity(stream, cx) {
+            Poll::Pending => stall
+                .poll_waiting(cx)
+                .map(|limit| Err(SendBodyError::Stalled(limit))),
+            ready => ready,
+        })
+        .await?;
+        stall.moved(1);
     }
 }
 

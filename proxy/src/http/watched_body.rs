@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::body::{Body, BodyError};
+use super::stall::{Bound, Stall};
 
 /// How a body ended.
 #[derive(Debug)]
@@ -32,6 +33,10 @@ pub(crate) trait BodyWatcher {
     fn is_too_long(&self) -> bool {
         false
     }
+    /// How long more of it may be waited for.
+    fn patience(&self) -> Option<Bound> {
+        None
+    }
     /// The trailers came.
     fn trailers(&self, _trailers: &HeaderMap) {}
     /// Nothing more will come. Said exactly once for each body.
@@ -43,6 +48,7 @@ pub(crate) struct WatchedBody {
     body: Body,
     /// Until it has been told of the end.
     watcher: Option<Rc<dyn BodyWatcher>>,
+    stall: Option<Stall>,
 }
 
 impl fmt::Debug for WatchedBody {
@@ -57,6 +63,7 @@ impl WatchedBody {
     pub(super) fn new(body: Body, watcher: Rc<dyn BodyWatcher>) -> WatchedBody {
         WatchedBody {
             body,
+            stall: watcher.patience().map(Stall::new),
             watcher: Some(watcher),
         }
     }
@@ -67,13 +74,24 @@ impl WatchedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         match (&frame, &self.watcher) {
-            (Poll::Pending, _) | (_, None) => {}
+            (_, None) => {}
+            (Poll::Pending, Some(_)) => {
+                let stall = self.stall.as_mut().map(|stall| stall.poll_waiting(cx));
+                if let Some(Poll::Ready(limit)) = stall {
+                    let error = BodyError::SenderStalled(limit);
+                    self.end(BodyEnd::Failed(&error));
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
             (Poll::Ready(None), Some(_)) => self.end(BodyEnd::Complete),
             (Poll::Ready(Some(Err(error))), Some(_)) => self.end(BodyEnd::Failed(error)),
             (Poll::Ready(Some(Ok(frame))), Some(watcher)) => {
                 if let Some(data) = frame.data_ref() {
                     watcher.data(data.len());
                     watcher.piece(data);
+                    if let Some(stall) = &mut self.stall {
+                        stall.moved(data.len());
+                    }
                     if watcher.is_too_long() {
                         let error = BodyError::TooLong;
                         self.end(BodyEnd::Failed(&error));
@@ -86,6 +104,11 @@ impl WatchedBody {
             }
         }
         frame
+    }
+
+    pub(super) fn abandon(&mut self, error: &BodyError) {
+        self.end(BodyEnd::Failed(error));
+        self.body.abandon(error);
     }
 
     fn end(&mut self, end: BodyEnd<'_>) {

@@ -91,6 +91,7 @@ async fn streams(
     connection: MeshServerConnection,
 ) -> Result<(), DriverError> {
     let http = Rc::new(InboundHttp::new(worker, caller));
+    let reader_timeout = worker.config.limits.patience.reader;
     let handler = |request: Request<RecvStream>, respond| {
         let http = Rc::clone(&http);
         async move {
@@ -99,7 +100,7 @@ async fn streams(
                 Box::pin(tcp::from_peer(http, request, respond)).await;
             } else {
                 let answer = |request| async move { Ok(http.answer_peer(request).await) };
-                if let Err(error) = serve_stream(request, respond, answer).await {
+                if let Err(error) = serve_stream(request, respond, reader_timeout, answer).await {
                     tracing::debug!(error = %Chain(&error), "a response was not sent whole");
                 }
             }

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use super::{Caller, destination::WorkloadPort, http::InboundHttp, tcp};
 use crate::{
     capture::{DestinationSource, OriginalDestination},
-    detect::{self, Detected, Prefixed},
+    detect::{self, Detected, Detection, Prefixed},
     errors::{ErrorCode, ProxyError},
     listen::Placed,
     telemetry::{Direction, Protocol},
@@ -48,17 +48,21 @@ pub(crate) async fn serve(
             return;
         }
     };
-    if declared && !matches!(found.protocol, Detected::Http1 | Detected::Http2) {
+    if declared && !is_http(&found) {
         return worker.refused(client, &not_http(port.address.port()));
     }
-    if found.timed_out {
+    if found.timed_out && !declared {
         worker.silent_client(&port.address, limit);
     }
     let caller = Caller::from_outside(client, local, &worker);
     let stream = Prefixed::new(found.prefix, stream);
-    let opaque = match found.protocol {
+    let protocol = match found.protocol {
+        Detected::Opaque if declared => Detected::Http1,
+        protocol => protocol,
+    };
+    let opaque = match protocol {
         Detected::Http1 | Detected::Http2 => {
-            let http2 = found.protocol == Detected::Http2;
+            let http2 = protocol == Detected::Http2;
             let _open = worker.open_http(Direction::Inbound, http2, "", None);
             let http = Rc::new(InboundHttp::new(&worker, caller));
             let service = move |request| {
@@ -74,6 +78,12 @@ pub(crate) async fn serve(
         Detected::Opaque => Protocol::Tcp,
     };
     Box::pin(tcp::from_outside(&worker, &caller, port, opaque, stream)).await;
+}
+
+/// Whether what came is HTTP, as far as it came: the beginning of a request line is, and its client is slow.
+pub(super) fn is_http(found: &Detection) -> bool {
+    let slow = found.timed_out && !found.prefix.is_empty();
+    slow || matches!(found.protocol, Detected::Http1 | Detected::Http2)
 }
 
 /// What is said of bytes that are for a port that is declared as HTTP.

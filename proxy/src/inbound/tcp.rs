@@ -8,7 +8,11 @@ use http::{Request, Response};
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
-    Caller, authorize::Gate, destination::WorkloadPort, http::InboundHttp, plaintext::not_http,
+    Caller,
+    authorize::Gate,
+    destination::WorkloadPort,
+    http::InboundHttp,
+    plaintext::{is_http, not_http},
 };
 use crate::{
     complaints::check_header_list,
@@ -106,7 +110,7 @@ async fn http_from_peer(
     let mut tunnel = TunnelStream::new(request.into_body(), send, None);
     let limit = worker.config.limits.header_timeout;
     let found = match detect::detect(&mut tunnel, 0, limit).await {
-        Ok(found) if matches!(found.protocol, Detected::Http1 | Detected::Http2) => found,
+        Ok(found) if is_http(&found) => found,
         _ => {
             tunnel.reset();
             let error = not_http(port.address.port());
@@ -121,7 +125,7 @@ async fn http_from_peer(
         async move { Ok(http.answer_outside(port, http2, request).await) }
     };
     // hyper wants what it reads to be movable between threads, which a tunnel is not.
-    let (near, far) = tokio::io::duplex(TUNNEL_BUFFER_BYTES);
+    let (near, far) = copy::pipe(TUNNEL_BUFFER_BYTES);
     let progress = Progress::default();
     let copying = copy::copy_tunnel(far, tunnel, None, &progress);
     let near = Prefixed::new(found.prefix, near);

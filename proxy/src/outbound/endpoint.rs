@@ -8,11 +8,11 @@ use crate::{
     airflow::baggage,
     balance::{EndpointDesc, MeshTarget},
     control::MeshIdentity,
-    copy::{self, Connection, Progress},
+    copy::{self, Progress},
     errors::{Chain, ErrorCode, ProxyError},
     exchange::Exchange,
     http::{
-        Body, H1Connection, H2SendError,
+        Body, H1Connection, H2SendError, SendBodyError,
         headers::{self, SIDEWIND_DESTINATION, SIDEWIND_PROTOCOL},
         send_h2,
     },
@@ -28,7 +28,8 @@ const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
 /// When a client may try again that found every mesh connection in use: streams end all the time.
 const POOL_FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-impl Connection for tokio::io::DuplexStream {}
+#[cfg(test)]
+impl crate::copy::Connection for tokio::io::DuplexStream {}
 
 impl EndpointDesc {
     /// An address that nobody knows more of.
@@ -110,7 +111,7 @@ impl EndpointDesc {
         self.to_mesh(exchange, &mut request, http2)?;
         let (sender, lease) = connection.into_parts();
         exchange.hold(lease);
-        send_h2(sender, request)
+        send_h2(sender, request, worker.config.limits.patience.reader)
             .await
             .map_err(|error| self.stream_failed(mesh, error))
     }
@@ -133,7 +134,7 @@ impl EndpointDesc {
             ProxyError::new(ErrorCode::UpstreamReset, message).with_source(Chain(error).to_string())
         };
         // hyper wants what it reads to be movable between threads, which a tunnel is not.
-        let (near, far) = tokio::io::duplex(TUNNEL_BUFFER_BYTES);
+        let (near, far) = copy::pipe(TUNNEL_BUFFER_BYTES);
         tokio::task::spawn_local(async move {
             let progress = Progress::default();
             if let Err(error) = copy::copy_tunnel(far, tunnel, None, &progress).await {
@@ -235,6 +236,8 @@ impl EndpointDesc {
     fn stream_failed(&self, mesh: &MeshTarget, error: H2SendError) -> ProxyError {
         let (code, what) = if error.unprocessed {
             (ErrorCode::ConnectFailed, "took no further request")
+        } else if matches!(error.body, Some(SendBodyError::Stalled(_))) {
+            (ErrorCode::UpstreamStalled, "took no more of the request")
         } else {
             (ErrorCode::UpstreamReset, "gave no complete response")
         };

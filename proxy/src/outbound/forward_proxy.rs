@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use super::{connection, destination::Target, http::OutboundHttp};
 use crate::{
     airflow::ConnectionTask,
+    copy::Connection,
     errors::{ErrorCode, ProxyError},
     http::{Body, take_back},
     listen::Placed,
@@ -89,7 +90,11 @@ fn tunnel(
         match upgrade.await {
             // Its own connection again, so that what breaks is reset, and bytes go through as few hands as elsewhere.
             Ok(upgraded) => match take_back::<Placed<TcpStream>>(upgraded) {
-                Some(stream) => connection(worker, target, stream, client, task).await,
+                Some(stream) => {
+                    // Nobody knows what it carries now.
+                    stream.wait_for_reader(None);
+                    connection(worker, target, stream, client, task).await;
+                }
                 None => tracing::error!(%client, "a CONNECT was made on another connection"),
             },
             Err(error) => {

@@ -227,6 +227,13 @@ async fn protocol<T: Connection>(
     };
     let limit = worker.config.traffic.detect_timeout;
     let found = detect::detect(stream, port, limit).await?;
+    if found.timed_out && declared == Declared::Http && !found.prefix.is_empty() {
+        // The beginning of a request line, whose client is slow.
+        return Ok(Detection {
+            protocol: Detected::Http1,
+            ..found
+        });
+    }
     if found.timed_out {
         worker.silent_client(target, limit);
     }

@@ -160,8 +160,9 @@ fn half_a_request_is_given_up_after_a_while() {
             let answer =
                 read_to_close(stream).unwrap_or_else(|| panic!("half a request keeps {port} open"));
             let answer = String::from_utf8_lossy(&answer).into_owned();
+            let silent = port == 15020 && answer.is_empty();
             assert!(
-                answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
+                silent || answer.starts_with("HTTP/1.1 408"),
                 "{port}: {answer}"
             );
         }

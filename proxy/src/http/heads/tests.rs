@@ -123,6 +123,7 @@ fn a_head_without_end_is_not_kept() {
     for _ in 0..LIMIT {
         assert_eq!(heads.read(b"x: y\r\n"), Ok(()));
     }
+    assert!(heads.take_unreadable().is_some(), "{heads:?}");
     assert!(matches!(heads.state, State::Blind), "{heads:?}");
 }
 

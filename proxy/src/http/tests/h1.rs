@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::spawn_local;
 
-use super::{answer, collect, read_head, run, run_with_sockets};
+use super::{answer, collect, read_head, run, run_for, run_with_sockets};
 use crate::http::{Body, BodyError, H1Connection, H1Pool, PoolKey, PoolLimits};
 
 const ADDRESS: SocketAddr =
@@ -377,4 +377,45 @@ fn a_thousand_requests_go_over_one_socket_to_a_real_server() {
             connection = pool.checkout(key).expect("reusable");
         }
     });
+}
+
+#[test]
+fn a_response_whose_head_drips_is_given_up_and_one_that_is_long_in_coming_is_not() {
+    let hour = Duration::from_secs(60 * 60);
+    for (pieces, pause, given_up) in [
+        ("HTTP/1.1 200 OK\r\nx: y\r\n|z: z\r\n\r\n", hour, true),
+        ("HTTP/1.1 200 OK\r\n\r\n", hour, false),
+        (
+            "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n|HTTP/1.1 200 OK\r\n\r\n",
+            hour,
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\n|content-length: 0\r\n\r\n",
+            Duration::from_secs(9),
+            false,
+        ),
+    ] {
+        run_for(Duration::from_secs(3 * 60 * 60), async {
+            let (client, mut server) = tokio::io::duplex(1024);
+            let connection = H1Connection::new(client).await.unwrap();
+            let serving = spawn_local(async move {
+                read_head(&mut server).await;
+                if !pieces.contains('|') {
+                    tokio::time::sleep(pause).await;
+                }
+                for piece in pieces.split('|') {
+                    let _ = server.write_all(piece.as_bytes()).await;
+                    tokio::time::sleep(pause).await;
+                }
+            });
+            let result = connection.send(get()).await;
+            match result {
+                Err(error) if given_up => assert!(error.stalled && !error.unsent, "{error:?}"),
+                Ok(response) if !given_up => assert_eq!(response.status(), 200, "{pieces:?}"),
+                other => panic!("{pieces:?}: {other:?}"),
+            }
+            serving.abort();
+        });
+    }
 }

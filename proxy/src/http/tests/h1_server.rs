@@ -11,8 +11,13 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::sleep;
 
 use super::{read_head, run};
+use crate::copy::pipe;
+use crate::errors::{ErrorCode, ProxyError};
 use crate::http::h1_server::H1ServerError;
-use crate::http::{Body, BodyEnd, BodyWatcher, H1Connection, H1ServerSettings, serve_h1};
+use crate::http::{
+    Body, BodyEnd, BodyError, BodyWatcher, Bound, BreakOff, H1Connection, H1ServerSettings,
+    LEAST_BYTES, serve_h1,
+};
 
 type Served = JoinHandle<Result<(), H1ServerError>>;
 
@@ -90,31 +95,92 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_head_that_never_ends_closes_the_connection_in_time() {
+fn a_head_that_never_ends_is_answered_in_time_however_it_drips() {
     run(async {
         let (mut client, _shutdown, served) = serve();
-        client
-            .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n")
-            .await
-            .unwrap();
+        client.write_all(POST).await.unwrap();
+        assert_eq!(read_response(&mut client).await.1, "hello");
+        let (mut reader, mut writer) = tokio::io::split(client);
         let began = tokio::time::Instant::now();
         let trickle = spawn_local(async move {
-            while client.write_all(b"x: y\r\n").await.is_ok() {
+            writer
+                .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n")
+                .await
+                .unwrap();
+            while writer.write_all(b"x: y\r\n").await.is_ok() {
                 sleep(Duration::from_millis(700)).await;
             }
         });
+        let mut answer = String::new();
+        reader.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        for header in ["connection: close", "sidewind-error: client-timeout"] {
+            assert!(answer.contains(&format!("\r\n{header}\r\n")), "{answer}");
+        }
         let error = served.await.unwrap().unwrap_err();
         assert!(
             matches!(error, H1ServerError::HeaderTimeout(_)),
             "{error:?}"
         );
         assert!(
-            began.elapsed() <= Duration::from_secs(12),
+            began.elapsed() <= Duration::from_secs(13),
             "{:?}",
             began.elapsed()
         );
+        drop(reader);
         trickle.await.unwrap();
     });
+}
+
+#[test]
+fn a_client_of_which_no_byte_of_a_request_came_gets_no_answer() {
+    for sent in ["", "\r\n", "\r\n\r\n"] {
+        run(async {
+            let (mut client, server) = tokio::io::duplex(1024);
+            let settings = H1ServerSettings {
+                idle_timeout: Duration::from_secs(60),
+                ..H1ServerSettings::default()
+            };
+            client.write_all(sent.as_bytes()).await.unwrap();
+            let serving = serve_h1(server, &echo, &settings, std::future::pending());
+            let mut answer = Vec::new();
+            let (_, read) = tokio::join!(serving, client.read_to_end(&mut answer));
+            read.unwrap();
+            assert!(answer.is_empty(), "{sent:?}");
+        });
+    }
+}
+
+#[test]
+fn what_is_refused_behind_a_response_that_nobody_has_read_says_why_all_the_same() {
+    for (bad, status) in [
+        (TWO_LENGTHS, "400"),
+        (b"nonsense\r\n\r\n".as_slice(), "400"),
+        (b"GET / HTTP/9.9\r\n\r\n", "400"),
+    ] {
+        run(async {
+            let (mut client, server) = tokio::io::duplex(100);
+            let large =
+                |_: Request<Body>| async { Ok(Response::new(Body::from("x".repeat(10_000)))) };
+            let settings = H1ServerSettings::default();
+            let serving = serve_h1(server, &large, &settings, std::future::pending());
+            let test = async {
+                let get = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+                client.write_all(&[get, bad].concat()).await.unwrap();
+                sleep(Duration::from_secs(5)).await;
+                assert_eq!(read_response(&mut client).await.1.len(), 10_000);
+                let (head, _) = read_response(&mut client).await;
+                assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+                assert!(
+                    head.contains("\r\nsidewind-error: bad-request\r\n"),
+                    "{head}"
+                );
+                assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "it is closed");
+            };
+            let (served, ()) = tokio::join!(serving, test);
+            served.unwrap_err();
+        });
+    }
 }
 
 #[test]
@@ -389,6 +455,146 @@ fn an_upgrade_passes_through_a_server_and_a_client_connection() {
     });
 }
 
+#[test]
+fn an_upgraded_connection_breaks_where_the_other_end_of_it_does() {
+    run(async {
+        let (mut client, server) = pipe(1024);
+        let (backend_io, mut backend) = pipe(1024);
+        let connection = Cell::new(Some(H1Connection::new(backend_io).await.unwrap()));
+        let exchange_with = |mut request: Request<Body>| {
+            let connection = connection.take().unwrap();
+            async move {
+                let from_client = hyper::upgrade::on(&mut request);
+                let mut response = connection.send(request).await.unwrap();
+                let to_backend = hyper::upgrade::on(&mut response);
+                let extensions = response.extensions_mut();
+                let of_backend = extensions.remove::<BreakOff>().unwrap();
+                let of_client = BreakOff::default();
+                extensions.insert(of_client.clone());
+                spawn_local(async move {
+                    let (client, backend) = tokio::try_join!(from_client, to_backend).unwrap();
+                    let mut backend = hyper_util::rt::TokioIo::new(backend);
+                    assert_eq!(backend.read_u8().await.unwrap(), b'!');
+                    of_client.set();
+                    of_backend.set();
+                    drop((client, backend));
+                });
+                Ok(response)
+            }
+        };
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &exchange_with, &settings, std::future::pending());
+        let upgrading = "connection: upgrade\r\nupgrade: echo\r\n\r\n";
+        let switch = format!("HTTP/1.1 101 Switching Protocols\r\n{upgrading}!");
+        let asked = format!("GET / HTTP/1.1\r\nhost: a\r\n{upgrading}");
+        let backend = async {
+            let mut head = [0; 1024];
+            assert!(backend.read(&mut head).await.unwrap() > 0);
+            backend.write_all(switch.as_bytes()).await.unwrap();
+            backend.read(&mut head).await.unwrap_err().kind()
+        };
+        let client = async {
+            client.write_all(asked.as_bytes()).await.unwrap();
+            let mut read = Vec::new();
+            let error = client.read_to_end(&mut read).await.unwrap_err();
+            assert!(read.starts_with(b"HTTP/1.1 101 "));
+            error.kind()
+        };
+        let (served, backend, client) = tokio::join!(serving, backend, client);
+        served.unwrap();
+        let reset = std::io::ErrorKind::ConnectionReset;
+        assert_eq!((backend, client), (reset, reset));
+    });
+}
+
+#[test]
+fn a_request_whose_body_stands_still_or_drips_is_answered_with_408() {
+    for (length, drip) in [(100, b"".as_slice()), (100_000, b"x")] {
+        run(async {
+            let (client, server) = tokio::io::duplex(1024);
+            let seen = Rc::new(Seen::default());
+            let read = |request: Request<Body>| {
+                let seen = seen.clone();
+                async move {
+                    let body = request.into_body().watched(seen);
+                    let error = body.collect().await.unwrap_err();
+                    assert!(matches!(error, BodyError::SenderStalled(_)), "{error:?}");
+                    let error = ProxyError::new(ErrorCode::ClientTimeout, "Too slow.");
+                    Ok(error.into_response(false))
+                }
+            };
+            let settings = H1ServerSettings::default();
+            let serving = serve_h1(server, &read, &settings, std::future::pending());
+            let (mut reader, mut writer) = tokio::io::split(client);
+            let test = async move {
+                let head =
+                    format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+                writer.write_all(head.as_bytes()).await.unwrap();
+                let trickle = spawn_local(async move {
+                    while writer.write_all(drip).await.is_ok() {
+                        sleep(Duration::from_millis(500)).await;
+                    }
+                });
+                let mut answer = String::new();
+                reader.read_to_string(&mut answer).await.unwrap();
+                assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+                assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+                trickle.abort();
+            };
+            let (served, ()) = tokio::join!(serving, test);
+            served.unwrap();
+            assert_eq!((seen.ends.get(), seen.complete.get()), (1, false));
+        });
+    }
+}
+
+#[test]
+fn what_is_left_of_a_body_that_nobody_read_is_never_the_next_request() {
+    let next = b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n";
+    for framing in ["content-length: 1000", "transfer-encoding: chunked"] {
+        run(async {
+            let (mut client, server) = tokio::io::duplex(1024);
+            let asked = Cell::new(0);
+            let refuse = |_: Request<Body>| {
+                asked.set(asked.get() + 1);
+                async { Ok(Response::new(Body::from("no"))) }
+            };
+            let settings = H1ServerSettings::default();
+            let serving = serve_h1(server, &refuse, &settings, std::future::pending());
+            let test = async {
+                let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
+                client.write_all(head.as_bytes()).await.unwrap();
+                assert_eq!(read_response(&mut client).await.1, "no");
+                sleep(Duration::from_millis(2500)).await;
+                let _ = client.write_all(next).await;
+                let mut rest = Vec::new();
+                client.read_to_end(&mut rest).await.unwrap();
+                assert!(rest.is_empty(), "{rest:?}");
+            };
+            let (served, ()) = tokio::join!(serving, test);
+            served.unwrap();
+            assert_eq!(asked.get(), 1, "{framing}");
+        });
+    }
+    // Of one that has come whole, the connection is kept.
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let refuse = |_: Request<Body>| async { Ok(Response::new(Body::from("no"))) };
+        let settings = H1ServerSettings::default();
+        let serving = serve_h1(server, &refuse, &settings, std::future::pending());
+        let test = async {
+            for _ in 0..2 {
+                client.write_all(POST).await.unwrap();
+                assert_eq!(read_response(&mut client).await.1, "no");
+                sleep(Duration::from_millis(2500)).await;
+            }
+            drop(client);
+        };
+        let (served, ()) = tokio::join!(serving, test);
+        served.unwrap();
+    });
+}
+
 #[derive(Default)]
 struct Seen {
     bytes: Cell<usize>,
@@ -399,6 +605,13 @@ struct Seen {
 impl BodyWatcher for Seen {
     fn data(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes);
+    }
+
+    fn patience(&self) -> Option<Bound> {
+        Some(Bound {
+            limit: Duration::from_secs(60),
+            least: LEAST_BYTES,
+        })
     }
 
     fn end(&self, end: BodyEnd<'_>) {

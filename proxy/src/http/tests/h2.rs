@@ -12,11 +12,13 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
-use super::{collect, read_head, run, run_with_sockets};
+use super::{collect, read_head, run, run_for, run_with_sockets};
 use crate::http::h2_client::client_builder;
 use crate::http::{
     Body, H1Connection, H2Pool, H2ServerSettings, PoolKey, send_body, send_h2, serve_h2,
 };
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 80);
@@ -76,7 +78,7 @@ fn bodies_of_every_size_are_echoed_with_their_length() {
             let body = Bytes::from(vec![b'x'; size]);
             let mut request = request(Body::from(body.clone()));
             request.headers_mut().insert("content-length", size.into());
-            let response = send_h2(sender.clone(), request).await.unwrap();
+            let response = send_h2(sender.clone(), request, PATIENCE).await.unwrap();
             assert_eq!(response.body().is_end_stream(), size == 0);
             assert_eq!(collect(response.into_body()).await.unwrap().0, body);
         }
@@ -107,7 +109,12 @@ fn a_body_that_ends_without_trailers_ends_with_its_last_data_frame() {
             .send_request(Request::post("http://a/").body(()).unwrap(), false)
             .unwrap();
         let body = chunked("2\r\nok\r\n|3\r\nyes\r\n0\r\n\r\n").await;
-        assert_eq!(send_body::send_body(body, &mut stream).await.unwrap(), 5);
+        assert_eq!(
+            send_body::send_body(body, &mut stream, PATIENCE)
+                .await
+                .unwrap(),
+            5
+        );
         response.await.unwrap();
         assert_eq!(frames.await.unwrap(), [(2, false), (3, true)]);
     });
@@ -118,7 +125,7 @@ fn trailers_pass_through_both_ways() {
     run(async {
         let sender = connect(64 * 1024, echo).await;
         let body = chunked("2\r\nok\r\n|0\r\nx-sum: 2\r\n\r\n").await;
-        let response = send_h2(sender, request(body)).await.unwrap();
+        let response = send_h2(sender, request(body), PATIENCE).await.unwrap();
         let (data, trailers) = collect(response.into_body()).await.unwrap();
         assert_eq!(data, "ok");
         assert_eq!(trailers.unwrap()["x-sum"], "2");
@@ -131,7 +138,7 @@ fn a_response_comes_before_the_request_has_ended() {
         let sender = connect(64 * 1024, echo).await;
         let body = chunked("2\r\nok\r\n|3\r\nyes\r\n|0\r\n\r\n").await;
         let began = tokio::time::Instant::now();
-        let response = send_h2(sender, request(body)).await.unwrap();
+        let response = send_h2(sender, request(body), PATIENCE).await.unwrap();
         assert!(
             began.elapsed() < Duration::from_secs(1),
             "{:?}",
@@ -151,7 +158,7 @@ fn a_request_whose_body_fails_resets_its_stream_and_says_why() {
         })
         .await;
         let body = chunked("2\r\nok\r\n|").await;
-        let error = send_h2(sender, request(body)).await.unwrap_err();
+        let error = send_h2(sender, request(body), PATIENCE).await.unwrap_err();
         assert!(!error.unprocessed);
         assert!(error.body.is_some(), "{error:?}");
     });
@@ -208,10 +215,16 @@ fn stalled_readers_hold_up_nobody_else() {
         };
         let mut stalled = Vec::new();
         for _ in 0..40 {
-            stalled.push(send_h2(sender.clone(), get("/big")).await.unwrap());
+            stalled.push(
+                send_h2(sender.clone(), get("/big"), PATIENCE)
+                    .await
+                    .unwrap(),
+            );
         }
         for _ in 0..100 {
-            let response = send_h2(sender.clone(), get("/small")).await.unwrap();
+            let response = send_h2(sender.clone(), get("/small"), PATIENCE)
+                .await
+                .unwrap();
             assert_eq!(collect(response.into_body()).await.unwrap().0.len(), 100);
         }
     });
@@ -242,7 +255,7 @@ fn a_header_that_h2_itself_refuses_is_noticed_and_others_reach_the_service() {
             let mut request = request(Body::from("body"));
             let value = "x".repeat(bytes).parse().unwrap();
             request.headers_mut().insert("x-large", value);
-            let response = send_h2(sender.clone(), request).await.unwrap();
+            let response = send_h2(sender.clone(), request, PATIENCE).await.unwrap();
             response.status().as_u16()
         };
         let asked = [10, 1500, 3000, 1500, 3000, 3000, 10];
@@ -271,11 +284,13 @@ fn shutdown_says_goaway_and_lets_open_streams_finish() {
         });
         let (sender, connection) = h2::client::handshake(client).await.unwrap();
         spawn_local(connection);
-        let open = spawn_local(send_h2(sender.clone(), request(Body::Empty)));
+        let open = spawn_local(send_h2(sender.clone(), request(Body::Empty), PATIENCE));
         tokio::time::sleep(Duration::from_secs(1)).await;
         shutdown.send(()).unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let refused = send_h2(sender, request(Body::Empty)).await.unwrap_err();
+        let refused = send_h2(sender, request(Body::Empty), PATIENCE)
+            .await
+            .unwrap_err();
         assert!(refused.unprocessed);
         let response = open.await.unwrap().unwrap();
         assert_eq!(collect(response.into_body()).await.unwrap().0, "late");
@@ -310,13 +325,22 @@ fn the_pool_shares_one_connection_and_replaces_one_that_goes_away() {
         let key = PoolKey::from(ADDRESS);
         let (a, b) = tokio::join!(pool.connection(key, dial), pool.connection(key, dial));
         assert_eq!(dials.get(), 1, "one dial for both");
-        let response = a.unwrap().send(request(Body::Empty)).await.unwrap();
+        let response = a
+            .unwrap()
+            .send(request(Body::Empty), PATIENCE)
+            .await
+            .unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         drop(b);
         tokio::time::sleep(Duration::from_secs(1)).await;
         for _ in 0..3 {
             let connection = pool.connection(key, dial).await.unwrap();
-            assert!(connection.send(request(Body::Empty)).await.is_ok());
+            assert!(
+                connection
+                    .send(request(Body::Empty), PATIENCE)
+                    .await
+                    .is_ok()
+            );
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         assert_eq!(dials.get(), 2);
@@ -340,7 +364,13 @@ fn a_failed_dial_fails_only_whoever_dialled() {
         let (first, second) =
             tokio::join!(pool.connection(key, refused), pool.connection(key, works));
         first.unwrap_err();
-        assert!(second.unwrap().send(request(Body::Empty)).await.is_ok());
+        assert!(
+            second
+                .unwrap()
+                .send(request(Body::Empty), PATIENCE)
+                .await
+                .is_ok()
+        );
     });
 }
 
@@ -404,4 +434,78 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
             future.await;
         });
     }
+}
+
+/// Remembers how a body ended.
+#[derive(Default)]
+struct Ended(std::cell::RefCell<String>);
+
+impl crate::http::BodyWatcher for Ended {
+    fn data(&self, _: usize) {}
+
+    fn end(&self, end: crate::http::BodyEnd<'_>) {
+        *self.0.borrow_mut() = format!("{end:?}");
+    }
+}
+
+#[test]
+fn a_stream_whose_reader_takes_nothing_is_reset_in_time() {
+    run_for(Duration::from_secs(2 * 60 * 60), async {
+        let ended = Rc::new(Ended::default());
+        let watcher = ended.clone();
+        let large = move |_: Request<Body>| {
+            let watcher = watcher.clone();
+            async move {
+                let chunks = "10000\r\n".to_owned() + &"x".repeat(65_536) + "\r\n";
+                let body = chunked(Box::leak(chunks.repeat(8).into_boxed_str())).await;
+                Ok(Response::new(body.watched(watcher)))
+            }
+        };
+        let sender = connect(1024 * 1024, large).await;
+        let began = tokio::time::Instant::now();
+        let response = send_h2(sender.clone(), request(Body::Empty), PATIENCE);
+        let mut body = response.await.unwrap().into_body();
+        // Some of it is read, late; then none any more.
+        tokio::time::sleep(Duration::from_secs(10 * 60)).await;
+        let first = body.frame().await.unwrap().unwrap();
+        assert!(first.is_data());
+        tokio::time::sleep(Duration::from_secs(20 * 60)).await;
+        assert_eq!(*ended.0.borrow(), "Failed(ReaderStalled)");
+        assert!(began.elapsed() < Duration::from_secs(60 * 60));
+        let mut rest = body;
+        let error = loop {
+            match rest.frame().await {
+                Some(Ok(_)) => {}
+                other => break other.unwrap().unwrap_err(),
+            }
+        };
+        let crate::http::BodyError::Http2(error) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+        // Others on the same connection are not concerned.
+        let response = send_h2(sender, request(Body::Empty), PATIENCE).await;
+        assert!(response.is_ok());
+    });
+}
+
+#[test]
+fn a_connection_without_streams_is_told_to_go_and_closed_in_the_end() {
+    run_for(Duration::from_secs(2 * 60 * 60), async {
+        let (client, server) = tokio::io::duplex(1024);
+        let settings = H2ServerSettings::default();
+        let serving = serve_h2(
+            server,
+            Rc::new(echo),
+            &settings,
+            std::future::pending(),
+            || {},
+        );
+        // One that is half in a header and stays silent.
+        let opening =
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x82";
+        let mut client = client;
+        client.write_all(opening).await.unwrap();
+        serving.await.unwrap();
+    });
 }

@@ -3,6 +3,7 @@
 mod h1;
 mod h1_server;
 mod h2;
+mod interim;
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,8 +16,13 @@ use super::{Body, BodyError};
 
 /// Runs a test on the runtime that workers use, with time paused: a timer fires once nothing else can run.
 pub(super) fn run<F: Future>(test: F) -> F::Output {
+    run_for(Duration::from_secs(600), test)
+}
+
+/// The same, for what takes longer.
+pub(super) fn run_for<F: Future>(limit: Duration, test: F) -> F::Output {
     runtime(true)
-        .block_on(async { tokio::time::timeout(Duration::from_secs(600), test).await })
+        .block_on(async { tokio::time::timeout(limit, test).await })
         .expect("test hangs")
 }
 
