@@ -198,7 +198,8 @@ where
     S: Fn(Request<Body>) -> F,
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
-    let period = settings.park_after;
+    // Two looks that see nothing new are `park_after` apart at most.
+    let period = settings.park_after / 2;
     let hyper_service = hyper::service::service_fn(|request| call(service, activity, request));
     let connection = http1::Builder::new()
         .header_read_timeout(None)

@@ -9,9 +9,12 @@ use super::examine::BadRequest;
 
 /// Remembers the last host of a client connection as an authority: clients mostly ask for the same host again, and
 /// reading it costs an allocation.
+///
+/// It holds a copy. A field as hyper read it is a part of the buffer that the whole head was read into, and would keep
+/// that for as long as the connection is idle.
 #[derive(Debug, Default)]
 pub(crate) struct AuthorityCache {
-    last: Option<(HeaderValue, Authority)>,
+    last: Option<Authority>,
 }
 
 impl AuthorityCache {
@@ -31,17 +34,17 @@ impl AuthorityCache {
         let Some(host) = headers.get(HOST) else {
             return Ok(None);
         };
-        if let Some((last, authority)) = &self.last
-            && last == host
+        if let Some(last) = &self.last
+            && last.as_str().as_bytes() == host.as_bytes()
         {
-            return Ok(Some(authority.clone()));
+            return Ok(Some(last.clone()));
         }
         let authority = Authority::from_maybe_shared(Bytes::copy_from_slice(host.as_bytes()))
             .map_err(|_| BadRequest::InvalidHost)?;
         if authority.as_str().contains('@') || authority.host().is_empty() {
             return Err(BadRequest::InvalidHost);
         }
-        self.last = Some((host.clone(), authority.clone()));
+        self.last = Some(authority.clone());
         Ok(Some(authority))
     }
 }

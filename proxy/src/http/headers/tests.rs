@@ -1,3 +1,4 @@
+use bytes::Bytes;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use proptest::prelude::*;
@@ -385,6 +386,22 @@ fn the_authority_cache_follows_a_changing_host() {
         cache.authority(bad.uri(), bad.headers()),
         Err(BadRequest::InvalidHost)
     );
+}
+
+#[test]
+fn the_authority_cache_does_not_keep_the_buffer_that_a_head_was_read_into() {
+    let read = Bytes::from(b"GET / HTTP/1.1\r\nhost: orders.data:80\r\n\r\n".to_vec());
+    let mut cache = AuthorityCache::default();
+    let mut headers = HeaderMap::new();
+    let host = HeaderValue::from_maybe_shared(read.slice(22..36)).unwrap();
+    assert_eq!(host, "orders.data:80");
+    headers.insert("host", host);
+    cache
+        .authority(&Uri::from_static("/"), &headers)
+        .unwrap()
+        .unwrap();
+    drop(headers);
+    assert!(read.is_unique());
 }
 
 const NAMES: [&str; 16] = [
