@@ -107,18 +107,25 @@ pub fn machine() -> BTreeMap<String, String> {
     ])
 }
 
-/// Raises the soft limit of open files to the hard one, which is given back; children inherit it.
+/// Raises the limit of open files to `wanted` where the system lets this user, and otherwise as far as it does. What it
+/// is then is given back; children inherit it.
 ///
 /// # Errors
-/// When the system refuses.
-pub fn raise_open_files() -> io::Result<u64> {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
+/// When the system refuses even the present hard limit.
+pub fn raise_open_files(wanted: u64) -> io::Result<u64> {
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let raise_to = |limit: Option<u64>| {
+        let raised = Rlimit {
+            current: limit,
+            maximum: limit,
+        };
+        setrlimit(Resource::Nofile, raised).map(|()| limit.unwrap_or(u64::MAX))
     };
-    setrlimit(Resource::Nofile, raised)?;
-    Ok(limit.maximum.unwrap_or(u64::MAX))
+    match hard {
+        Some(hard) if hard < wanted => raise_to(Some(wanted)).or_else(|_| raise_to(Some(hard))),
+        hard => raise_to(hard),
+    }
+    .map_err(io::Error::from)
 }
 
 /// Stops this thread, which is one that keeps a schedule and does nothing else.

@@ -24,6 +24,11 @@ pub(crate) const STALLED_READERS: [usize; 2] = [8, 40];
 /// Requests per second at which latency is measured.
 pub(crate) const RATE: u32 = 1_000;
 
+/// How often, how many times, and for how small a difference the memory of a pair is looked at until it has settled.
+const SETTLE_PERIOD: Duration = Duration::from_secs(2);
+const SETTLE_LOOKS: u32 = 10;
+const SETTLED_BYTES: u64 = 128 * 1024;
+
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// A kind of work.
@@ -308,7 +313,7 @@ impl Turn<'_> {
             // What the first connections cost once is no idle connection's.
             churn(self.lab, address(service)?, kind, 64).await?;
             for (many, connections) in [("some", SOME_IDLE), ("many", self.lab.most_idle)] {
-                let before = self.pair.memory()?;
+                let before = self.settled().await?;
                 let held = Held::start(self.lab, address(service)?, kind, connections).await?;
                 let with = self.pair.memory()?;
                 held.release().await?;
@@ -324,12 +329,28 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// The pair's memory once it falls no more: closed connections are given back some time after their end.
+    async fn settled(&self) -> Result<PairMemory> {
+        let mut last = self.pair.memory()?;
+        for _ in 0..SETTLE_LOOKS {
+            tokio::time::sleep(SETTLE_PERIOD).await;
+            let now = self.pair.memory()?;
+            let both = |memory: PairMemory| memory.outbound.0 + memory.inbound.0;
+            let fell = both(last).saturating_sub(both(now));
+            last = now;
+            if fell < SETTLED_BYTES {
+                break;
+            }
+        }
+        Ok(last)
+    }
+
     async fn stalled(&mut self) -> Result<()> {
         let seconds = Duration::from_secs(2);
         load::wrk(self.lab, 4, seconds / 2).await?;
         let alone = load::wrk(self.lab, 4, seconds).await?;
         for readers in STALLED_READERS {
-            let before = self.pair.memory()?;
+            let before = self.settled().await?;
             let address = address(Service::Http)?;
             let held = Held::start(self.lab, address, Kind::Stalled, readers).await?;
             // None that is answered at all is no error of the benchmark's here.

@@ -125,8 +125,8 @@ async fn run(cli: Cli) -> Result<()> {
 
 /// Each proxy takes a socket here and one in the control plane, which inherits the limit.
 fn raise_open_files(proxies: u32, concurrency: usize) -> Result<()> {
-    measure::raise_open_files()?;
     let needed = u64::from(proxies) + concurrency as u64 + 200;
+    measure::raise_open_files(needed)?;
     match getrlimit(Resource::Nofile).current {
         Some(limit) if limit < needed => Err(format!(
             "{proxies} proxies need {needed} open files, and the limit is {limit}: raise it (ulimit -Hn), or give --proxies"
