@@ -94,22 +94,32 @@ type Pump = Pin<Box<dyn Future<Output = Result<u64, SendBodyError>>>>;
 
 /// The final response; those before it are on their way.
 async fn respond(mut response: ResponseFuture) -> Result<Response<h2::RecvStream>, h2::Error> {
-    poll_fn(|cx| {
-        pass_interim(&mut response, cx);
-        Pin::new(&mut response).poll(cx)
-    })
-    .await
+    poll_fn(|cx| poll_response(&mut response, cx).1).await
 }
 
-/// Passes interim responses on, and says whether the server has asked for the request's body.
-fn pass_interim(response: &mut ResponseFuture, cx: &mut Context<'_>) -> bool {
-    let mut continued = false;
-    while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
-        let (head, ()) = interim.into_parts();
-        continued |= head.status == StatusCode::CONTINUE;
-        interim::came(head.status, head.headers);
+/// Passes interim responses on, and says beside the final one whether the server has asked for the request's body.
+///
+/// A stream that ends with an interim response is malformed, which is found out by what follows: nothing of it passes.
+fn poll_response(
+    response: &mut ResponseFuture,
+    cx: &mut Context<'_>,
+) -> (bool, Poll<Result<Response<h2::RecvStream>, h2::Error>>) {
+    let mut interim = Vec::new();
+    while let Poll::Ready(Some(Ok(response))) = response.poll_informational(cx) {
+        if interim.len() < interim::MOST {
+            interim.push(response);
+        }
     }
-    continued
+    let result = Pin::new(response).poll(cx);
+    let mut continued = false;
+    if !matches!(result, Poll::Ready(Err(_))) {
+        for response in interim {
+            let (head, ()) = response.into_parts();
+            continued |= head.status == StatusCode::CONTINUE;
+            interim::came(head.status, head.headers);
+        }
+    }
+    (continued, result)
 }
 
 /// Sends the body while the response is waited for, once `waiting` is over: the server has asked for it, or says nothing.
@@ -122,20 +132,24 @@ async fn respond_while_sending(
     let mut pump = Some(pump);
     let mut failure = None;
     let result = poll_fn(|cx| {
-        let continued = pass_interim(&mut response, cx);
-        if let Some(left) = &mut waiting
-            && (continued || left.poll(cx).is_ready())
-        {
-            waiting = None;
-        }
-        if waiting.is_none()
-            && let Some(sending) = &mut pump
-            && let Poll::Ready(sent) = sending.as_mut().poll(cx)
-        {
+        loop {
+            let (continued, result) = poll_response(&mut response, cx);
+            if result.is_ready() {
+                return result;
+            }
+            if let Some(left) = &mut waiting
+                && (continued || left.poll(cx).is_ready())
+            {
+                waiting = None;
+            }
+            let sending = pump.as_mut().filter(|_| waiting.is_none());
+            let Some(Poll::Ready(sent)) = sending.map(|sending| sending.as_mut().poll(cx)) else {
+                return Poll::Pending;
+            };
+            // What ended the body may have ended the stream.
             failure = sent.err();
             pump = None;
         }
-        Pin::new(&mut response).poll(cx)
     })
     .await;
     match result {

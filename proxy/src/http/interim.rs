@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use super::headers::{Upgrade, examine_response};
 
 /// Most of them for one request; a server may send any number.
-const MOST: usize = 16;
+pub(super) const MOST: usize = 16;
 
 thread_local! {
     /// What came in the present poll, where somebody is to be given it.
@@ -29,6 +29,9 @@ pub(super) fn collect<R>(poll: impl FnOnce() -> R) -> (R, Vec<Response<()>>) {
 /// An interim response came from a server. What concerned only its connection, and what only proxies may say, is taken
 /// from it.
 pub(super) fn came(status: StatusCode, headers: HeaderMap) {
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return;
+    }
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.headers_mut() = headers;

@@ -26,21 +26,24 @@ impl Slow {
     #[track_caller]
     fn begin() -> Self {
         let mut mesh = Mesh::plan().start();
-        let limits = [
-            ("--header-timeout", "1s"),
-            ("--body-timeout", "1500ms"),
-            ("--reader-timeout", "1500ms"),
-        ];
+        let limits = |time: &'static str| {
+            [
+                ("--header-timeout", "1s"),
+                ("--body-timeout", time),
+                ("--reader-timeout", time),
+            ]
+        };
         let mut plan = mesh.workload("data", "orders-api");
-        for (flag, value) in limits {
+        for (flag, value) in limits("3s") {
             plan = plan.flag(flag, value);
         }
         let api = plan
             .serves("orders-api.data=8080/http")
             .serves("rows.data=5432/tcp")
             .start();
+        // Shorter, so that it is the first of the two that has waited long enough.
         let mut plan = mesh.workload("airflow", "task");
-        for (flag, value) in limits {
+        for (flag, value) in limits("1s") {
             plan = plan.flag(flag, value);
         }
         let task = plan.start();
@@ -83,7 +86,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default();
-    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let ok = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
     match path {
         "/half" => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegin")?,
         "/dripping-head" => {
@@ -101,7 +104,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         }
         "/stream" => {
             stream.write_all(
-                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+                b"HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
             )?;
             while_silent(&stream, LONG);
             stream.write_all(b"5\r\nworld\r\n0\r\n\r\n")?;
@@ -222,7 +225,7 @@ fn a_server_that_stands_still_is_let_go_and_one_that_takes_its_time_is_not() {
         // Within a body whose length it has told; what came of it is no whole response.
         let answer = answered(send(place, address, &request("GET /half", "")), "/half");
         assert!(answer.ends_with("\r\n\r\nbegin"), "{answer}");
-        slow.api.sidecar.wait_for_access("/half", |record| {
+        sidecar.wait_for_access("/half", |record| {
             record.path() == "/half" && record.error() == "upstream-stalled"
         });
         // Within its head.
