@@ -217,3 +217,36 @@ fn with_least_request_the_slow_one_gets_less_too() {
         "{first}, {second}, slow {slow}"
     );
 }
+
+#[test]
+fn servers_that_fail_too_often_are_ejected_and_never_all_of_them() {
+    let policy = "apiVersion: sidewind.dev/v1alpha1
+kind: TrafficPolicy
+metadata: { name: orders-api, namespace: data }
+spec:
+  targetRefs: [{ kind: Service, name: orders-api }]
+  balance: { algorithm: roundRobin }
+  outlierDetection: { consecutiveFailures: 0, successRate: { minPercent: 80, minRequests: 10 }, hold: 1h, maxHold: 1h, maxEjectedPercent: 100 }
+";
+    let three = Three::start(policy);
+    let address = format!("{VIRTUAL}:80").parse().expect("an address");
+    // Each server fails every third time.
+    let load = Load::new(address, "/flaky").start(&three.task.place);
+    let ejected = || {
+        let states = three.states();
+        states.iter().filter(|state| *state == "ejected").count()
+    };
+    eventually("two of three are ejected", PATIENCE, || {
+        (ejected() == 2).then_some(())
+    });
+    let begun = load.succeeded();
+    eventually("the third goes on, no better than they", PATIENCE, || {
+        (load.succeeded() > begun + 200).then_some(())
+    });
+    assert_eq!(ejected(), 2);
+    load.stop();
+    let labels = [("service", "orders-api.data"), ("reason", "success-rate")];
+    let metrics = three.task.sidecar.metrics();
+    let counted = metrics.sum("sidewind_endpoint_ejections_total", &labels);
+    assert_eq!(counted, 2.0);
+}
