@@ -1,7 +1,7 @@
 //! What comes of evidence that may be brought again: a registration, and facts that are held to.
 
-use super::registrations::{NewSvid, insert as insert_registration, insert_svids, note_services};
-use super::{AuditRecord, Registration, Store, StoreError, audit, unix_seconds};
+use super::settling::{Ground, Issuance, Settled};
+use super::{AuditRecord, Registration, Store, StoreError, unix_seconds};
 use sqlx::AnyConnection;
 use std::time::SystemTime;
 
@@ -50,33 +50,24 @@ impl Store {
         &self,
         attestation: &Attestation<'_>,
     ) -> Result<Option<ChangedFact>, StoreError> {
-        let now = attestation.audit.at;
-        let mut transaction = self.begin().await?;
-        for pin in attestation.pins {
-            if !hold(&mut transaction, pin, now).await? {
-                transaction.rollback().await?;
-                let (subject, value) = (pin.subject.clone(), pin.value.clone());
-                return Ok(Some(ChangedFact { subject, value }));
-            }
-        }
-        let registration = attestation.registration;
-        insert_registration(&mut transaction, registration, now).await?;
-        let svid = NewSvid {
-            serial: attestation.serial,
-            registration: &registration.id,
+        let issuance = Issuance {
+            ground: Ground::Facts(attestation.pins.to_vec()),
+            registration: attestation.registration.clone(),
+            serial: attestation.serial.to_owned(),
             not_after: attestation.not_after,
+            audit: attestation.audit.clone(),
         };
-        insert_svids(&mut transaction, &[svid]).await?;
-        audit::insert(&mut transaction, attestation.audit).await?;
-        note_services(self, &mut transaction, &registration.services, now).await?;
-        self.commit_issuance(transaction, attestation.serial)
-            .await?;
-        Ok(None)
+        Ok(match self.settle(issuance).await? {
+            Settled::Changed(fact) => Some(fact),
+            Settled::Written => None,
+            // Facts never say so; whatever it means, nothing was written.
+            Settled::NoToken => return Err(StoreError::Slow),
+        })
     }
 }
 
 /// Keeps a fact that is new; whether one that is known is the same.
-async fn hold(
+pub(super) async fn hold(
     connection: &mut AnyConnection,
     pin: &PinnedFact,
     now: SystemTime,

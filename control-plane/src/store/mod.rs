@@ -25,6 +25,7 @@ mod registrations;
 mod replicas;
 mod restored;
 mod rows;
+mod settling;
 mod state_dir;
 mod terms;
 mod tokens;
@@ -53,6 +54,7 @@ pub use tokens::{JoinTokenRecord, Redemption, RefusedToken};
 
 use database::Kind;
 use notices::Notices;
+use settling::Settling;
 use sqlx::{Any, AnyPool, Transaction};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -104,6 +106,7 @@ pub struct Store {
     replica: ReplicaId,
     notices: Arc<Notices>,
     health: Arc<Health>,
+    settling: Arc<Settling>,
     key: Option<Arc<StoreKey>>,
 }
 
@@ -136,6 +139,7 @@ impl Store {
             replica: ReplicaId::random(),
             notices: Arc::default(),
             health: Arc::default(),
+            settling: Arc::default(),
             key: key.map(Arc::new),
         };
         store.check_key().await?;

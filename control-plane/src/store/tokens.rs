@@ -1,9 +1,7 @@
 //! Join tokens: kept as hashes, used once.
 
-use super::registrations::{
-    NewSvid, insert as insert_registration, insert_svids, note_services, seconds, services,
-    services_to_json, spiffe_id, svid_ttl,
-};
+use super::registrations::{seconds, services, services_to_json, spiffe_id, svid_ttl};
+use super::settling::{Ground, Issuance, Settled};
 use super::{AuditRecord, Registration, Store, StoreError, audit, unix_seconds};
 use sidewind_api::ServiceName;
 use sidewind_identity::{SpiffeId, TrustDomain};
@@ -120,32 +118,14 @@ impl Store {
     /// # Errors
     /// When the store fails; then the token is not used.
     pub async fn redeem_join_token(&self, redemption: &Redemption<'_>) -> Result<bool, StoreError> {
-        let now = redemption.audit.at;
-        let mut transaction = self.begin().await?;
-        let used = sqlx::query(
-            "UPDATE join_tokens SET used_at = $1
-             WHERE sha256 = $2 AND used_at IS NULL AND expires_at > $1",
-        )
-        .bind(unix_seconds(now))
-        .bind(redemption.sha256.as_slice())
-        .execute(&mut *transaction)
-        .await?;
-        if used.rows_affected() != 1 {
-            transaction.rollback().await?;
-            return Ok(false);
-        }
-        let registration = redemption.registration;
-        insert_registration(&mut transaction, registration, now).await?;
-        let svid = NewSvid {
-            serial: redemption.serial,
-            registration: &registration.id,
+        let issuance = Issuance {
+            ground: Ground::JoinToken(redemption.sha256),
+            registration: redemption.registration.clone(),
+            serial: redemption.serial.to_owned(),
             not_after: redemption.not_after,
+            audit: redemption.audit.clone(),
         };
-        insert_svids(&mut transaction, &[svid]).await?;
-        audit::insert(&mut transaction, redemption.audit).await?;
-        note_services(self, &mut transaction, &registration.services, now).await?;
-        self.commit_issuance(transaction, redemption.serial).await?;
-        Ok(true)
+        Ok(self.settle(issuance).await? == Settled::Written)
     }
 }
 
