@@ -148,6 +148,22 @@ error_codes! {
         "The proxy ended before the connection or the response did; only logs and metrics say so.";
 }
 
+impl ErrorCode {
+    /// Whether it is about a proxy that is not ready, or too busy, so that nothing was done with the request and the
+    /// same request may get through a moment later.
+    pub(crate) const fn may_pass(self) -> bool {
+        matches!(
+            self,
+            Self::DiscoveryUnavailable
+                | Self::IdentityUnavailable
+                | Self::IdentityExpired
+                | Self::PolicyNotReady
+                | Self::WrongDestination
+                | Self::Overloaded
+        )
+    }
+}
+
 /// 499, which nginx made customary for a client that went away. No response carries it.
 const CLIENT_CLOSED_REQUEST: StatusCode = match StatusCode::from_u16(499) {
     Ok(status) => status,
@@ -168,6 +184,8 @@ impl fmt::Display for ErrorCode {
 pub(crate) struct ProxyError {
     code: ErrorCode,
     message: Box<str>,
+    /// Another than its code's.
+    status: Option<StatusCode>,
     retry_after: Option<Duration>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -182,6 +200,7 @@ impl ProxyError {
         Self {
             code,
             message: clean.0.into_boxed_str(),
+            status: None,
             retry_after: None,
             source: None,
         }
@@ -202,6 +221,12 @@ impl ProxyError {
         source: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// Answers an HTTP client with another status than the code's own.
+    pub(crate) fn with_status(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
         self
     }
 
@@ -246,7 +271,7 @@ impl ProxyError {
         let body = Bytes::from(format!("{}\n", self.message));
         let length = body.len();
         let mut response = Response::new(B::from(body));
-        *response.status_mut() = self.code.http_status();
+        *response.status_mut() = self.status.unwrap_or(self.code.http_status());
         let headers = response.headers_mut();
         headers.insert(
             CONTENT_TYPE,

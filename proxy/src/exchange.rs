@@ -33,6 +33,7 @@ use crate::{
     retry::{Failed, RetryObserver},
     telemetry::{
         Direction, FailedAttempt, Peer, Protocol, RequestRecord, TaskContext, Telemetry,
+        logs::Throttle,
         metrics::{HoldOutcome, RetryOutcome, RetryReason},
         trace::{TraceContext, TraceParent, received_parent},
     },
@@ -245,6 +246,37 @@ impl Exchange {
             Some(authority) => Ok(authority),
             None => Authority::try_from(address.to_string())
                 .map_err(|_| ProxyError::from(BadRequest::MissingHost)),
+        }
+    }
+
+    /// When it began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Notes that a request of Airflow's own was answered after all, if it took more than one try.
+    pub(crate) fn note_if_saved(&self) {
+        static SAVED: Throttle = Throttle::new();
+        let attempts = self.attempts.get();
+        if attempts < 2 {
+            return;
+        }
+        let task = self.task.borrow();
+        let task = task.now();
+        self.telemetry.metrics().task_saved(task);
+        if let Some(suppressed) = SAVED.admit() {
+            let nobody = TaskContext::default();
+            let task = task.unwrap_or(&nobody);
+            tracing::info!(
+                dag_id = task.dag_id,
+                task_id = task.task_id,
+                run_id = task.run_id,
+                path = self.uri.path(),
+                attempts,
+                waited = ?self.started.elapsed(),
+                suppressed,
+                "a request to Airflow's API server got through after an outage"
+            );
         }
     }
 

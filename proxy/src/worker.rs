@@ -15,7 +15,7 @@ use std::{
 use http::{Request, Response};
 use sidewind_api::v1;
 use sidewind_identity::SpiffeId;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     airflow::{ConnectionTask, ExecutionCall, Lookup as TaskLookup, Overheard, SocketPair},
@@ -42,6 +42,7 @@ use crate::{
     outbound::Destinations,
     plaintext::PlaintextClient,
     policy::InboundPolicy,
+    retry::OutsideRetries,
     route::Copies,
     telemetry::{
         Direction, Protocol, Telemetry,
@@ -75,6 +76,8 @@ pub(crate) struct Worker {
     pub(crate) workload: PlaintextClient,
     /// To endpoints without a sidecar, in the mesh's services or outside.
     pub(crate) endpoints: PlaintextClient,
+    /// Retries of Airflow's requests to API servers outside the mesh.
+    pub(crate) outside: OutsideRetries,
     pub(crate) forwarding: Forwarding,
     pub(crate) gateway: GatewayWorker,
     /// Copies of requests that are under way to mirrors.
@@ -147,6 +150,7 @@ impl Worker {
             census,
             workload: PlaintextClient::to_workload(&config),
             endpoints: PlaintextClient::to_endpoints(&config),
+            outside: OutsideRetries::default(),
             forwarding: Forwarding::new(&config),
             gateway: GatewayWorker::default(),
             copies: Copies::default(),
@@ -181,6 +185,23 @@ impl Worker {
         request: &Request<Body>,
     ) -> Option<ExecutionCall> {
         ExecutionCall::of(request, service, &self.config.airflow.execution_api)
+    }
+
+    /// Until when a request waits for what this proxy has not yet or cannot do just now, if its client is Airflow's, whose
+    /// tasks a hang harms less than a failure.
+    pub(crate) fn waits_until(
+        &self,
+        exchange: &Exchange,
+        request: &Request<Body>,
+    ) -> Option<Instant> {
+        ExecutionCall::of(request, None, &[])?;
+        self.held_until(exchange)
+    }
+
+    /// Until when a request to the Execution API is held that cannot be answered; none where none is.
+    pub(crate) fn held_until(&self, exchange: &Exchange) -> Option<Instant> {
+        let hold = self.config.airflow.hold;
+        (!hold.is_zero()).then(|| exchange.started() + hold)
     }
 
     /// Listens to what a request to the Execution API says of a task, where somebody wants to know.

@@ -3,17 +3,23 @@
 execution_api.py ADDRESS PORT. What a task instance belongs to is taken from the `hostname` that its supervisor gives:
 DAG/RUN/USER. A DAG whose name begins with `odd_` gets a response that is not what it claims to be. `GET /calls` lists the
 requests that came.
+
+`GET /mode/MODE` says how others are answered from then on: `ok`; `503`; `reset`, before they are read; or `lost`, when they were
+read and done.
 """
 
 import gzip
 import http.server
 import json
+import socket
+import struct
 import sys
 import threading
 
 VARIABLES = {"lab_var": "hello"}
 CALLS = []
 LOCK = threading.Lock()
+MODE = ["ok"]
 
 
 def run_response(dag, run, user):
@@ -64,7 +70,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
         self.wfile.write(b"0\r\n\r\n")
 
+    def reset(self):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
+
     def handle_any(self):
+        mode = MODE[0]
+        if self.path.startswith("/mode/"):
+            MODE[0] = self.path.rsplit("/", 1)[1]
+            return self.answer(200, b"{}")
+        if mode == "reset" and self.path != "/calls":
+            return self.reset()
         length = int(self.headers.get("content-length", 0))
         body = self.rfile.read(length)
         if self.path == "/calls":
@@ -73,6 +90,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with LOCK:
             headers = {name.lower(): value for name, value in self.headers.items()}
             CALLS.append({"method": self.command, "path": self.path, "headers": headers})
+        if mode == "503":
+            return self.answer(503, b'{"detail": "not now"}')
+        if mode == "lost":
+            return self.reset()
         if self.path.endswith("/run"):
             dag, run, user = json.loads(body)["hostname"].split("/")
             answer = run_response(dag, run, user)

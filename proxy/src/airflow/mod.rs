@@ -10,6 +10,8 @@
 //! copies what is to be read, and [`facts`] keeps it for as long as the task runs, so that the person behind a run and
 //! its trace become known too.
 //!
+//! While no API server answers, such requests are held and tried again ([`outage`]).
+//!
 //! [`connection`] keeps it for a connection's requests and record; [`baggage`] takes it to the next proxy, which
 //! tells it to the workload ([`told`]).
 //!
@@ -24,6 +26,7 @@ mod environment;
 mod execution_api;
 mod facts;
 mod lookup;
+pub(crate) mod outage;
 mod overhear;
 mod process;
 mod processes;

@@ -52,6 +52,12 @@ pub(super) struct AirflowSettings {
     /// tasks. By default any that clients of Airflow's SDK ask.
     #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
     pub(super) execution_api_service: Vec<String>,
+
+    /// How long requests to Airflow's Execution API are held and tried again while no API server answers, counted from the
+    /// request: less than the 5 s after which Airflow's client gives up a try. 0 is not at all.
+    #[arg(long, value_name = "DURATION", default_value = "4500ms",
+        value_parser = duration_within(Duration::ZERO, Duration::from_secs(60)))]
+    pub(super) execution_api_hold: Duration,
 }
 
 /// What is known of Airflow.
@@ -64,6 +70,8 @@ pub(crate) struct AirflowConfig {
     pub context_from: Vec<SpiffeIdPattern>,
     /// The services of the Execution API; none: whatever Airflow's clients ask.
     pub execution_api: Vec<String>,
+    /// How long requests to it are held while it is away; zero: not at all.
+    pub hold: Duration,
 }
 
 pub(super) fn airflow(
@@ -102,5 +110,6 @@ pub(super) fn airflow(
         lookup_timeout: settings.task_lookup_timeout,
         context_from: settings.task_context_from,
         execution_api: settings.execution_api_service,
+        hold: settings.execution_api_hold,
     })
 }

@@ -157,6 +157,7 @@ impl Inner {
             },
             // Each service says what it speaks; what the client spoke says nothing of it.
             http2: false,
+            call: None,
         };
         let result = forward.by_table(table, None, request).await;
         match &served.limits {

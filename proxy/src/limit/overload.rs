@@ -50,6 +50,11 @@ impl Drop for Admitted {
     }
 }
 
+fn refused(why: &str) -> ProxyError {
+    let message = format_args!("This proxy {why}; try again in a moment.");
+    ProxyError::new(ErrorCode::Overloaded, message).with_retry_after(RETRY_AFTER)
+}
+
 impl Overload {
     /// A worker that may have so many requests at once.
     pub(crate) fn new(max_requests: usize) -> Self {
@@ -67,20 +72,41 @@ impl Overload {
     /// # Errors
     /// 503, when this proxy is too busy.
     pub(crate) fn admit(&self) -> Result<Admitted, ProxyError> {
-        let share = self.share.get();
-        let refused = |why: &str| {
-            let message = format_args!("This proxy {why}; try again in a moment.");
-            Err(ProxyError::new(ErrorCode::Overloaded, message).with_retry_after(RETRY_AFTER))
-        };
-        if share > 0 && self.random.below_u64(1000) < share {
-            return refused("has more to do than it can");
+        if self.sheds() {
+            return Err(refused("has more to do than it can"));
         }
+        self.take_place()
+    }
+
+    fn sheds(&self) -> bool {
+        let share = self.share.get();
+        share > 0 && self.random.below_u64(1000) < share
+    }
+
+    fn take_place(&self) -> Result<Admitted, ProxyError> {
         let requests = self.requests.get();
         if requests >= self.max_requests {
-            return refused("has as many requests as it may have at once");
+            return Err(refused("has as many requests as it may have at once"));
         }
         self.requests.set(requests + 1);
         Ok(Admitted(Rc::clone(&self.requests)))
+    }
+
+    /// The same for a request that is better answered late than refused: while this proxy has more to do than it can, it
+    /// waits until `until`, and counts as one of the requests at once.
+    ///
+    /// # Errors
+    /// 503, when that is over, or there are as many requests as there may be.
+    pub(crate) async fn admit_by(&self, until: Instant) -> Result<Admitted, ProxyError> {
+        let admitted = self.take_place()?;
+        while self.sheds() {
+            let next = Instant::now() + PERIOD;
+            if next >= until {
+                return Err(refused("has more to do than it can"));
+            }
+            tokio::time::sleep_until(next).await;
+        }
+        Ok(admitted)
     }
 
     /// Looks how late the worker is, for as long as it lives.

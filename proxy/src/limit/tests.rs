@@ -276,3 +276,29 @@ fn requests_at_once_have_a_bound() {
     drop(held);
     assert!(overload.admit().is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_may_wait_does_so_while_the_proxy_is_busy_and_no_longer_than_it_may() {
+    let overload = Overload::new(2);
+    for _ in 0..10 {
+        overload.observe(Duration::from_millis(300));
+    }
+    let began = tokio::time::Instant::now();
+    let patient = overload.admit_by(began + Duration::from_secs(60));
+    let first = patient.await.expect("one in twenty is let in");
+    // Whoever waits has a place too.
+    let hasty = (0..200).find_map(|_| overload.admit().ok());
+    assert!(hasty.is_some());
+    let none_left = overload.admit_by(began + Duration::from_secs(120)).await;
+    assert_eq!(none_left.unwrap_err().code(), ErrorCode::Overloaded);
+    drop((first, hasty));
+    let now = tokio::time::Instant::now();
+    let refusals = std::iter::repeat_with(|| overload.admit_by(now));
+    let mut results = Vec::new();
+    for refusal in refusals.take(100) {
+        results.push(refusal.await.is_err());
+    }
+    // Without time it is as for any other.
+    assert!(results.contains(&true));
+    assert_eq!(tokio::time::Instant::now(), now);
+}

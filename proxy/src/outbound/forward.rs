@@ -13,6 +13,7 @@ use super::{
     service::{Routes, Service},
 };
 use crate::{
+    airflow::ExecutionCall,
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin},
     http::Body,
@@ -34,6 +35,8 @@ pub(crate) struct Forward<'a> {
     pub(crate) front: Front,
     /// Whether the backend is spoken to in HTTP/2.
     pub(crate) http2: bool,
+    /// What it asks of Airflow's Execution API, if that is what it is for.
+    pub(crate) call: Option<&'a ExecutionCall>,
 }
 
 impl Forward<'_> {
@@ -138,6 +141,13 @@ impl Forward<'_> {
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         self.exchange.set_service(service.name());
+        let held_until = self
+            .call
+            .and_then(|_| self.worker.held_until(self.exchange));
+        let policy = match (self.call, held_until) {
+            (Some(call), Some(until)) => call.policy(&policy, until),
+            _ => policy,
+        };
         let limits = service.limits();
         if let Some(limits) = &limits {
             let route = self.exchange.route();
@@ -253,6 +263,7 @@ impl MirrorCopy {
             exchange: &exchange,
             front: self.front,
             http2: self.http2,
+            call: None,
         };
         // A copy is sent once.
         let policy = Rc::new(RetryPolicy {

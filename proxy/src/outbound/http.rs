@@ -11,6 +11,8 @@ use std::{
 };
 
 use http::{Request, Response};
+use tokio::time::Instant;
+use tower::{Layer, ServiceExt};
 
 use super::{
     destination::{Destination, Resolved},
@@ -19,12 +21,12 @@ use super::{
     tcp::outside_address,
 };
 use crate::{
-    airflow::{ConnectionTask, baggage},
+    airflow::{ConnectionTask, ExecutionCall, baggage, outage},
     balance::{EndpointDesc, Outcome, Tried},
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
     http::Body,
-    retry::{Progress, RetryError, RetryPolicy},
+    retry::{Progress, RetryError, RetryObserver, RetryPolicy},
     route::Front,
     telemetry::Direction,
     worker::{READY_WAIT, Worker},
@@ -82,7 +84,12 @@ impl OutboundHttp {
         destination: &Destination,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
-        exchange.keep_admission(self.worker.overload.admit()?);
+        let waits_until = self.worker.waits_until(exchange, &request);
+        let overload = &self.worker.overload;
+        exchange.keep_admission(match waits_until {
+            Some(until) => overload.admit_by(until).await?,
+            None => overload.admit()?,
+        });
         exchange.clean(&mut request)?;
         // What a client says of its task is not believed; what is known of it goes to peers.
         baggage::take(request.headers_mut());
@@ -92,14 +99,28 @@ impl OutboundHttp {
         if let Some(parent) = task.trace_parent() {
             exchange.continue_trace(parent, request.headers_mut());
         }
-        let resolved = destination.resolve(&self.worker, READY_WAIT).await?;
+        let wait = waits_until.map_or(READY_WAIT, |until| {
+            until.saturating_duration_since(Instant::now())
+        });
+        let resolved = destination.resolve(&self.worker, wait).await?;
         let service = match &resolved {
             Resolved::Service(service) => Some(&**service.name()),
             Resolved::Outside => None,
         };
         let call = self.worker.execution_api_call(service, &request);
-        let overheard = call.and_then(|call| self.worker.overhear(&call, exchange, &mut request));
-        let response = self.send(exchange, destination, resolved, request).await?;
+        let Some(call) = call else {
+            return self
+                .send(exchange, destination, resolved, None, request)
+                .await;
+        };
+        let overheard = self.worker.overhear(&call, exchange, &mut request);
+        let result = self
+            .send(exchange, destination, resolved, Some(&call), request)
+            .await;
+        let response = outage::tell(result)?;
+        if !response.status().is_server_error() {
+            exchange.note_if_saved();
+        }
         Ok(match overheard {
             Some(overheard) => overheard.answered(response),
             None => response,
@@ -111,15 +132,33 @@ impl OutboundHttp {
         exchange: &Rc<Exchange>,
         destination: &Destination,
         resolved: Resolved,
+        call: Option<&ExecutionCall>,
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         let service = match resolved {
             Resolved::Service(service) => service,
             Resolved::Outside => {
                 let address = outside_address(&self.worker, destination).await?;
-                let endpoint = EndpointDesc::plain(address);
-                let worker = &self.worker;
-                return endpoint.send(worker, exchange, request, self.http2).await;
+                let outside = Outside {
+                    worker: Rc::clone(&self.worker),
+                    exchange: Rc::clone(exchange),
+                    endpoint: EndpointDesc::plain(address),
+                    http2: self.http2,
+                };
+                let policy = call.and_then(|call| {
+                    let until = self.worker.held_until(exchange)?;
+                    Some(call.policy(&RetryPolicy::default(), until))
+                });
+                let Some(policy) = policy else {
+                    return outside.oneshot(request).await;
+                };
+                let retry = self.worker.outside.retry(policy);
+                let observer = Rc::clone(exchange) as Rc<dyn RetryObserver>;
+                return retry
+                    .observed(observer)
+                    .layer(outside)
+                    .oneshot(request)
+                    .await;
             }
         };
         let forward = Forward {
@@ -131,8 +170,38 @@ impl OutboundHttp {
                 port: destination.target().port(),
             },
             http2: self.http2,
+            call,
         };
         forward.by_service(&service, request).await
+    }
+}
+
+/// Sends each try of a request to an address outside the mesh.
+#[derive(Clone, Debug)]
+struct Outside {
+    worker: Rc<Worker>,
+    exchange: Rc<Exchange>,
+    endpoint: EndpointDesc,
+    http2: bool,
+}
+
+impl tower::Service<Request<Body>> for Outside {
+    type Response = Response<Body>;
+    type Error = ProxyError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ProxyError>>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let sent = this
+                .endpoint
+                .send(&this.worker, &this.exchange, request, this.http2);
+            sent.await
+        })
     }
 }
 
@@ -249,6 +318,10 @@ impl RetryError for ProxyError {
                 | ErrorCode::ConnectTimeout
                 | ErrorCode::WorkloadUnavailable
         )
+    }
+
+    fn may_pass(&self) -> bool {
+        ProxyError::code(self).may_pass()
     }
 
     fn code(&self) -> Option<ErrorCode> {

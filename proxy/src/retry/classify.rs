@@ -40,6 +40,11 @@ pub(crate) trait RetryError: Sized {
         false
     }
 
+    /// Whether it is about a proxy that is not ready, or too busy: nothing was sent, and it passes.
+    fn may_pass(&self) -> bool {
+        false
+    }
+
     /// Its code, for the log.
     fn code(&self) -> Option<ErrorCode> {
         None
@@ -145,17 +150,17 @@ impl Kind {
     ) -> Option<Again> {
         match result {
             Ok(response) => self.judge_response(response, policy),
-            Err(error) => self.judge_error(error),
+            Err(error) => self.judge_error(error, policy),
         }
     }
 
-    fn judge_error<E: RetryError>(self, error: &E) -> Option<Again> {
+    fn judge_error<E: RetryError>(self, error: &E, policy: &RetryPolicy) -> Option<Again> {
         let repeat = match error.progress() {
             Progress::Unsent => true,
             Progress::Sent => self.repeatable,
             Progress::Final => false,
         };
-        let down = error.is_down();
+        let down = error.is_down() || policy.outage && (repeat || error.may_pass());
         (repeat || down).then(|| Again {
             failed: Failed::Error(error.code()),
             unsent: error.progress() == Progress::Unsent,
@@ -177,11 +182,12 @@ impl Kind {
         let said = said_by_proxy(response);
         let undelivered = said == Some(ErrorCode::WorkloadUnavailable);
         let reset = said == Some(ErrorCode::UpstreamReset) && self.repeatable;
-        (repeat || undelivered || reset).then(|| Again {
+        let not_ready = policy.outage && said.is_some_and(ErrorCode::may_pass);
+        (repeat || undelivered || reset || not_ready).then(|| Again {
             failed: Failed::Response(response.status(), grpc_code),
             unsent: undelivered,
             always: undelivered || reset,
-            down: undelivered,
+            down: undelivered || policy.outage,
             only_held: false,
             ask_again: ask_again(response.headers()),
         })

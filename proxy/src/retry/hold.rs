@@ -27,6 +27,9 @@ const TRIES: Backoff = Backoff {
     cap: Duration::from_secs(1),
 };
 
+/// The longest wait between them where a client gives up within seconds: none of them should pass without one.
+const CAP_OF_SHORT_WAITS: Duration = Duration::from_millis(250);
+
 /// The bounds of waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HoldLimits {
@@ -35,6 +38,8 @@ pub(crate) struct HoldLimits {
     pub(crate) requests: u32,
     /// The same.
     pub(crate) bytes: u64,
+    /// When waiting ends at the latest, whenever it began.
+    pub(crate) ends: Option<Instant>,
 }
 
 impl From<&v1::Hold> for HoldLimits {
@@ -50,7 +55,16 @@ impl From<&v1::Hold> for HoldLimits {
                 requests => requests,
             },
             bytes: or(hold.max_bytes, DEFAULT_BYTES),
+            ends: None,
         }
+    }
+}
+
+impl HoldLimits {
+    /// When a wait ends that begins now.
+    fn until(&self) -> Instant {
+        let end = Instant::now() + self.timeout;
+        self.ends.map_or(end, |ends| ends.min(end))
     }
 }
 
@@ -71,6 +85,7 @@ pub(super) struct Held {
     queue: Rc<HoldQueue>,
     bytes: u64,
     until: Instant,
+    backoff: Backoff,
     tries: u32,
     /// Whether it is this one's turn to try.
     trying: bool,
@@ -102,7 +117,14 @@ impl HoldQueue {
         Some(Held {
             queue: Rc::clone(self),
             bytes,
-            until: Instant::now() + limits.timeout,
+            until: limits.until(),
+            backoff: match limits.ends {
+                Some(_) => Backoff {
+                    cap: CAP_OF_SHORT_WAITS,
+                    ..TRIES
+                },
+                None => TRIES,
+            },
             tries: 0,
             trying: false,
         })
@@ -123,7 +145,8 @@ impl Held {
             let next = self.trying.then(|| {
                 self.tries += 1;
                 // Half of it at least, so that a queue of one does not hammer.
-                let delay = TRIES.delay(self.tries, random).max(TRIES.base / 2);
+                let backoff = self.backoff;
+                let delay = backoff.delay(self.tries, random).max(backoff.base / 2);
                 Instant::now() + delay
             });
             tokio::select! {

@@ -90,6 +90,20 @@ impl RetryLayer {
     }
 }
 
+/// The budget and the queue of those who wait that all destinations outside the mesh share.
+#[derive(Debug, Default)]
+pub(crate) struct OutsideRetries {
+    budget: Rc<RetryBudget>,
+    queue: Rc<HoldQueue>,
+}
+
+impl OutsideRetries {
+    /// The layer that tries requests again as `policy` says.
+    pub(crate) fn retry(&self, policy: Rc<RetryPolicy>) -> RetryLayer {
+        RetryLayer::new(policy, Rc::clone(&self.budget), Rc::clone(&self.queue))
+    }
+}
+
 impl<S> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
@@ -267,8 +281,13 @@ impl RetryLayer {
             Some(AskAgain::Never) => return None,
             Some(AskAgain::After(wait)) => wait.max(backoff),
         };
-        let in_time = match deadline {
-            Some(deadline) => Instant::now() + delay < deadline.at,
+        let held_until = self.policy.hold.and_then(|hold| hold.ends);
+        let end = match (deadline.map(|deadline| deadline.at), held_until) {
+            (Some(deadline), Some(held)) => Some(deadline.min(held)),
+            (deadline, held) => deadline.or(held),
+        };
+        let in_time = match end {
+            Some(end) => Instant::now() + delay < end,
             None => delay <= MAX_UNASKED_WAIT.max(backoff),
         };
         in_time.then_some(delay)

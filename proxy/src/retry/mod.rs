@@ -13,8 +13,8 @@ mod spare;
 
 pub(crate) use budget::RetryBudget;
 pub(crate) use classify::{Progress, RetryError, is_repeatable};
-pub(crate) use hold::HoldQueue;
-pub(crate) use layer::{Failed, RetryLayer, RetryObserver};
+pub(crate) use hold::{HoldLimits, HoldQueue};
+pub(crate) use layer::{Failed, OutsideRetries, RetryLayer, RetryObserver};
 pub(crate) use policy::RetryPolicy;
 pub(crate) use replay::ReplayBody;
 

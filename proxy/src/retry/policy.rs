@@ -42,6 +42,8 @@ pub(crate) struct RetryPolicy {
     pub(crate) sticky: Option<Arc<StickySettings>>,
     /// The name of the route, where this comes without its rule.
     pub(crate) route: Option<Rc<str>>,
+    /// Answers that are worth another attempt, and connections that break, count too as a service that is down.
+    pub(crate) outage: bool,
 }
 
 impl Default for RetryPolicy {
@@ -63,6 +65,7 @@ impl Default for RetryPolicy {
             hold: None,
             sticky: None,
             route: None,
+            outage: false,
         }
     }
 }
@@ -146,6 +149,7 @@ impl From<&v1::RoutePolicy> for RetryPolicy {
                 .filter(|it| !it.is_empty())
                 .map(Rc::from),
             sticky: (route.stickiness.as_ref()).map(|sticky| Arc::new(sticky.into())),
+            outage: false,
         }
     }
 }

@@ -528,6 +528,7 @@ fn holding(timeout: Duration, requests: u32) -> Rc<RetryPolicy> {
             timeout,
             requests,
             bytes: 1000,
+            ends: None,
         }),
         ..RetryPolicy::default()
     })
@@ -602,5 +603,102 @@ async fn a_connection_that_broke_off_behind_the_other_proxy_is_like_one_that_did
         let steps = vec![reset, status(200)];
         let (result, _) = play(policy(), request(method, Body::Empty), steps).await;
         assert_eq!(result.attempts(), attempts);
+    }
+}
+
+/// As for a client that gives up after so long.
+fn through_outages(patience: Duration) -> Rc<RetryPolicy> {
+    Rc::new(RetryPolicy {
+        outage: true,
+        methods: vec![Method::POST],
+        hold: Some(hold::HoldLimits {
+            timeout: Duration::from_secs(60),
+            requests: 5000,
+            bytes: 1 << 20,
+            ends: Some(Instant::now() + patience),
+        }),
+        ..RetryPolicy::default()
+    })
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn an_outage_of_any_kind_is_waited_through_with_one_attempt_at_a_time_within_the_budget() {
+    let down: [fn() -> Step; 4] = [
+        || status(503),
+        || Err(Failure::Connect),
+        || Err(Failure::Reset),
+        || with_header(503, "retry-after", "30"),
+    ];
+    for step in down {
+        let name = format!("{:?}", step());
+        let (tries, up) = (
+            Rc::new(Cell::new(0)),
+            Instant::now() + Duration::from_secs(4),
+        );
+        let count = Rc::clone(&tries);
+        let service = service_fn(move |_: Request<Body>| {
+            count.set(count.get() + 1);
+            std::future::ready(match Instant::now() < up {
+                true => step(),
+                false => status(200),
+            })
+        });
+        let policy = through_outages(Duration::from_millis(4500));
+        let layer = RetryLayer::new(policy, Rc::default(), Rc::default());
+        let calls: Vec<_> = (0..1000)
+            .map(|_| {
+                let post = request(Method::POST, Body::from("x"));
+                tokio::task::spawn_local(layer.layer(service.clone()).oneshot(post))
+            })
+            .collect();
+        for call in calls {
+            assert_eq!(call.await.unwrap().unwrap().status(), 200, "{name}");
+        }
+        // Each when it came, and again when the service was up. The budget: ten retries at the start, a fifth of the
+        // requests and ten a second. Between them one at a time.
+        let budget = 10 + 200 + 40;
+        assert!(tries.get() <= 2000 + budget + 60, "{name}: {}", tries.get());
+    }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn an_outage_longer_than_the_clients_patience_ends_in_the_last_failure_just_before_that() {
+    let (service, tries) = outage(Instant::now() + Duration::from_secs(60));
+    let policy = through_outages(Duration::from_millis(4500));
+    let layer = RetryLayer::new(policy, Rc::default(), Rc::default());
+    let began = Instant::now();
+    let call = layer
+        .layer(service)
+        .oneshot(request(Method::GET, Body::Empty));
+    assert!(
+        matches!(call.await.unwrap_err(), Failure::After(_, error) if *error == Failure::Connect)
+    );
+    let took = began.elapsed();
+    let expected = Duration::from_millis(4250)..=Duration::from_millis(4500);
+    assert!(expected.contains(&took), "{took:?}");
+    assert!(tries.get() > 4, "{}", tries.get());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_would_do_twice_is_repeated_only_where_it_surely_did_nothing() {
+    let policy = || RetryPolicy {
+        methods: Vec::new(),
+        ..(*through_outages(Duration::from_secs(1))).clone()
+    };
+    for (first, attempts) in [
+        (status(503), 1),
+        (Err(Failure::Reset), 1),
+        (Err(Failure::Connect), 2),
+        (
+            with_header(503, "sidewind-error", "workload-unavailable"),
+            2,
+        ),
+        (with_header(503, "sidewind-error", "policy-not-ready"), 2),
+        (with_header(502, "sidewind-error", "upstream-reset"), 1),
+    ] {
+        let name = format!("{first:?}");
+        let steps = vec![first, status(200)];
+        let (result, _) = play(policy(), request(Method::POST, Body::Empty), steps).await;
+        assert_eq!(result.attempts(), attempts, "{name}");
     }
 }

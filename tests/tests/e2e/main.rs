@@ -35,6 +35,7 @@ mod ipv6;
 mod limits;
 mod mesh_port;
 mod opaque;
+mod outage;
 mod policy;
 mod protocols;
 mod replicas;

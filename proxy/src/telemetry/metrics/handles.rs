@@ -75,6 +75,11 @@ impl WorkerMetrics {
         self.tasks.request(families, direction, task, status, took);
     }
 
+    /// Counts a request to Airflow's Execution API that was answered after more than one try.
+    pub(crate) fn task_saved(&self, task: Option<&TaskContext>) {
+        self.shared.tasks.saved(self.worker, task);
+    }
+
     /// Counts a connection of an Airflow task that was carried as bytes and has ended.
     pub(crate) fn task_connection(&self, direction: Direction, task: &TaskContext) {
         let families = (&self.shared.tasks, self.worker);

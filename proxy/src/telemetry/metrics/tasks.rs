@@ -59,12 +59,29 @@ impl Labels for TaskRequestLabels {
     }
 }
 
+/// Labels of `sidewind_task_saved_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(crate) struct SavedLabels {
+    dag_id: Name,
+    task_id: Name,
+}
+
+impl Labels for SavedLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            dag_id: Name::overflow(),
+            task_id: Name::overflow(),
+        }
+    }
+}
+
 /// The families that have tasks for labels.
 #[derive(Debug)]
 pub(crate) struct TaskFamilies {
     requests: Family<TaskRequestLabels, Counter>,
     duration: Family<TaskLabels, Histogram<Latency>>,
     connections: Family<TaskLabels, Counter>,
+    saved: Family<SavedLabels, Counter>,
 }
 
 impl TaskFamilies {
@@ -85,7 +102,22 @@ impl TaskFamilies {
                 "Connections of Airflow tasks that were carried as bytes and have ended",
                 MAX_SERIES,
             ),
+            saved: families.add_bounded(
+                "sidewind_task_saved_requests",
+                "Requests to Airflow's Execution API that were answered after more than one try",
+                MAX_SERIES,
+            ),
         }
+    }
+
+    /// Counts a request that was answered after more than one try.
+    pub(super) fn saved(&self, worker: usize, task: Option<&TaskContext>) {
+        let name = |of: fn(&TaskContext) -> &str| Name::new(task.map_or("", of));
+        let labels = SavedLabels {
+            dag_id: name(|task| &task.dag_id),
+            task_id: name(|task| &task.task_id),
+        };
+        self.saved.cell(worker, &labels).inc();
     }
 }
 

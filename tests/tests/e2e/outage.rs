@@ -1,0 +1,186 @@
+//! Airflow's Execution API is away, and no task is to notice.
+
+use sidewind_tests::mesh::{Mesh, Workload};
+use sidewind_tests::process::Process;
+use sidewind_tests::wait::{PATIENCE, eventually};
+use sidewind_tests::workloads;
+
+use crate::support::Answer;
+
+/// Where the worker finds the Execution API.
+const EXECUTION_API: &str = "airflow-api-server.airflow:8081";
+
+/// A variable, as Airflow's client asks for it.
+const VARIABLE: &str = "/execution/variables/lab_var";
+
+struct Stage {
+    worker: Workload,
+    api_server: Workload,
+    server: Process,
+    mesh: Mesh,
+}
+
+impl Stage {
+    fn start(hold: &str) -> Self {
+        let mut mesh = Mesh::plan().start();
+        let api_server = mesh
+            .workload("airflow", "api-server")
+            .serves("airflow-api-server.airflow=8081")
+            .start();
+        let server = workloads::execution_api(&api_server, 8081, &mesh.scratch);
+        let worker = mesh
+            .workload("airflow", "task")
+            .flag("--execution-api-hold", hold)
+            .start();
+        Self {
+            worker,
+            api_server,
+            server,
+            mesh,
+        }
+    }
+
+    /// One request as Airflow's client makes it.
+    fn ask(&self, method: &str, path: &str) -> Answer {
+        Answer::parse(&self.request(method, path).finish().success())
+    }
+
+    fn request(&self, method: &str, path: &str) -> sidewind_tests::invocation::Invocation {
+        let sdk = [
+            "-i",
+            "-X",
+            method,
+            "-H",
+            "airflow-api-version: 2026-06-30",
+            "-d",
+            "{}",
+        ];
+        self.worker
+            .curl(&sdk)
+            .arg(format!("http://{EXECUTION_API}{path}"))
+    }
+
+    /// How the server answers from now on.
+    fn mode(&self, mode: &str) {
+        let url = format!("http://{}/mode/{mode}", self.api_server.local(8081));
+        self.api_server.curl(&[]).arg(url).finish().success();
+    }
+
+    /// How often a request came to the server.
+    fn calls(&self, path: &str) -> usize {
+        let url = format!("http://{}/calls", self.api_server.local(8081));
+        let printed = self.api_server.curl(&[]).arg(url).finish().success();
+        printed.matches(&format!("\"path\": \"{path}\"")).count()
+    }
+
+    fn held(&self) -> f64 {
+        let metrics = self.worker.sidecar.metrics();
+        metrics.sum("sidewind_held_requests_total", &[("outcome", "held")])
+    }
+
+    /// Waits until so many requests are held.
+    fn wait_until_held(&self, requests: f64) {
+        eventually("the requests are held", 2 * PATIENCE, || {
+            (self.held() >= requests).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_thousand_requests_are_held_in_less_than_32_mib_and_answered_when_the_api_server_is_back() {
+    const REQUESTS: usize = 1000;
+    let mut stage = Stage::start("1m");
+    // Whatever comes with the first requests is there.
+    assert_eq!(stage.ask("GET", VARIABLE).status, 200);
+    stage.server.kill();
+    let before = stage.worker.sidecar.process().resident_bytes();
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/outage.py");
+    let mut clients = stage
+        .worker
+        .program("/usr/bin/python3")
+        .arg(program)
+        .args([EXECUTION_API, &REQUESTS.to_string()])
+        .start("clients", &stage.mesh.scratch);
+    stage.wait_until_held(REQUESTS as f64);
+    let held = stage
+        .worker
+        .sidecar
+        .process()
+        .resident_bytes()
+        .saturating_sub(before);
+    assert!(held < 32 << 20, "{held} bytes");
+    println!("{REQUESTS} held requests take {} KiB", held >> 10);
+    let _server = workloads::execution_api(&stage.api_server, 8081, &stage.mesh.scratch);
+    assert!(clients.wait(PATIENCE).success());
+    assert_eq!(clients.output().trim(), format!("{{'200': {REQUESTS}}}"));
+    let metrics = stage.worker.sidecar.metrics();
+    assert_eq!(
+        metrics.sum("sidewind_task_saved_requests_total", &[]),
+        REQUESTS as f64
+    );
+}
+
+#[test]
+fn an_outage_is_said_just_before_airflows_client_gives_up_and_not_before() {
+    let mut stage = Stage::start("4500ms");
+    stage.server.kill();
+    let answer = stage.ask("GET", VARIABLE);
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.error, "workload-unavailable");
+    let record = stage
+        .worker
+        .sidecar
+        .wait_for_access("the call", |record| record.path() == VARIABLE);
+    let took: f64 = record.text("duration_ms").parse().unwrap_or_default();
+    assert!(took >= 4250.0, "{record}");
+    assert!(record.attempts() > 4, "{record}");
+    assert_eq!(stage.held(), 1.0);
+}
+
+#[test]
+fn a_variable_is_read_through_an_api_server_that_answers_503_or_resets_and_its_default_is_never_taken()
+ {
+    let stage = Stage::start("1m");
+    for (mode, held) in [("503", 1.0), ("reset", 2.0)] {
+        stage.mode(mode);
+        let mut reading = stage
+            .request("GET", VARIABLE)
+            .start(mode, &stage.mesh.scratch);
+        stage.wait_until_held(held);
+        stage.mode("ok");
+        assert!(reading.wait(PATIENCE).success());
+        let answer = Answer::parse(&reading.output());
+        assert_eq!(answer.status, 200, "{mode}");
+        assert!(answer.body.contains("hello"), "{mode}: {}", answer.body);
+    }
+    let log = stage.worker.sidecar.log();
+    assert!(log.contains("got through after an outage"), "{log}");
+}
+
+#[test]
+fn a_lost_response_is_asked_for_again_where_the_server_takes_that_and_nowhere_else() {
+    let stage = Stage::start("500ms");
+    stage.mode("lost");
+    let id = "0193a7a0-9d5c-7a7e-b0c8-3d2f4f9f1a11";
+    for (method, path, is_safe) in [
+        (
+            "PATCH",
+            format!("/execution/task-instances/{id}/state"),
+            true,
+        ),
+        (
+            "PUT",
+            format!("/execution/task-instances/{id}/heartbeat"),
+            true,
+        ),
+        ("POST", "/execution/xcoms/d/r/t/k".to_owned(), true),
+        ("POST", "/execution/dag-runs/d/r".to_owned(), false),
+        ("POST", "/execution/dag-runs/d/r/clear".to_owned(), false),
+        ("PATCH", format!("/execution/hitlDetails/{id}"), false),
+    ] {
+        let answer = stage.ask(method, &path);
+        assert_eq!(answer.status, 502, "{method} {path}");
+        let calls = stage.calls(&path);
+        assert_eq!(calls > 1, is_safe, "{method} {path}: {calls}");
+    }
+}
