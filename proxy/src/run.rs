@@ -104,7 +104,7 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
     let shared = Shared {
         health: health.clone(),
         limits: Limits::new(Some(Arc::clone(&telemetry.metrics))),
-        tasks: start_task_lookup(&config, &telemetry.metrics)?,
+        tasks: start_task_lookup(&config, &telemetry.metrics, &readiness)?,
     };
     let gateway_ports = keeper.as_ref().map(Keeper::ports);
     let of_all = (&shared, gateway_ports.as_ref());
@@ -278,10 +278,11 @@ fn start_telemetry(config: &Config) -> Result<(SharedTelemetry, Option<SpanExpor
 fn start_task_lookup(
     config: &Config,
     metrics: &Arc<Metrics>,
+    readiness: &Readiness,
 ) -> Result<Option<airflow::Lookup>, Failure> {
-    let logs = config.airflow.lookup.clone();
-    Ok(logs
-        .map(|logs| airflow::Lookup::start(logs, metrics))
+    let source = config.airflow.lookup.clone();
+    Ok(source
+        .map(|source| airflow::Lookup::start(source, metrics, readiness))
         .transpose()?)
 }
 

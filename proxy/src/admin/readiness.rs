@@ -14,6 +14,8 @@ pub(crate) enum Component {
     Policy,
     /// Its listeners are bound.
     Listeners,
+    /// The processes of Airflow's tasks can be seen. Told in the detail alone, where tasks are looked for.
+    TaskLookup,
     /// The control plane answers. Told in the detail alone: a proxy that has identity and policy
     /// goes on without it.
     ControlPlane,
@@ -32,6 +34,8 @@ struct Parts {
     policy: Part,
     listeners: Part,
     control_plane: Part,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_lookup: Option<Part>,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +72,7 @@ impl Readiness {
             Component::Policy => &mut state.parts.policy,
             Component::Listeners => &mut state.parts.listeners,
             Component::ControlPlane => &mut state.parts.control_plane,
+            Component::TaskLookup => state.parts.task_lookup.get_or_insert_default(),
         };
         *part = Part {
             ready,
@@ -122,6 +127,7 @@ impl State {
             policy,
             listeners,
             control_plane: _,
+            task_lookup: _,
         } = &self.parts;
         !self.draining && identity.ready && policy.ready && listeners.ready
     }
@@ -150,6 +156,7 @@ mod tests {
             readiness.set(component, true, "");
         }
         readiness.set(Component::ControlPlane, false, "connection refused");
+        readiness.set(Component::TaskLookup, false, "alone");
         readiness.set_draining();
         let (ready, document) = readiness.document();
         assert!(!ready);
@@ -160,6 +167,7 @@ mod tests {
                 "identity": {"ready": true}, "policy": {"ready": true},
                 "listeners": {"ready": true},
                 "control_plane": {"ready": false, "detail": "connection refused"},
+                "task_lookup": {"ready": false, "detail": "alone"},
             },
         });
         assert_eq!(document, expected);

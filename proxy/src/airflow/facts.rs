@@ -4,8 +4,12 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{execution_api::Run, process::Pid};
-use crate::telemetry::{TaskContext, trace::TraceParent};
+use super::{
+    execution_api::{Run, Unreadable},
+    overhear::{News, Report},
+    process::Pid,
+};
+use crate::telemetry::{TaskContext, metrics::TaskFact, trace::TraceParent};
 
 /// Task instances that are remembered at once: many times what a worker runs.
 const MAX_INSTANCES: usize = 1024;
@@ -48,6 +52,36 @@ impl Default for Facts {
 }
 
 impl Facts {
+    /// Takes over what was overheard; says what it was worth, unless it was nothing new.
+    pub(super) fn learn(&mut self, report: Report) -> Option<TaskFact> {
+        let Report { ti_id, news } = report;
+        Some(match news {
+            News::Begins(bodies) => match bodies.read() {
+                Ok((run, pid)) => match self.begins(&ti_id, run, pid) {
+                    true => TaskFact::Learned,
+                    false => TaskFact::Contradicted,
+                },
+                Err(Unreadable::TooLarge) => TaskFact::TooLarge,
+                Err(error) => {
+                    tracing::debug!(%error, "what Airflow says of a task was not understood");
+                    TaskFact::Unreadable
+                }
+            },
+            News::BelongsTo(parent) => {
+                self.belongs_to(&ti_id, parent);
+                TaskFact::Learned
+            }
+            News::Ends => {
+                self.ends(&ti_id);
+                return None;
+            }
+            News::IsThere => {
+                self.is_there(&ti_id);
+                return None;
+            }
+        })
+    }
+
     /// A task instance begins, in the process `pid` where it said so. False when something else is known of it
     /// already: whoever spoke first was its supervisor, before the task's own code could run.
     pub(super) fn begins(&mut self, ti_id: &str, run: Run, pid: Option<Pid>) -> bool {
@@ -121,6 +155,17 @@ impl Facts {
             task.team.clone_from(&run.team);
         }
         exact.and_then(|known| known.parent)
+    }
+
+    /// The same where all connections are one task's.
+    pub(super) fn complete_the_only(
+        &self,
+        task: &mut TaskContext,
+        ti_id: Option<&str>,
+    ) -> Option<TraceParent> {
+        let parent = self.complete(task, ti_id, std::iter::empty());
+        let mut all = self.instances.values().filter_map(|known| known.parent);
+        parent.or_else(|| all.next().filter(|_| all.next().is_none()))
     }
 
     fn known(&mut self, ti_id: &str) -> &mut Known {

@@ -1,29 +1,34 @@
 //! The thread that finds out whose connections are. Reading `/proc` blocks, so that workers only ask.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        mpsc::{self, SyncSender, TrySendError},
-    },
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+    time::Instant,
+};
 
 use super::{
-    Owner, Unknown,
+    Attributed, Owner, Unknown,
     attempt_log::AttemptLogs,
     attribute::attribute,
-    execution_api::Unreadable,
     facts::Facts,
-    overhear::{News, Places, Report},
+    overhear::{Places, Report},
+    plugin::Plugin,
+    process::Pid,
     processes::{NotFound, Processes},
+    sight::Sight,
     socket::{SocketPair, SocketTable},
 };
-use crate::telemetry::{
-    logs::Throttle,
-    metrics::{Metrics, TaskFact, TaskLookup},
+use crate::{
+    admin::{Component, Readiness},
+    telemetry::{
+        logs::Throttle,
+        metrics::{Metrics, TaskFact, TaskLookup},
+    },
+    workload_api::{Socket, SocketError},
 };
 
 /// Connections that wait for their turn. One that finds no place stays unattributed.
@@ -32,58 +37,98 @@ const MAX_WAITING: usize = 1024;
 /// How long one search may take, unless there is more to read than anybody's processes have.
 const SEARCH_TIME: Duration = Duration::from_millis(50);
 
+/// Tasks run as another user than the proxy; whoever reaches the socket may say what he likes of his own connections.
+const PLUGIN_SOCKET_MODE: u32 = 0o666;
+
 /// Whose a connection is.
 pub(crate) type Answer = Result<Owner, Unknown>;
+
+/// Where it is known from whose connections are.
+#[derive(Clone, Debug)]
+pub(crate) enum TaskSource {
+    /// From the processes beside the proxy, and the logs that they have open.
+    Processes(AttemptLogs),
+    /// All are this task's.
+    Given(Box<Attributed>),
+    /// From Airflow's plugin, at a Unix socket of this path.
+    Plugin(PathBuf),
+}
+
+/// Why nobody can be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("tasks cannot be looked for")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("airflow".to_owned())
+}
 
 /// Asks whose connections are. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Lookup {
-    messages: SyncSender<Message>,
+    messages: mpsc::Sender<Message>,
     places: Places,
     metrics: Arc<Metrics>,
 }
 
 /// What the thread is sent.
 #[derive(Debug)]
-enum Message {
+pub(super) enum Message {
     Question(Question),
     Report(Report),
 }
 
 #[derive(Debug)]
-struct Question {
-    pair: SocketPair,
-    answer: oneshot::Sender<Answer>,
+pub(super) struct Question {
+    pub(super) pair: SocketPair,
+    pub(super) answer: oneshot::Sender<Answer>,
 }
 
 impl Lookup {
-    /// Starts the thread, in the network namespace of the caller.
+    /// Starts the thread, in the network namespace of the caller. What it can see is said in `readiness`.
     ///
     /// # Errors
-    /// Where `/proc` or the kernel's socket diagnosis cannot be opened.
-    pub(crate) fn start(logs: AttemptLogs, metrics: &Arc<Metrics>) -> io::Result<Self> {
-        let mut finder = Finder::new(logs, SEARCH_TIME)?;
-        let (messages, received) = mpsc::sync_channel::<Message>(MAX_WAITING);
-        let counted = Arc::clone(metrics);
-        std::thread::Builder::new()
-            .name("airflow".to_owned())
-            .spawn(move || {
-                while let Ok(message) = received.recv() {
-                    match message {
-                        Message::Question(question) => finder.answer(question, &counted),
-                        Message::Report(report) => {
-                            if let Some(fact) = finder.learn(report) {
-                                counted.task_fact(fact);
-                            }
-                        }
-                    }
-                }
-            })?;
-        Ok(Self {
+    /// Where `/proc`, the kernel's socket diagnosis or the plugin's socket cannot be opened.
+    pub(crate) fn start(
+        source: TaskSource,
+        metrics: &Arc<Metrics>,
+        readiness: &Readiness,
+    ) -> Result<Self, StartError> {
+        let (messages, received) = mpsc::channel(MAX_WAITING);
+        let lookup = Self {
             messages,
             places: Places::default(),
             metrics: Arc::clone(metrics),
-        })
+        };
+        let searching = Searching {
+            source: match source {
+                TaskSource::Processes(logs) => {
+                    let finder = Finder::new(logs, SEARCH_TIME)?;
+                    let watch = Watch::begin(metrics, readiness);
+                    Source::Processes(Box::new(finder), watch)
+                }
+                TaskSource::Given(task) => Source::Given(task),
+                TaskSource::Plugin(path) => {
+                    let (socket, listener) = Socket::bind(&path, PLUGIN_SOCKET_MODE)?;
+                    let plugin = Plugin::new(listener, socket)?;
+                    let counted = Arc::clone(metrics);
+                    thread().spawn(move || {
+                        if let Err(error) = plugin.run(received, counted) {
+                            tracing::error!(%error, "tasks cannot say which they are");
+                        }
+                    })?;
+                    return Ok(lookup);
+                }
+            },
+            facts: Facts::default(),
+            metrics: Arc::clone(metrics),
+        };
+        thread().spawn(move || searching.run(received))?;
+        Ok(lookup)
     }
 
     /// Asks whose the connection is that has these ends. An answer that never comes means that it is not known.
@@ -92,7 +137,7 @@ impl Lookup {
         let question = Message::Question(Question { pair, answer });
         if let Err(
             TrySendError::Full(Message::Question(question))
-            | TrySendError::Disconnected(Message::Question(question)),
+            | TrySendError::Closed(Message::Question(question)),
         ) = self.messages.try_send(question)
         {
             self.metrics.task_lookup(TaskLookup::Busy, None);
@@ -117,6 +162,113 @@ impl Lookup {
     }
 }
 
+/// What the thread does.
+#[derive(Debug)]
+struct Searching {
+    source: Source,
+    facts: Facts,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Processes(Box<Finder>, Watch),
+    Given(Box<Attributed>),
+}
+
+impl Searching {
+    fn run(mut self, mut received: mpsc::Receiver<Message>) {
+        while let Some(message) = received.blocking_recv() {
+            match message {
+                Message::Question(question) => self.answer(question),
+                Message::Report(report) => {
+                    if let Some(fact) = self.facts.learn(report) {
+                        self.metrics.task_fact(fact);
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, question: Question) {
+        // The connection may have ended meanwhile.
+        if question.answer.is_closed() {
+            return;
+        }
+        let began = Instant::now();
+        let (answer, took) = match &mut self.source {
+            Source::Given(task) => {
+                let mut found = (**task).clone();
+                let ti_id = found.ti_id.as_deref();
+                found.parent = self.facts.complete_the_only(&mut found.task, ti_id);
+                (Ok(Owner::Task(found)), None)
+            }
+            Source::Processes(finder, watch) => {
+                watch.look_again();
+                let answer = finder.search(question.pair).map(|(mut owner, pids)| {
+                    if let Owner::Task(found) = &mut owner {
+                        let ti_id = found.ti_id.as_deref();
+                        let pids = pids.into_iter();
+                        found.parent = self.facts.complete(&mut found.task, ti_id, pids);
+                    }
+                    owner
+                });
+                (answer, Some(began.elapsed()))
+            }
+        };
+        self.metrics.task_lookup(result(&answer), took);
+        if answer == Err(Unknown::Denied) {
+            say_what_is_missing();
+        }
+        let _ = question.answer.send(answer);
+    }
+}
+
+/// Says what can be seen of other processes: at the start, and when the first connection comes if that is something else:
+/// the worker may have been started after the proxy.
+#[derive(Debug)]
+struct Watch {
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    said: Sight,
+    is_last: bool,
+}
+
+impl Watch {
+    fn begin(metrics: &Arc<Metrics>, readiness: &Readiness) -> Self {
+        let watch = Self {
+            metrics: Arc::clone(metrics),
+            readiness: readiness.clone(),
+            said: Sight::now(),
+            is_last: false,
+        };
+        watch.say();
+        watch
+    }
+
+    fn look_again(&mut self) {
+        if std::mem::replace(&mut self.is_last, true) {
+            return;
+        }
+        let now = Sight::now();
+        if std::mem::replace(&mut self.said, now) != now {
+            self.say();
+        }
+    }
+
+    fn say(&self) {
+        let (sight, explanation) = (self.said.as_str(), self.said.explanation());
+        match self.said {
+            Sight::Whole => tracing::info!(sight, "tasks are looked for: {explanation}"),
+            _ => tracing::warn!(sight, "tasks may not be found: {explanation}"),
+        }
+        self.metrics.set_task_sight(self.said);
+        let is_whole = self.said == Sight::Whole;
+        let detail = if is_whole { "" } else { explanation };
+        self.readiness.set(Component::TaskLookup, is_whole, detail);
+    }
+}
+
 fn say_what_is_missing() {
     static DENIED: Throttle = Throttle::new();
     if let Some(suppressed) = DENIED.admit() {
@@ -128,7 +280,7 @@ fn say_what_is_missing() {
     }
 }
 
-fn result(answer: &Answer) -> TaskLookup {
+pub(super) fn result(answer: &Answer) -> TaskLookup {
     match answer {
         Ok(Owner::Task(_)) => TaskLookup::Task,
         Ok(Owner::Instance(_)) => TaskLookup::Instance,
@@ -142,26 +294,30 @@ fn result(answer: &Answer) -> TaskLookup {
     }
 }
 
-/// What the thread works with.
+/// Finds owners among processes.
 #[derive(Debug)]
-pub(super) struct Finder {
+pub(crate) struct Finder {
     sockets: SocketTable,
     processes: Processes,
-    facts: Facts,
 }
 
 impl Finder {
-    pub(super) fn new(logs: AttemptLogs, search_time: Duration) -> io::Result<Self> {
+    pub(crate) fn new(logs: AttemptLogs, search_time: Duration) -> io::Result<Self> {
         Ok(Self {
             sockets: SocketTable::open()?,
             processes: Processes::new(logs, search_time)?,
-            facts: Facts::default(),
         })
     }
 
+    #[cfg(test)]
     pub(super) fn find(&mut self, pair: SocketPair) -> Answer {
-        let inode = match self.sockets.inode(pair) {
-            Ok(Some(inode)) => inode,
+        self.search(pair).map(|(owner, _)| owner)
+    }
+
+    /// Whose a connection is, with the processes from its owner up to the first one.
+    pub(crate) fn search(&mut self, pair: SocketPair) -> Result<(Owner, Vec<Pid>), Unknown> {
+        let inode = match self.sockets.look(pair) {
+            Ok(Some(seen)) => seen.inode,
             Ok(None) => return Err(Unknown::SocketGone),
             Err(error) => {
                 tracing::debug!(%error, "the kernel was not to be asked for a socket");
@@ -173,56 +329,7 @@ impl Finder {
             NotFound::Denied => Unknown::Denied,
             NotFound::TimedOut => Unknown::TimedOut,
         })?;
-        let mut owner = attribute(&chain, |pid| self.processes.process(pid))?;
-        if let Owner::Task(found) = &mut owner {
-            let pids = chain.iter().map(|holder| holder.pid);
-            let ti_id = found.ti_id.as_deref();
-            found.parent = self.facts.complete(&mut found.task, ti_id, pids);
-        }
-        Ok(owner)
-    }
-
-    fn answer(&mut self, question: Question, metrics: &Metrics) {
-        // The connection may have ended meanwhile.
-        if question.answer.is_closed() {
-            return;
-        }
-        let began = Instant::now();
-        let answer = self.find(question.pair);
-        metrics.task_lookup(result(&answer), Some(began.elapsed()));
-        if answer == Err(Unknown::Denied) {
-            say_what_is_missing();
-        }
-        let _ = question.answer.send(answer);
-    }
-
-    /// Takes over what was overheard; says what it was worth, unless it was nothing new.
-    pub(super) fn learn(&mut self, report: Report) -> Option<TaskFact> {
-        let Report { ti_id, news } = report;
-        Some(match news {
-            News::Begins(bodies) => match bodies.read() {
-                Ok((run, pid)) => match self.facts.begins(&ti_id, run, pid) {
-                    true => TaskFact::Learned,
-                    false => TaskFact::Contradicted,
-                },
-                Err(Unreadable::TooLarge) => TaskFact::TooLarge,
-                Err(error) => {
-                    tracing::debug!(%error, "what Airflow says of a task was not understood");
-                    TaskFact::Unreadable
-                }
-            },
-            News::BelongsTo(parent) => {
-                self.facts.belongs_to(&ti_id, parent);
-                TaskFact::Learned
-            }
-            News::Ends => {
-                self.facts.ends(&ti_id);
-                return None;
-            }
-            News::IsThere => {
-                self.facts.is_there(&ti_id);
-                return None;
-            }
-        })
+        let owner = attribute(&chain, |pid| self.processes.process(pid))?;
+        Ok((owner, chain.iter().map(|holder| holder.pid).collect()))
     }
 }

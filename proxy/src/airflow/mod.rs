@@ -6,6 +6,9 @@
 //! ([`attempt_log`]), or, where there is none to be seen, by the process's title ([`title`]) or environment
 //! ([`environment`]). [`lookup`] does it on a thread of its own.
 //!
+//! Where the proxy may not look into processes, tasks say themselves which they are ([`plugin`]); where it stands beside
+//! one task, its own environment says so ([`environment`]). [`sight`] finds out what it may see.
+//!
 //! What Airflow tells the API server of a task goes through the same proxy: [`execution_api`] reads it, [`overhear`]
 //! copies what is to be read, and [`facts`] keeps it for as long as the task runs, so that the person behind a run and
 //! its trace become known too.
@@ -22,14 +25,16 @@ mod attempt_log;
 mod attribute;
 pub(crate) mod baggage;
 mod connection;
-mod environment;
+pub(crate) mod environment;
 mod execution_api;
 mod facts;
 mod lookup;
 pub(crate) mod outage;
 mod overhear;
+mod plugin;
 mod process;
 mod processes;
+mod sight;
 mod socket;
 mod title;
 pub(crate) mod told;
@@ -38,8 +43,9 @@ pub(crate) use self::{
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
     connection::ConnectionTask,
     execution_api::Call as ExecutionCall,
-    lookup::{Answer, Lookup},
+    lookup::{Answer, Lookup, TaskSource},
     overhear::Overheard,
+    sight::Sight,
     socket::SocketPair,
 };
 use crate::telemetry::{TaskContext, trace::TraceParent};
@@ -72,7 +78,9 @@ pub(crate) enum Evidence {
     /// A supervisor below the worker that was there before any task has the attempt log open: the task's own code
     /// cannot fake that.
     Supervisor,
-    /// What the task's own processes show. Good for telemetry alone.
+    /// The proxy's own environment says so, which whoever deployed it has set.
+    Deployment,
+    /// What the task's own processes show or say. Good for telemetry alone.
     Process,
 }
 

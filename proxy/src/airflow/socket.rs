@@ -26,6 +26,14 @@ pub(crate) struct SocketPair {
     pub(crate) remote: SocketAddr,
 }
 
+/// A socket that the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) inode: u32,
+    /// Of the process that made it.
+    pub(super) uid: u32,
+}
+
 /// A question socket to the kernel.
 #[derive(Debug)]
 pub(super) struct SocketTable {
@@ -47,9 +55,8 @@ impl SocketTable {
         })
     }
 
-    /// The inode number of the socket with these ends; none when there is no such socket (any more), or no process
-    /// holds it.
-    pub(super) fn inode(&mut self, pair: SocketPair) -> io::Result<Option<u32>> {
+    /// The socket with these ends; none when there is no such socket (any more), or no process holds it.
+    pub(super) fn look(&mut self, pair: SocketPair) -> io::Result<Option<Seen>> {
         let SocketPair { local, remote } = pair;
         let (local_ip, remote_ip) = (local.ip().to_canonical(), remote.ip().to_canonical());
         let family = match (local_ip, remote_ip) {
@@ -92,7 +99,8 @@ impl SocketTable {
             return match answer.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
                     // 0 is a socket that nobody holds any more (TIME_WAIT, orphaned).
-                    Ok(Some(response.header.inode).filter(|inode| *inode != 0))
+                    let (inode, uid) = (response.header.inode, response.header.uid);
+                    Ok((inode != 0).then_some(Seen { inode, uid }))
                 }
                 NetlinkPayload::Error(error) => match error.to_io() {
                     error if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -127,6 +135,11 @@ mod tests {
             .unwrap()
     }
 
+    fn inode(table: &mut SocketTable, pair: SocketPair) -> io::Result<Option<u32>> {
+        let seen = table.look(pair)?;
+        Ok(seen.map(|seen| seen.inode))
+    }
+
     fn pair(stream: &TcpStream) -> SocketPair {
         SocketPair {
             local: stream.local_addr().unwrap(),
@@ -142,11 +155,14 @@ mod tests {
             let client = connect(&listener);
             let (server, _) = listener.accept().unwrap();
             assert_eq!(
-                table.inode(pair(&client)).unwrap(),
+                inode(&mut table, pair(&client)).unwrap(),
                 Some(inode_of(&client)),
                 "{address}"
             );
-            assert_eq!(table.inode(pair(&server)).unwrap(), Some(inode_of(&server)));
+            assert_eq!(
+                inode(&mut table, pair(&server)).unwrap(),
+                Some(inode_of(&server))
+            );
         }
     }
 
@@ -157,9 +173,9 @@ mod tests {
         let client = connect(&listener);
         let mut other = pair(&client);
         other.remote.set_port(1);
-        assert_eq!(table.inode(other).unwrap(), None);
+        assert_eq!(inode(&mut table, other).unwrap(), None);
         let ends = pair(&client);
         drop((client, listener));
-        assert_eq!(table.inode(ends).unwrap(), None);
+        assert_eq!(inode(&mut table, ends).unwrap(), None);
     }
 }

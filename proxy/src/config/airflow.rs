@@ -5,10 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 use sidewind_identity::SpiffeIdPattern;
 
+use super::environment::WorkloadVariables;
 use super::error::ConfigError;
 use super::validate::Given;
-use super::values::duration_within;
-use crate::airflow::{AttemptLogs, DEFAULT_TEMPLATE};
+use super::values::{duration_within, socket_path};
+use crate::airflow::{AttemptLogs, DEFAULT_TEMPLATE, TaskSource, environment};
 
 /// Most patterns of peers that are believed.
 const MAX_PEERS: usize = 64;
@@ -21,6 +22,13 @@ pub(crate) enum TaskLookup {
     /// By the processes beside the proxy, on workers that run many tasks (Celery, LocalExecutor). Needs their PID
     /// namespace (shareProcessNamespace, or pidMode "task") and, from Airflow 3.2 on, the capability SYS_PTRACE.
     Processes,
+    /// By the proxy's own environment, beside a workload that runs one task (KubernetesExecutor, ECS): AIRFLOW_CTX_DAG_ID,
+    /// AIRFLOW_CTX_TASK_ID and AIRFLOW_CTX_DAG_RUN_ID, and AIRFLOW_CTX_TRY_NUMBER, AIRFLOW_CTX_MAP_INDEX and
+    /// AIRFLOW_CTX_TASK_INSTANCE_ID where they are known.
+    Environment,
+    /// By Airflow's plugin sidewind-airflow, which says at --task-socket which task a process works for. Needs no privilege
+    /// and no common PID namespace.
+    Plugin,
 }
 
 #[derive(Debug, Args)]
@@ -37,6 +45,11 @@ pub(super) struct AirflowSettings {
     /// Airflow's [logging] log_filename_template, where it was changed.
     #[arg(long, value_name = "TEMPLATE", default_value = DEFAULT_TEMPLATE, hide_default_value = true)]
     pub(super) task_log_template: String,
+
+    /// Unix socket at which Airflow's plugin says which task a process works for. Airflow's user must reach it; the plugin
+    /// looks for it in SIDEWIND_TASK_SOCKET.
+    #[arg(long, value_name = "PATH", value_parser = socket_path, default_value = "/run/sidewind/task.sock")]
+    pub(super) task_socket: PathBuf,
 
     /// How long a connection's first request waits until its task is known. Later the task is only logged.
     #[arg(long, value_name = "DURATION", default_value = "20ms",
@@ -63,8 +76,8 @@ pub(super) struct AirflowSettings {
 /// What is known of Airflow.
 #[derive(Debug, Clone)]
 pub(crate) struct AirflowConfig {
-    /// The attempt logs by which tasks are found; none: nobody looks.
-    pub lookup: Option<AttemptLogs>,
+    /// Where it is known from whose connections are; none: nobody looks.
+    pub lookup: Option<TaskSource>,
     pub lookup_timeout: Duration,
     /// Peers whose word is taken.
     pub context_from: Vec<SpiffeIdPattern>,
@@ -77,25 +90,34 @@ pub(crate) struct AirflowConfig {
 pub(super) fn airflow(
     settings: AirflowSettings,
     given: &Given<'_>,
+    variables: &WorkloadVariables,
 ) -> Result<AirflowConfig, ConfigError> {
-    let lookup = if settings.task_lookup == TaskLookup::Processes {
-        if !settings.task_log_folder.is_absolute() {
-            return Err(given.error("task-log-folder", "must be an absolute path"));
+    let is_by_processes = settings.task_lookup == TaskLookup::Processes;
+    for flag in ["task-log-folder", "task-log-template"] {
+        if given.is_given(flag) && !is_by_processes {
+            return Err(given.error(flag, "needs --task-lookup processes"));
         }
-        let logs = AttemptLogs::new(&settings.task_log_folder, &settings.task_log_template)
-            .map_err(|problem| given.error("task-log-template", problem.to_string()))?;
-        Some(logs)
-    } else {
-        for flag in [
-            "task-log-folder",
-            "task-log-template",
-            "task-lookup-timeout",
-        ] {
-            if given.is_given(flag) {
-                return Err(given.error(flag, "needs --task-lookup processes"));
+    }
+    if given.is_given("task-socket") && settings.task_lookup != TaskLookup::Plugin {
+        return Err(given.error("task-socket", "needs --task-lookup plugin"));
+    }
+    if given.is_given("task-lookup-timeout") && settings.task_lookup == TaskLookup::Off {
+        return Err(given.error("task-lookup-timeout", "needs --task-lookup"));
+    }
+    let lookup = match settings.task_lookup {
+        TaskLookup::Off => None,
+        TaskLookup::Plugin => Some(TaskSource::Plugin(settings.task_socket)),
+        TaskLookup::Environment => environment::own(|name| variables.get(name))
+            .map_err(|problem| given.error("task-lookup", problem))?
+            .map(|task| TaskSource::Given(Box::new(task))),
+        TaskLookup::Processes => {
+            if !settings.task_log_folder.is_absolute() {
+                return Err(given.error("task-log-folder", "must be an absolute path"));
             }
+            let logs = AttemptLogs::new(&settings.task_log_folder, &settings.task_log_template)
+                .map_err(|problem| given.error("task-log-template", problem.to_string()))?;
+            Some(TaskSource::Processes(logs))
         }
-        None
     };
     if settings.execution_api_service.len() > MAX_PEERS {
         let problem = format!("names more than {MAX_PEERS} services");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use http::Uri;
 
-use super::environment::AwsVariables;
+use super::environment::WorkloadVariables;
 use super::secret::Secret;
 
 /// The endpoint of ECS that AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is relative to.
@@ -54,7 +54,7 @@ impl AwsCredentialsSource {
     ///
     /// # Errors
     /// A sentence that names the variable at fault.
-    pub(super) fn from_variables(aws: &AwsVariables) -> Result<Self, String> {
+    pub(super) fn from_variables(aws: &WorkloadVariables) -> Result<Self, String> {
         let access_key_id = aws.get("AWS_ACCESS_KEY_ID");
         match (access_key_id, aws.get("AWS_SECRET_ACCESS_KEY")) {
             (Some(id), Some(secret)) => {
@@ -99,7 +99,7 @@ impl AwsCredentialsSource {
     }
 }
 
-fn authorization(aws: &AwsVariables) -> ContainerAuthorization {
+fn authorization(aws: &WorkloadVariables) -> ContainerAuthorization {
     if let Some(file) = aws.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
         return ContainerAuthorization::File(file.into());
     }

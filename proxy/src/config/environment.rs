@@ -13,14 +13,17 @@ const PREFIX: &str = "SIDEWIND_";
 #[derive(Debug, Default)]
 pub(super) struct Environment(BTreeMap<String, OsString>);
 
-/// The process's `AWS_…` variables that hold anything: settings of the workload's that are the proxy's too.
+/// The process's `AWS_…` and `AIRFLOW_CTX_…` variables that hold anything: settings of the workload's that are the
+/// proxy's too.
 #[derive(Default)]
-pub(super) struct AwsVariables(BTreeMap<String, String>);
+pub(super) struct WorkloadVariables(BTreeMap<String, String>);
 
-impl AwsVariables {
+impl WorkloadVariables {
     pub(super) fn new(variables: &[(OsString, OsString)]) -> Self {
         let text = |(name, value): &(OsString, OsString)| {
-            let name = name.to_str().filter(|name| name.starts_with("AWS_"))?;
+            let name = name
+                .to_str()
+                .filter(|name| name.starts_with("AWS_") || name.starts_with("AIRFLOW_CTX_"))?;
             let value = value.to_str().filter(|value| !value.is_empty())?;
             Some((name.to_owned(), value.to_owned()))
         };

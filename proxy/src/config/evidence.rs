@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use sidewind_api::evidence::sts_host;
 
 use super::aws::AwsCredentialsSource;
-use super::environment::AwsVariables;
+use super::environment::WorkloadVariables;
 use super::error::{ConfigError, Place};
 use super::secret::{JoinToken, JoinTokenSource};
 use super::validate::Given;
@@ -134,7 +134,7 @@ impl EvidenceSource {
 pub(super) fn source(
     settings: EvidenceSettings,
     given: &Given<'_>,
-    aws: &AwsVariables,
+    aws: &WorkloadVariables,
 ) -> Result<EvidenceSource, ConfigError> {
     match kind(&settings, given)? {
         AttestorKind::JoinToken => join_token(settings, given),
@@ -229,7 +229,7 @@ fn join_token(
 fn aws_iam(
     settings: EvidenceSettings,
     given: &Given<'_>,
-    aws: &AwsVariables,
+    aws: &WorkloadVariables,
 ) -> Result<EvidenceSource, ConfigError> {
     let default = ["AWS_REGION", "AWS_DEFAULT_REGION"];
     let default = default

@@ -45,7 +45,7 @@ pub(crate) use served_port::ServedPort;
 pub(crate) use settings::{CaptureMode, InboundPlaintext, LogFormat, Outside, RedirectBackend};
 pub(crate) use values::{AccessLog, SOCKET_DRAFT_SUFFIX};
 
-use environment::{AwsVariables, Environment, variable_name};
+use environment::{Environment, WorkloadVariables, variable_name};
 use error::Place;
 use settings::{Command, CommandLine};
 
@@ -281,7 +281,7 @@ pub(crate) fn parse(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Invocation, ConfigError> {
     let variables: Vec<(OsString, OsString)> = variables.into_iter().collect();
-    let aws = AwsVariables::new(&variables);
+    let aws = WorkloadVariables::new(&variables);
     let environment = Environment::new(variables);
     let commands = reference::with_variables(CommandLine::command());
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();

@@ -9,7 +9,7 @@ use clap::parser::ValueSource;
 use sidewind_identity::{TrustBundle, TrustDomain};
 
 use super::airflow::airflow;
-use super::environment::{AwsVariables, variable_name};
+use super::environment::{WorkloadVariables, variable_name};
 use super::error::{ConfigError, Place};
 use super::evidence;
 use super::settings::{
@@ -77,7 +77,7 @@ impl<'a> Given<'a> {
 pub(super) fn run(
     settings: RunSettings,
     given: &Given<'_>,
-    aws: &AwsVariables,
+    aws: &WorkloadVariables,
 ) -> Result<Config, ConfigError> {
     let control = control(settings.identity, given, aws)?;
     let gateway = gateway(settings.gateway, settings.listeners.capture, given)?;
@@ -90,7 +90,7 @@ pub(super) fn run(
         gateway,
         workload_api: workload_api(settings.workload_api, given)?,
         traffic: traffic(settings.traffic, given)?,
-        airflow: airflow(settings.airflow, given)?,
+        airflow: airflow(settings.airflow, given, aws)?,
         limits: limits(&settings.limits),
         telemetry: telemetry(settings.telemetry),
         command: command(&settings.command),
@@ -151,7 +151,7 @@ fn command(settings: &CommandSettings) -> Option<CommandConfig> {
 fn control(
     settings: IdentitySettings,
     given: &Given<'_>,
-    aws: &AwsVariables,
+    aws: &WorkloadVariables,
 ) -> Result<ControlConfig, ConfigError> {
     if settings.control_plane.is_empty() {
         return Err(given.missing(

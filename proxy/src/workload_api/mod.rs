@@ -43,7 +43,7 @@ use crate::telemetry::metrics::Metrics;
 
 use connections::Endpoint;
 use gate::Gate;
-use socket::{Socket, SocketError};
+pub(crate) use socket::{Socket, SocketError};
 use state::Sources;
 use tokens::{Mint, Tokens};
 

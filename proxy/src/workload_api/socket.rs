@@ -17,16 +17,12 @@ const BACKLOG: i32 = 128;
 /// Why the socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketError {
-    #[error(
-        "another process answers at the Workload API socket {0}; give each proxy a path of its own"
-    )]
+    #[error("another process answers at the socket {0}; give each proxy a path of its own")]
     Answered(PathBuf),
-    #[error(
-        "{0} is there already and is no socket; remove it, or name another --workload-api-socket"
-    )]
+    #[error("{0} is there already and is no socket; remove it, or name another path")]
     NotASocket(PathBuf),
     #[error(
-        "the Workload API socket {path} cannot be {what}; its directory must be there, and the proxy's user must be able \
+        "the socket {path} cannot be {what}; its directory must be there, and the proxy's user must be able \
          to write to it"
     )]
     Io {
@@ -49,7 +45,7 @@ impl Socket {
     /// Listens at `path`. What an earlier process left there is replaced, unless somebody still answers.
     ///
     /// The socket gets its mode before it gets its name, so that nobody whom the mode keeps out finds it open.
-    pub(super) fn bind(path: &Path, mode: u32) -> Result<(Self, UnixListener), SocketError> {
+    pub(crate) fn bind(path: &Path, mode: u32) -> Result<(Self, UnixListener), SocketError> {
         let failed = |what: &'static str| {
             move |source: io::Error| SocketError::Io {
                 path: path.to_owned(),
@@ -88,7 +84,7 @@ impl Drop for Socket {
         let is_own = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == self.file);
         if is_own && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the Workload API socket could not be removed");
+            tracing::warn!(path = %self.path.display(), %error, "a socket could not be removed");
         }
     }
 }

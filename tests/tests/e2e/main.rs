@@ -48,6 +48,7 @@ mod secrets;
 mod slow;
 mod startup;
 mod streams;
+mod task_sources;
 mod tasks;
 mod telemetry;
 mod transparent;

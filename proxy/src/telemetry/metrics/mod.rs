@@ -37,6 +37,7 @@ pub(crate) use handles::{
 };
 pub(crate) use workload_api::{ClosedConnection, WorkloadApiFamilies};
 
+use crate::airflow::Sight;
 use cell::{Cell, Histogram, Latency, Lifetime};
 use events::{
     AdminLabels, CodeLabels, CutLabels, EjectionLabels, HandshakeLabels, HoldLabels, LimitLabels,
@@ -214,6 +215,11 @@ impl Metrics {
         if let Some(took) = took {
             self.task_lookup_duration.observe(took);
         }
+    }
+
+    /// Says what can be seen of the processes of Airflow's tasks.
+    pub(crate) fn set_task_sight(&self, sight: Sight) {
+        self.tasks.set_sight(sight);
     }
 
     /// Counts something that Airflow's own requests said of a task.

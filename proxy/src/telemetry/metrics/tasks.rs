@@ -1,16 +1,18 @@
 //! What is counted by DAG and task.
 
 use std::cell::RefCell;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
 use super::Families;
-use super::cell::{Counter, Histogram, Latency};
+use super::cell::{Counter, Gauge, Histogram, Latency};
 use super::family::{Family, Labels};
-use super::labels::{Name, StatusClass};
+use super::labels::{Name, StatusClass, encode_as_str};
+use crate::airflow::Sight;
 use crate::telemetry::record::{Direction, TaskContext};
 
 /// Series of one of these families: DAGs are many, and a scrape is to stay small.
@@ -75,6 +77,20 @@ impl Labels for SavedLabels {
     }
 }
 
+/// Labels of `sidewind_task_sight`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(crate) struct SightLabels {
+    sight: Sight,
+}
+
+impl Labels for SightLabels {
+    fn overflow(&self) -> Self {
+        self.clone()
+    }
+}
+
+encode_as_str!(Sight);
+
 /// The families that have tasks for labels.
 #[derive(Debug)]
 pub(crate) struct TaskFamilies {
@@ -82,6 +98,7 @@ pub(crate) struct TaskFamilies {
     duration: Family<TaskLabels, Histogram<Latency>>,
     connections: Family<TaskLabels, Counter>,
     saved: Family<SavedLabels, Counter>,
+    sight: Family<SightLabels, Gauge>,
 }
 
 impl TaskFamilies {
@@ -107,6 +124,18 @@ impl TaskFamilies {
                 "Requests to Airflow's Execution API that were answered after more than one try",
                 MAX_SERIES,
             ),
+            sight: families.add(
+                "sidewind_task_sight",
+                "What can be seen of the processes of Airflow's tasks: 1 for what holds",
+            ),
+        }
+    }
+
+    /// Says what can be seen of other processes.
+    pub(super) fn set_sight(&self, now: Sight) {
+        for sight in [Sight::Whole, Sight::Partial, Sight::Alone] {
+            let gauge = self.sight.cell(0, &SightLabels { sight });
+            gauge.set(i64::from(sight == now));
         }
     }
 

@@ -54,6 +54,9 @@ fn exercise(metrics: &WorkerMetrics) {
     metrics.task_request(Direction::Outbound, &task, None, Duration::from_millis(1));
     metrics.task_connection(Direction::Outbound, &task);
     metrics.task_saved(Some(&task));
+    metrics
+        .shared()
+        .set_task_sight(crate::airflow::Sight::Whole);
     metrics.held("orders.data", HoldOutcome::Held);
     metrics.mirrored("orders.data", MirrorOutcome::Answered);
     metrics

@@ -1,0 +1,1 @@
+"""Tells the Sidewind sidecar which Airflow task a process works for."""
