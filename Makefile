@@ -57,6 +57,11 @@ bench-control-plane: ## Measure what one control plane carries: 10,000 simulated
 bench-pieces: ## Measure single pieces of the data path: authorization, header rewriting, detection, the access-log line
 	@cargo bench --locked -p sidewind-proxy
 
+# Run alone: the processes that it starts are counted.
+.PHONY: bench-task-search
+bench-task-search: ## Measure finding the Airflow task behind a connection, among 200 processes (root)
+	@cargo bench --locked -p sidewind-proxy --bench task_search
+
 .PHONY: soak
 soak: ## Run the long tests: rotation under load for minutes (root for network namespaces)
 	@.ci/soak

@@ -7,6 +7,7 @@ mod balance;
 mod detection;
 mod header_rewriting;
 mod route;
+mod task_search;
 
 pub use access_log::AccessLine;
 pub use authorization::Authorization;
@@ -14,3 +15,4 @@ pub use balance::Balance;
 pub use detection::is_decided;
 pub use header_rewriting::HeaderRewriting;
 pub use route::Routing;
+pub use task_search::TaskSearch;

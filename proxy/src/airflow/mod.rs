@@ -43,7 +43,7 @@ pub(crate) use self::{
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
     connection::ConnectionTask,
     execution_api::Call as ExecutionCall,
-    lookup::{Answer, Lookup, TaskSource},
+    lookup::{Answer, Finder, Lookup, TaskSource},
     overhear::Overheard,
     sight::Sight,
     socket::SocketPair,

@@ -288,3 +288,83 @@ fn a_process_with_very_many_open_files_delays_nothing_past_the_bound() {
     assert_eq!(hasty.find(pair), Err(Unknown::TimedOut));
     assert_eq!(patient.find(pair), Ok(Owner::NoTask));
 }
+
+/// The number that the kernel gives to the next process; nothing where that takes a privilege which this one has not.
+fn give_next(pid: u32) {
+    let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string());
+}
+
+#[test]
+fn a_process_that_got_the_number_of_a_task_that_ended_is_not_that_task() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let task = stage.run("held = log('payroll', 'run', 'task')\nconnection = connect()\nwait()");
+    let (number, pair) = (task.0.id(), stage.accept());
+    assert_eq!(names(&finder.find(pair).unwrap()).0, "payroll");
+    drop(task);
+    // Others may take it first.
+    for _ in 0..50 {
+        give_next(number);
+        let program = stage.run("connection = connect()\nwait()");
+        assert_eq!(finder.find(stage.accept()), Ok(Owner::NoTask));
+        if program.0.id() == number {
+            break;
+        }
+    }
+}
+
+/// Runs a shell with a title, which makes the connection.
+fn titled(title: &str) -> String {
+    format!(
+        "import subprocess\n\
+         shell = ['bash', '-c', f'exec 3<>/dev/tcp/127.0.0.1/{{port}}; printf . >&3; read -r']\n\
+         shell[0] = {title:?}\n\
+         subprocess.run(shell, executable='/bin/bash')\n"
+    )
+}
+
+const INSTANCE: &str = "0193a7a0-9d5c-7a7e-b0c8-3d2f4f9f1a11";
+
+#[test]
+fn a_title_that_a_task_gives_itself_changes_nothing_below_a_supervisor_and_is_no_evidence_elsewhere()
+ {
+    for title in [
+        "airflow task runner: reports other manual__9 1".to_owned(),
+        format!("airflow worker -- {INSTANCE}"),
+        "[celeryd: celery@host:MainProcess]".to_owned(),
+    ] {
+        let mut stage = Stage::new();
+        let mut finder = stage.finder();
+        let below = format!(
+            "held = log('payroll', 'manual__1', 'load')\nif os.fork() == 0:\n    {}wait()",
+            titled(&title).replace('\n', "\n    ")
+        );
+        let _program = stage.run(&below);
+        assert_eq!(
+            names(&finder.find(stage.accept()).unwrap()).0,
+            "payroll",
+            "{title}"
+        );
+    }
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let _program = stage.run(&titled("airflow task runner: reports other manual__9 1"));
+    let found = finder.find(stage.accept()).unwrap();
+    assert_eq!(names(&found).0, "reports");
+    assert!(matches!(found, Owner::Task(found) if found.evidence == Evidence::Process));
+}
+
+#[test]
+fn a_template_that_does_not_match_names_no_task_by_its_log() {
+    let mut stage = Stage::new();
+    let template = "{{ ti.dag_id }}-{{ ti.run_id }}-{{ ti.task_id }}.txt";
+    let logs = AttemptLogs::new(stage.folder.path(), template).unwrap();
+    let mut finder = Finder::new(logs, Duration::from_secs(60)).unwrap();
+    let _program =
+        stage.run("held = log('payroll', 'run', 'task')\nconnection = connect()\nwait()");
+    assert_eq!(finder.find(stage.accept()), Ok(Owner::NoTask));
+    // What is left is the instance that its title names.
+    let _program = stage.run(&titled(&format!("airflow worker -- {INSTANCE}")));
+    let found = finder.find(stage.accept());
+    assert_eq!(found, Ok(Owner::Instance(INSTANCE.to_owned())));
+}
