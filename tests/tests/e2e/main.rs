@@ -45,6 +45,7 @@ mod rotation_ca;
 mod routes;
 mod run;
 mod secrets;
+mod sessions;
 mod slow;
 mod startup;
 mod streams;
