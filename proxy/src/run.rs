@@ -115,7 +115,12 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
         control.clone(),
     ));
     let workload_api = start_workload_api(&config, &control, &telemetry.metrics)?;
-    let admin = start_admin(&config, &telemetry, &readiness, log, &shutdown, health)?;
+    let tasks = shared.tasks.as_ref().map(|it| it.open().clone());
+    let shown = Shown {
+        health,
+        tasks: tasks.unwrap_or_default(),
+    };
+    let admin = start_admin(&config, &telemetry, &readiness, log, &shutdown, shown)?;
     // Not before the last of them is open, the admin port among them. A gateway's keeper speaks for its ports itself.
     match keeper {
         None => readiness.set(Component::Listeners, true, ""),
@@ -298,6 +303,12 @@ fn start_workload_api(
         .transpose()
 }
 
+/// What the admin port shows of the data path.
+struct Shown {
+    health: Health,
+    tasks: airflow::OpenTasks,
+}
+
 /// Opens the admin port. Dropping what is given back closes it.
 fn start_admin(
     config: &Arc<Config>,
@@ -305,8 +316,9 @@ fn start_admin(
     readiness: &Readiness,
     log: LogHandle,
     shutdown: &Arc<Notify>,
-    health: Health,
+    state: Shown,
 ) -> Result<JoinSet<()>, Failure> {
+    let Shown { health, tasks } = state;
     let (shutdown, shown) = (Arc::clone(shutdown), Arc::clone(config));
     let admin = Arc::new(Admin {
         readiness: readiness.clone(),
@@ -315,6 +327,7 @@ fn start_admin(
         shutdown: Box::new(move || shutdown.notify_one()),
         config: Box::new(move || status::shown_config(&shown)),
         endpoints: Box::new(move || health.report()),
+        tasks: Box::new(move || tasks.report()),
     });
     let mut serving = JoinSet::new();
     for address in &config.listeners.admin {

@@ -52,6 +52,8 @@ pub(crate) struct Admin {
     pub(crate) config: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// Gives what `GET /endpoints` shows: which endpoints are well, and why others are not.
     pub(crate) endpoints: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Gives what `GET /tasks` shows: the Airflow tasks that have connections open.
+    pub(crate) tasks: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
 }
 
 impl fmt::Debug for Admin {

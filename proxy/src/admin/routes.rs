@@ -27,6 +27,7 @@ enum Route {
     Config,
     LogLevel,
     Endpoints,
+    Tasks,
 }
 
 impl Route {
@@ -38,6 +39,7 @@ impl Route {
             "/shutdown" => Self::Shutdown,
             "/config" => Self::Config,
             "/endpoints" => Self::Endpoints,
+            "/tasks" => Self::Tasks,
             "/log-level" => Self::LogLevel,
             _ => return None,
         })
@@ -51,9 +53,12 @@ impl Route {
         match self {
             Self::Shutdown => "POST",
             Self::LogLevel => "GET, HEAD, PUT",
-            Self::Live | Self::Ready | Self::Metrics | Self::Config | Self::Endpoints => {
-                "GET, HEAD"
-            }
+            Self::Live
+            | Self::Ready
+            | Self::Metrics
+            | Self::Config
+            | Self::Endpoints
+            | Self::Tasks => "GET, HEAD",
         }
     }
 
@@ -121,6 +126,7 @@ where
         }
         Route::Config => response(StatusCode::OK, JSON, (admin.config)().to_string()),
         Route::Endpoints => response(StatusCode::OK, JSON, (admin.endpoints)().to_string()),
+        Route::Tasks => response(StatusCode::OK, JSON, (admin.tasks)().to_string()),
         Route::LogLevel if request.method() == Method::PUT => set_log_level(admin, request).await,
         Route::LogLevel => plain(StatusCode::OK, &admin.logs.get()),
     }
@@ -238,6 +244,7 @@ mod tests {
             (Method::POST, "/shutdown"),
             (Method::GET, "/config"),
             (Method::GET, "/endpoints"),
+            (Method::GET, "/tasks"),
             (Method::GET, "/log-level"),
             (Method::PUT, "/log-level"),
         ] {

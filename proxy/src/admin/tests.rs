@@ -32,6 +32,7 @@ pub(super) fn test_admin() -> TestAdmin {
         }),
         config: Box::new(|| serde_json::json!({ "workers": 1 })),
         endpoints: Box::new(|| serde_json::json!({ "services": [] })),
+        tasks: Box::new(|| serde_json::json!({ "tasks": [] })),
     };
     TestAdmin {
         admin: Arc::new(admin),

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Answer, Owner};
+use super::{Answer, Owner, open::Place};
 use crate::telemetry::{TaskContext, trace::TraceParent};
 
 /// The task behind a connection, as far as it is known. Clones share what becomes known.
@@ -19,6 +19,7 @@ pub(crate) struct ConnectionTask(Option<Rc<Shared>>);
 struct Shared {
     pending: RefCell<Option<oneshot::Receiver<Answer>>>,
     known: OnceCell<Option<Found>>,
+    _place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -29,10 +30,11 @@ struct Found {
 
 impl ConnectionTask {
     /// A task that is being looked for.
-    pub(crate) fn pending(answer: oneshot::Receiver<Answer>) -> Self {
+    pub(crate) fn pending((answer, place): (oneshot::Receiver<Answer>, Place)) -> Self {
         Self(Some(Rc::new(Shared {
             pending: RefCell::new(Some(answer)),
             known: OnceCell::new(),
+            _place: Some(place),
         })))
     }
 
@@ -42,6 +44,7 @@ impl ConnectionTask {
             Rc::new(Shared {
                 pending: RefCell::new(None),
                 known: OnceCell::from(Some(Found { task, parent: None })),
+                _place: None,
             })
         }))
     }
@@ -112,6 +115,10 @@ mod tests {
         }
     }
 
+    fn place() -> Place {
+        crate::airflow::OpenTasks::default().question().2
+    }
+
     fn found() -> Answer {
         Ok(Owner::Task(Attributed {
             task: task(),
@@ -124,7 +131,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_waits_for_its_task_no_longer_than_the_limit_and_the_record_still_gets_it() {
         let (answer, receiver) = oneshot::channel();
-        let connection = ConnectionTask::pending(receiver);
+        let connection = ConnectionTask::pending((receiver, place()));
         assert_eq!(connection.within(Duration::from_millis(20)).await, None);
         assert_eq!(connection.now(), None);
         answer.send(found()).unwrap();
@@ -141,12 +148,12 @@ mod tests {
         ] {
             let (sender, receiver) = oneshot::channel();
             sender.send(answer).unwrap();
-            let connection = ConnectionTask::pending(receiver);
+            let connection = ConnectionTask::pending((receiver, place()));
             assert_eq!(connection.within(Duration::from_secs(1)).await, None);
         }
         let (sender, receiver) = oneshot::channel::<Answer>();
         drop(sender);
-        assert_eq!(ConnectionTask::pending(receiver).now(), None);
+        assert_eq!(ConnectionTask::pending((receiver, place())).now(), None);
         assert_eq!(ConnectionTask::default().now(), None);
         assert_eq!(ConnectionTask::known(Some(task())).now(), Some(&task()));
     }

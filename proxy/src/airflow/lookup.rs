@@ -15,6 +15,7 @@ use super::{
     attempt_log::AttemptLogs,
     attribute::attribute,
     facts::Facts,
+    open::{OpenTasks, Place, Reply},
     overhear::{Places, Report},
     plugin::Plugin,
     process::Pid,
@@ -72,6 +73,7 @@ fn thread() -> std::thread::Builder {
 pub(crate) struct Lookup {
     messages: mpsc::Sender<Message>,
     places: Places,
+    open: OpenTasks,
     metrics: Arc<Metrics>,
 }
 
@@ -85,7 +87,7 @@ pub(super) enum Message {
 #[derive(Debug)]
 pub(super) struct Question {
     pub(super) pair: SocketPair,
-    pub(super) answer: oneshot::Sender<Answer>,
+    pub(super) answer: Reply,
 }
 
 impl Lookup {
@@ -102,6 +104,7 @@ impl Lookup {
         let lookup = Self {
             messages,
             places: Places::default(),
+            open: OpenTasks::default(),
             metrics: Arc::clone(metrics),
         };
         let searching = Searching {
@@ -132,8 +135,9 @@ impl Lookup {
     }
 
     /// Asks whose the connection is that has these ends. An answer that never comes means that it is not known.
-    pub(crate) fn ask(&self, pair: SocketPair) -> oneshot::Receiver<Answer> {
-        let (answer, receiver) = oneshot::channel();
+    /// The connection is among the open ones of its task for as long as its place is kept.
+    pub(crate) fn ask(&self, pair: SocketPair) -> (oneshot::Receiver<Answer>, Place) {
+        let (answer, receiver, place) = self.open.question();
         let question = Message::Question(Question { pair, answer });
         if let Err(
             TrySendError::Full(Message::Question(question))
@@ -141,9 +145,14 @@ impl Lookup {
         ) = self.messages.try_send(question)
         {
             self.metrics.task_lookup(TaskLookup::Busy, None);
-            let _ = question.answer.send(Err(Unknown::Busy));
+            question.answer.send(Err(Unknown::Busy));
         }
-        receiver
+        (receiver, place)
+    }
+
+    /// The tasks that have connections open.
+    pub(crate) fn open(&self) -> &OpenTasks {
+        &self.open
     }
 
     /// Tells what was overheard of a task instance.
@@ -220,7 +229,7 @@ impl Searching {
         if answer == Err(Unknown::Denied) {
             say_what_is_missing();
         }
-        let _ = question.answer.send(answer);
+        question.answer.send(answer);
     }
 }
 

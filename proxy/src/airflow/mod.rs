@@ -29,6 +29,7 @@ pub(crate) mod environment;
 mod execution_api;
 mod facts;
 mod lookup;
+mod open;
 pub(crate) mod outage;
 mod overhear;
 mod plugin;
@@ -44,6 +45,7 @@ pub(crate) use self::{
     connection::ConnectionTask,
     execution_api::Call as ExecutionCall,
     lookup::{Answer, Finder, Lookup, TaskSource},
+    open::OpenTasks,
     overhear::Overheard,
     sight::Sight,
     socket::SocketPair,

@@ -231,7 +231,7 @@ impl Tasks {
     fn answer(&self, question: Question, answer: Answer, began: Instant) {
         let took = (answer != Err(Unknown::Busy)).then(|| began.elapsed());
         self.metrics.task_lookup(result(&answer), took);
-        let _ = question.answer.send(answer);
+        question.answer.send(answer);
     }
 
     /// Asks every task of the socket's user.

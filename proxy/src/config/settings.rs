@@ -193,8 +193,8 @@ pub(super) struct ListenerSettings {
         default_values = ["0.0.0.0:15008", "[::]:15008"])]
     pub(super) mesh_listen: Vec<SocketAddr>,
 
-    /// Where /live, /ready and /metrics answer, and from loopback alone /shutdown, /config, /log-level and
-    /// /endpoints. By default [::] is left out where there is no IPv6.
+    /// Where /live, /ready and /metrics answer, and from loopback alone /shutdown, /config, /log-level, /endpoints
+    /// and /tasks. By default [::] is left out where there is no IPv6.
     #[arg(long, value_name = "IP:PORT", value_parser = listen_address, value_delimiter = ',',
         default_values = ["0.0.0.0:15020", "[::]:15020"])]
     pub(super) admin_listen: Vec<SocketAddr>,
