@@ -1,7 +1,9 @@
 //! Every command and flag. Each flag is also a variable: `--state-dir` is `SIDEWIND_STATE_DIR`.
 
+mod airflow;
 mod serve;
 
+pub use airflow::{AirflowCommand, AirflowStatusFlags, AirflowTraceFlags};
 pub use serve::{PlaintextFlag, ServeFlags};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -48,6 +50,9 @@ pub enum Command {
     Workloads(WorkloadsFlags),
     /// Explain one workload: certificate, authority, trust bundle on each side, bans, and which rule lets a caller in.
     Explain(ExplainFlags),
+    /// See which Airflow tasks call, and what the tasks of a run have called.
+    #[command(subcommand)]
+    Airflow(AirflowCommand),
     /// Cut an identity or a certificate off, everywhere and at once.
     ///
     /// Every proxy refuses it from then on and closes its living connections, within a second. A banned identity

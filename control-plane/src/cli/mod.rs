@@ -1,6 +1,7 @@
 //! The command line.
 //!
 //! - [`arguments`]: every command and flag
+//! - `airflow`: which tasks call, and what those of a run have called
 //! - `serve`: flags into settings; signals
 //! - `client`: the admin socket of a running server, and the commands that ask it
 //! - `audit`: what was granted and refused
@@ -10,6 +11,7 @@
 //! - `explain`: what is known of one workload
 //! - `federation`: foreign trust domains
 
+mod airflow;
 pub mod arguments;
 mod audit;
 mod authority;
@@ -78,6 +80,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Ca(AuthorityCommand::Revoke(flags)) => authority::revoke(&flags),
         Command::Workloads(flags) => client::list_workloads(&flags),
         Command::Explain(flags) => explain::run(&flags),
+        Command::Airflow(command) => airflow::run(&command),
         Command::Ban(flags) => bans::ban(flags),
         Command::Unban(flags) => bans::unban(flags),
         Command::Bans(flags) => bans::list(&flags),
