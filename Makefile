@@ -45,6 +45,10 @@ demo: ## Show the mesh at work, in a minute (network namespaces as root, loopbac
 	cargo build --locked -p sidewind -p sidewind-proxy -p sidewind-tests --bins
 	@$(CARGO_TARGET_DIR)/debug/demo
 
+.PHONY: demo-airflow
+demo-airflow: ## Show the mesh beneath a real Airflow, in minutes, and what each of its tasks calls (root for network namespaces)
+	@.ci/demo-airflow
+
 .PHONY: bench
 bench: ## Measure Sidewind beside HAProxy, nginx and Envoy (root; BENCH_SHORT=1 for a quick look)
 	@.ci/bench

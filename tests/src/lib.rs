@@ -16,6 +16,7 @@
 //! | [`wire`], [`relay`] | what a listener on the wire sees |
 //! | [`collector`], [`metrics`], [`access_log`] | what sidecars say about themselves |
 //! | [`measure`] | what the kernel says of a process: processor time, memory |
+//! | [`stage`] | how the demos look |
 //! | [`wait`] | conditions with deadlines |
 //!
 //! What needs root panics without it; no test is ever skipped.
@@ -44,6 +45,7 @@ pub mod process;
 pub mod relay;
 pub mod renewals;
 pub mod scratch;
+pub mod stage;
 pub mod wait;
 pub mod wire;
 pub mod workloads;

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::faults::{Fault, Faulty};
 use super::ground::{Gateway, Machine, MachinePlan, name_api_servers};
 use super::settings::{
     API_PORT, CONNECTION_PASSWORD, DATABASE_PASSWORD, Executor, REDIS_PASSWORD, environment,
@@ -22,6 +23,9 @@ use crate::workloads::{postgres_program, user_number};
 
 /// How long Airflow may take to start on a machine that does other things too.
 const START_PATIENCE: Duration = Duration::from_secs(150);
+
+/// The port of API servers that stand behind faults.
+const BEHIND_FAULTS: u16 = 18080;
 
 const SERVICE: &str = include_str!("../../airflow/service.py");
 
@@ -42,6 +46,7 @@ pub struct Plan {
     svid_ttl: Option<String>,
     trace_endpoint: Option<String>,
     recorded: bool,
+    faulty: bool,
 }
 
 impl Plan {
@@ -57,6 +62,7 @@ impl Plan {
             svid_ttl: None,
             trace_endpoint: None,
             recorded: false,
+            faulty: false,
         }
     }
 
@@ -85,6 +91,13 @@ impl Plan {
     /// Records everything that passes between the machines, from before the first byte.
     pub fn recorded(mut self) -> Self {
         self.recorded = true;
+        self
+    }
+
+    /// Has something of the test's own stand before each API server, so that faults can be had, and tasks that are no more
+    /// patient than Airflow's defaults.
+    pub fn with_faults(mut self) -> Self {
+        self.faulty = true;
         self
     }
 
@@ -118,6 +131,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Deployment {
     processes: Vec<(String, Process)>,
+    faulty: Vec<Faulty>,
     recording: Option<Recording>,
     gateway: Option<Gateway>,
     machines: Vec<Machine>,
@@ -140,6 +154,7 @@ impl Deployment {
         let outside = mesh.outsider("people");
         let mut this = Self {
             processes: Vec::new(),
+            faulty: Vec::new(),
             recording: plan.recorded.then(|| Recording::start(&mesh.lan_router())),
             gateway: None,
             machines: Vec::new(),
@@ -344,7 +359,14 @@ impl Deployment {
 
     fn start_airflow(&mut self) {
         for number in 1..=self.plan.api_servers {
-            self.start_component(&format!("api-server-{number}"));
+            let name = format!("api-server-{number}");
+            if self.plan.faulty {
+                let place = &self.machine(&name).place;
+                let listen = ([0, 0, 0, 0], API_PORT).into();
+                let server = ([127, 0, 0, 1], BEHIND_FAULTS).into();
+                self.faulty.push(Faulty::start(place, listen, server));
+            }
+            self.start_component(&name);
         }
         let names: Vec<String> = self
             .machines
@@ -363,6 +385,9 @@ impl Deployment {
         let concurrency = self.plan.concurrency.to_string();
         let arguments: &[&str] = match name {
             "worker" => &["celery", "worker", "--concurrency", &concurrency],
+            name if name.starts_with("api-server") && self.plan.faulty => {
+                &["api-server", "--host", "127.0.0.1", "--port", "18080"]
+            }
             name if name.starts_with("api-server") => &["api-server"],
             name => &[name],
         };
@@ -392,12 +417,27 @@ impl Deployment {
             .hostname(name)
             .directory(&home)
             .timeout(START_PATIENCE);
-        for (variable, value) in
-            environment(self.plan.release, self.plan.executor, &home, &self.shared)
-        {
+        let plan = &self.plan;
+        for (variable, value) in environment(plan.release, plan.executor, &home, &self.shared) {
             airflow = airflow.env(variable, value);
         }
+        if !plan.faulty {
+            // What two cores that do other things too may need for an answer; 5 s by default.
+            airflow = airflow.env("AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT", "60");
+        }
         airflow
+    }
+
+    /// Has this be wrong with all API servers from now on.
+    pub fn set_fault(&self, fault: Fault) {
+        for server in &self.faulty {
+            server.set(fault);
+        }
+    }
+
+    /// How many connections or requests have been spoiled so far, but for refused ones, which nobody sees.
+    pub fn spoiled(&self) -> u64 {
+        self.faulty.iter().map(Faulty::spoiled).sum()
     }
 
     /// Where clients outside the mesh find the API servers: at the gateway.
@@ -419,6 +459,38 @@ impl Deployment {
         &self.gateway.as_ref().expect("a gateway").sidecar
     }
 
+    /// How often a component has said that it listens.
+    fn times_listening(&self, name: &str) -> usize {
+        let logs = ["out", "err"].map(|it| self.mesh.scratch.join(format!("{name}.{it}")));
+        let texts = logs
+            .iter()
+            .filter_map(|log| std::fs::read_to_string(log).ok());
+        texts
+            .map(|text| text.matches("Uvicorn running").count())
+            .sum()
+    }
+
+    #[track_caller]
+    fn wait_until_listening(&self, name: &str, times: usize) {
+        eventually(&format!("{name} listens"), START_PATIENCE, || {
+            (self.times_listening(name) >= times).then_some(())
+        });
+    }
+
+    /// Ends an API server by SIGTERM, and starts it again.
+    ///
+    /// # Panics
+    /// When it does not listen again in time.
+    #[track_caller]
+    pub fn restart(&mut self, name: &str) {
+        let times = self.times_listening(name);
+        let process = self.process(name);
+        process.signal(rustix::process::Signal::TERM);
+        process.wait(START_PATIENCE);
+        self.start_component(name);
+        self.wait_until_listening(name, times + 1);
+    }
+
     /// Logs in from outside the mesh, and stores what the DAGs need: a connection with a password, and a variable.
     ///
     /// # Panics
@@ -427,13 +499,7 @@ impl Deployment {
     pub fn login(&mut self) -> Rest {
         for number in 1..=self.plan.api_servers {
             let name = format!("api-server-{number}");
-            let logs = ["out", "err"].map(|it| self.mesh.scratch.join(format!("{name}.{it}")));
-            let listens = || {
-                let mut logs = logs.iter().map(std::fs::read_to_string);
-                logs.any(|log| log.is_ok_and(|log| log.contains("Uvicorn running")))
-            };
-            let process = self.process(&name);
-            process.wait_until("it listens", START_PATIENCE, listens);
+            self.wait_until_listening(&name, 1);
         }
         let rest = Rest::login(&self.outside.place, self.web(), START_PATIENCE);
         let connection = serde_json::json!({
@@ -461,19 +527,30 @@ impl Deployment {
     /// When it has not ended within `patience`.
     #[track_caller]
     pub fn wait_for_run(&self, dag_id: &str, run_id: &str, patience: Duration) -> String {
+        let state = within(patience, || self.ended(dag_id, run_id));
+        state.unwrap_or_else(|| {
+            let tasks = self.tasks(dag_id, run_id);
+            panic!("the run {run_id} of {dag_id} has not ended within {patience:?}; its tasks:\n{tasks}")
+        })
+    }
+
+    /// The state of a run that has ended.
+    #[track_caller]
+    pub fn ended(&self, dag_id: &str, run_id: &str) -> Option<String> {
         let sql =
             format!("select state from dag_run where dag_id = '{dag_id}' and run_id = '{run_id}'");
-        let mut last = String::new();
-        let ended = within(patience, || {
-            last = self.query(&sql);
-            matches!(last.as_str(), "success" | "failed").then_some(())
-        });
-        assert!(
-            ended.is_some(),
-            "the run {run_id} of {dag_id} is {last:?} after {patience:?}; its tasks:\n{}",
-            self.tasks(dag_id, run_id)
-        );
-        last
+        let state = self.query(&sql);
+        matches!(state.as_str(), "success" | "failed").then_some(state)
+    }
+
+    /// What the service says it was told, a line of JSON for each call.
+    ///
+    /// # Panics
+    /// When it has written nothing.
+    #[track_caller]
+    pub fn service_log(&self) -> String {
+        let path = self.mesh.scratch.join("orders-api.out");
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
     }
 
     /// The tasks of a run: id, map index, try, state, one a line.

@@ -40,7 +40,10 @@ impl Installed {
     #[track_caller]
     pub fn find(release: Release) -> Self {
         let install = concat!(env!("CARGO_MANIFEST_DIR"), "/../.ci/airflow");
-        let install = Place::Host.program(install).arg(release.name());
+        let mut install = Place::Host.program(install).arg(release.name());
+        if let Some(directory) = std::env::var_os("SIDEWIND_CACHE_DIR") {
+            install = install.env("SIDEWIND_CACHE_DIR", directory);
+        }
         let printed = install.timeout(INSTALL_TIMEOUT).finish().success();
         Self {
             directory: printed.trim().into(),

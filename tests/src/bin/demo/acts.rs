@@ -10,7 +10,7 @@ use sidewind_tests::wait::within;
 use sidewind_tests::wire::hexdump;
 
 use crate::ground::{Ground, obstacle};
-use crate::stage::{Paint, Stage};
+use sidewind_tests::stage::{Paint, Stage};
 
 /// How long a certificate of 60 s may at most go without renewal, with time to spare.
 const ROTATION_PATIENCE: Duration = Duration::from_secs(35);

@@ -10,14 +10,13 @@ mod acts;
 mod calls;
 mod ground;
 mod servers;
-mod stage;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use stage::Stage;
+use sidewind_tests::stage::Stage;
 
 /// Shows what Sidewind does, in less than a minute.
 #[derive(Debug, Parser)]

@@ -1,3 +1,4 @@
 //! A real Airflow: what passes between its components, and whose it is.
 
+mod crowd;
 mod story;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// Prints the story and remembers what did not hold.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub struct Stage {
     colours: bool,
     began: Instant,
     held: u32,
@@ -17,7 +17,7 @@ pub(crate) struct Stage {
 
 /// A colour or weight of the terminal.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Paint {
+pub enum Paint {
     Bold,
     Dim,
     Red,
@@ -27,7 +27,12 @@ pub(crate) enum Paint {
 }
 
 impl Stage {
-    pub(crate) fn new() -> Self {
+    /// Begins. Panics are told by the act that they break from now on.
+    #[expect(
+        clippy::new_without_default,
+        reason = "it changes how the process panics"
+    )]
+    pub fn new() -> Self {
         // A claim that breaks by a panic is told once, by the act that it broke.
         std::panic::set_hook(Box::new(|_| {}));
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -40,7 +45,7 @@ impl Stage {
     }
 
     /// Text in a colour, where there are colours.
-    pub(crate) fn paint(&self, paint: Paint, text: &str) -> String {
+    pub fn paint(&self, paint: Paint, text: &str) -> String {
         let code = match paint {
             Paint::Bold => "1",
             Paint::Dim => "2",
@@ -57,7 +62,7 @@ impl Stage {
     }
 
     /// The first line.
-    pub(crate) fn title(&self, text: &str, below: &str) {
+    pub fn title(&self, text: &str, below: &str) {
         println!(
             "{}\n{}",
             self.paint(Paint::Bold, text),
@@ -66,7 +71,7 @@ impl Stage {
     }
 
     /// A section: whatever fails in it is told, and the next one goes on.
-    pub(crate) fn act(&mut self, heading: &str, play: impl FnOnce(&mut Self)) {
+    pub fn act(&mut self, heading: &str, play: impl FnOnce(&mut Self)) {
         let at = format!("{:>4.1} s", self.began.elapsed().as_secs_f64());
         println!(
             "\n{} {}  {}",
@@ -85,19 +90,25 @@ impl Stage {
     }
 
     /// A line of what is seen.
-    pub(crate) fn line(&self, text: &str) {
+    pub fn line(&self, text: &str) {
         println!("    {text}");
     }
 
+    /// Something that has been done or begun, with the time since the beginning.
+    pub fn step(&self, text: &str) {
+        let at = format!("{:>5.1} s", self.began.elapsed().as_secs_f64());
+        self.line(&format!("{}  {text}", self.paint(Paint::Dim, &at)));
+    }
+
     /// Lines of what is seen.
-    pub(crate) fn lines(&self, paint: Paint, text: &str) {
+    pub fn lines(&self, paint: Paint, text: &str) {
         for line in text.lines() {
             self.line(&self.paint(paint, line));
         }
     }
 
     /// What has just been shown, and whether it held.
-    pub(crate) fn claim(&mut self, claim: &str, holds: bool) {
+    pub fn claim(&mut self, claim: &str, holds: bool) {
         if holds {
             self.held += 1;
             println!("  {} {claim}", self.paint(Paint::Green, "✓"));
@@ -112,17 +123,17 @@ impl Stage {
     }
 
     /// Whether everything held so far.
-    pub(crate) fn all_held(&self) -> bool {
+    pub fn all_held(&self) -> bool {
         self.broken.is_empty()
     }
 
     /// How long it has been going on.
-    pub(crate) fn elapsed(&self) -> Duration {
+    pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
     /// The last lines. Whether everything held.
-    pub(crate) fn conclude(&self) -> bool {
+    pub fn conclude(&self) -> bool {
         let seconds = self.elapsed().as_secs_f64();
         let total = self.held as usize + self.broken.len();
         println!();
