@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 
-use crate::detect::{Verdict, classify};
+use crate::detect::{Detected, Verdict, classify};
+use crate::gateway::proxy_protocol;
 use crate::http::headers::{
     AuthorityCache, Upgrade, clean_trailers, examine_request, request_to_http1, request_to_http2,
 };
@@ -20,6 +21,57 @@ pub fn detection(bytes: &[u8]) {
         if let verdict @ Verdict::Is(_) = classify(&bytes[..length]) {
             assert_eq!(verdict, whole, "after {length} bytes");
         }
+    }
+}
+
+/// However many bytes follow, the PROXY header is the same one; and no more is taken for it than it has.
+pub fn proxy_header(bytes: &[u8]) {
+    let whole = proxy_protocol::parse(bytes);
+    if let Ok(Some((_, length))) = whole {
+        assert!(length <= bytes.len());
+    }
+    for length in 0..bytes.len().min(600) {
+        match proxy_protocol::parse(&bytes[..length]) {
+            Ok(None) => {}
+            // Refused or read as soon as it can be, and never otherwise by what comes later.
+            decided => {
+                assert_eq!(decided, whole, "after {length} bytes");
+                return;
+            }
+        }
+    }
+}
+
+/// What a TLS client calls the server: of letters, digits and what a name has besides, the same however many bytes follow, and
+/// that of rustls where rustls reads the same hello.
+pub fn tls_hello(bytes: &[u8]) {
+    let mut record = bytes.to_vec();
+    if let Some(first) = record.first_mut() {
+        // A TLS record, whatever else it is.
+        *first = 0x16;
+    }
+    let Verdict::Is(Detected::Tls { server_name }) = classify(&record) else {
+        return;
+    };
+    let Some(name) = server_name else {
+        return;
+    };
+    assert!((1..=253).contains(&name.len()), "{name:?}");
+    let fits =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    assert!(name.bytes().all(fits), "{name:?}");
+    record.extend_from_slice(b"whatever follows");
+    let longer = Verdict::Is(Detected::Tls {
+        server_name: Some(name.clone()),
+    });
+    assert_eq!(classify(&record), longer);
+    let mut acceptor = rustls::server::Acceptor::default();
+    let read = acceptor.read_tls(&mut &record[..]);
+    if read.is_ok()
+        && let Ok(Some(accepted)) = acceptor.accept()
+        && let Some(theirs) = accepted.client_hello().server_name()
+    {
+        assert_eq!(theirs.to_ascii_lowercase(), name);
     }
 }
 
