@@ -9,7 +9,7 @@ use sidewind_tests::mesh::{Mesh, Workload};
 use sidewind_tests::place::Place;
 use sidewind_tests::wait::{PATIENCE, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -19,6 +19,10 @@ use crate::support::API;
 const BODY_BYTES: usize = 10 << 20;
 /// What it reads each second.
 const READ_BYTES: usize = 1024;
+
+/// What the kernel is to hold at both ends: at its own measure thousands of full sockets are more than it has memory for,
+/// and it resets some of them.
+const SOCKET_BYTES: u32 = 32 * 1024;
 
 /// What a proxy may hold for each busy client: a stream's window, and as much on its way out.
 const BUSY_BYTES: u64 = 512 << 10;
@@ -48,7 +52,12 @@ fn on_a_thread<F: Future<Output = ()>>(
 
 /// Answers each request with a large body, which is nowhere whole in memory.
 async fn serve(address: SocketAddr, mut over: watch::Receiver<bool>) {
-    let listener = TcpListener::bind(address).await.expect("a free port");
+    let socket = TcpSocket::new_v4().expect("a socket");
+    // Accepted ones have it from here.
+    let _ = socket.set_send_buffer_size(SOCKET_BYTES);
+    let _ = socket.set_reuseaddr(true);
+    socket.bind(address).expect("a free port");
+    let listener = socket.listen(1024).expect("a listener");
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
@@ -121,7 +130,9 @@ async fn crowd(address: SocketAddr, crowd: Crowd, state: watch::Sender<State>) {
         let (busy, count) = (number < crowd.busy, crowd.idle + crowd.busy);
         clients.spawn(async move {
             let permit = gate.acquire_owned().await;
-            let mut stream = TcpStream::connect(address).await.expect("a connection");
+            let socket = TcpSocket::new_v4().expect("a socket");
+            let _ = socket.set_recv_buffer_size(SOCKET_BYTES);
+            let mut stream = socket.connect(address).await.expect("a connection");
             let path = if busy { "/large" } else { "/small" };
             ask(&mut stream, path).await.expect("an answer");
             drop(permit);
