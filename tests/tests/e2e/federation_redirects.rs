@@ -74,7 +74,9 @@ fn endpoint(mesh: &Mesh, partner: &Host) -> Process {
     let scratch = &mesh.scratch;
     let certificate = scratch.write("partner.pem", made.cert.pem());
     let key = scratch.write("partner.key", made.signing_key.serialize_pem());
+    // Two of them, since no key may speak for two trust domains.
     let bundle = scratch.write("bundle.json", document());
+    let after_hops = scratch.write("after-hops.json", document());
     let mut paths = String::new();
     for (path, to, _) in cases(partner) {
         let _ = writeln!(paths, "location = /{path} {{ return 307 {to}; }}");
@@ -84,8 +86,9 @@ fn endpoint(mesh: &Mesh, partner: &Host) -> Process {
         let _ = writeln!(paths, "location = /hop-{hop} {{ return 302 /hop-{next}; }}");
     }
     let bundle = format!(
-        "location = /bundle {{ alias {0}; }} location = /hop-5 {{ alias {0}; }}",
-        bundle.display()
+        "location = /bundle {{ alias {}; }} location = /hop-5 {{ alias {}; }}",
+        bundle.display(),
+        after_hops.display()
     );
     let servers = format!(
         "server {{ listen 0.0.0.0:{PORT} ssl; ssl_protocols TLSv1.3; ssl_certificate {}; ssl_certificate_key {}; {bundle} {paths} }}
