@@ -31,11 +31,14 @@ fn serve(listener: &TcpListener, ends: &SyncSender<End>) {
         let path = read_head(&mut stream);
         let switch = format!("HTTP/1.1 101 Switching Protocols\r\n{UPGRADE}hello");
         stream.write_all(switch.as_bytes()).unwrap();
+        // A reset takes away what has not been read yet: each end says that it has read everything.
+        stream.read_exact(&mut [0]).unwrap();
         if path.starts_with("GET /breaks ") {
             reset(stream);
         } else if path.starts_with("GET /ends ") {
             drop(stream);
         } else {
+            stream.write_all(b"!").unwrap();
             let end = stream.read(&mut [0; 16]).map_err(|error| error.kind());
             ends.send(end).unwrap();
         }
@@ -65,6 +68,10 @@ fn an_upgraded_connection_ends_at_one_end_as_it_does_at_the_other() {
         let mut hello = [0; 5];
         stream.read_exact(&mut hello).unwrap();
         assert_eq!(&hello, b"hello");
+        stream.write_all(b"!").unwrap();
+        if path.starts_with("/client") {
+            stream.read_exact(&mut [0]).unwrap();
+        }
         stream
     };
     let broken = Err(ErrorKind::ConnectionReset);
