@@ -168,9 +168,9 @@ impl Namespace {
         ip(&["netns", "add", &name]).await?;
         let namespace = Self { name };
         namespace.ip(&["link", "set", "lo", "up"]).await?;
-        // Tens of thousands of connections to one address.
+        // Tens of thousands of connections to one address, from no port that a proxy listens on.
         for setting in [
-            "net.ipv4.ip_local_port_range=1024 65535",
+            "net.ipv4.ip_local_port_range=20000 65535",
             "net.ipv4.tcp_tw_reuse=1",
             "net.core.somaxconn=8192",
         ] {
