@@ -83,19 +83,21 @@ impl Store {
     pub(super) async fn settle(&self, issuance: Issuance) -> Result<Settled, StoreError> {
         let (answer, mut answered) = oneshot::channel();
         self.settling.waiting().push(Waiting { issuance, answer });
-        tokio::select! {
-            biased;
-            outcome = &mut answered => return outcome.unwrap_or(Err(StoreError::Slow)),
-            turn = Arc::clone(&self.settling.turn).lock_owned() => {
-                let (store, batch) = (self.clone(), self.settling.next());
-                // By itself: whoever waits here may go away in the middle, and the others must not go with it.
-                tokio::spawn(async move {
-                    store.settle_all(batch).await;
-                    drop(turn);
-                });
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut answered => return outcome.unwrap_or(Err(StoreError::Slow)),
+                // Whoever has the turn writes those that have waited longest, and may have to take another for its own.
+                turn = Arc::clone(&self.settling.turn).lock_owned() => {
+                    let (store, batch) = (self.clone(), self.settling.next());
+                    // By itself: whoever waits here may go away in the middle, and the others must not go with it.
+                    tokio::spawn(async move {
+                        store.settle_all(batch).await;
+                        drop(turn);
+                    });
+                }
             }
         }
-        answered.await.unwrap_or(Err(StoreError::Slow))
     }
 
     async fn settle_all(&self, batch: Vec<Waiting>) {
@@ -330,5 +332,24 @@ mod tests {
         assert_eq!(serials(&store).await, ["02", "03"]);
         let unused = store.join_token([1; 32], SystemTime::now()).await.unwrap();
         assert!(unused.is_ok(), "{unused:?}");
+    }
+
+    #[tokio::test]
+    async fn who_has_the_turn_and_no_place_in_its_transaction_takes_another_for_itself() {
+        let (_directory, store) = empty_store().await;
+        let mut answers = Vec::new();
+        for number in 0..TOGETHER {
+            let issuance = issuance(Ground::Facts(Vec::new()), &format!("{number:04}"));
+            let (answer, answered) = oneshot::channel();
+            store.settling.waiting().push(Waiting { issuance, answer });
+            answers.push(answered);
+        }
+        // The others wait for their answers and take no turn.
+        let last = issuance(Ground::Facts(Vec::new()), "last");
+        let settled = tokio::time::timeout(MINUTE, store.settle(last)).await;
+        assert_eq!(settled.unwrap().unwrap(), Settled::Written);
+        for answered in answers {
+            assert_eq!(answered.await.unwrap().unwrap(), Settled::Written);
+        }
     }
 }
