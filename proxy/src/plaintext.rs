@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 use http::{Request, Response, StatusCode};
+use socket2::{SockRef, TcpKeepalive};
 
 use crate::{
     capture,
@@ -21,6 +22,12 @@ use crate::{
 /// How long what was sent may stay unacknowledged before the connection counts as dead; without it a server that vanished
 /// is noticed after a quarter of an hour (linkerd2 #13023).
 const VANISHED: Duration = Duration::from_secs(30);
+
+/// When a connection on which nothing is sent is asked for a sign of life, and how often then. With a limit for what is
+/// unacknowledged the kernel gives up at the first probe after that limit of silence: were that the second probe, as by
+/// the times of other connections, one lost packet would break a response that its client reads slowly.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long an unused HTTP/2 connection is kept: servers announce its end, so no request can meet it.
 const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -144,7 +151,7 @@ impl PlaintextClient {
             let stream = capture::connect(address, self.connect_timeout, None)
                 .await
                 .map_err(DialError::Connect)?;
-            stream.wait_for_reader(Some(VANISHED));
+            notice_vanished(&stream);
             Ok::<_, DialError>(stream)
         };
         let connection = self
@@ -171,7 +178,7 @@ impl PlaintextClient {
 
     async fn connect_http1(&self, address: SocketAddr) -> Result<H1Connection, ProxyError> {
         let stream = self.connect(address).await?;
-        stream.wait_for_reader(Some(VANISHED));
+        notice_vanished(&stream);
         let connection = H1Connection::new(stream).await;
         connection
             .map(|connection| connection.with_settings(self.h1))
@@ -213,6 +220,16 @@ impl PlaintextClient {
         let message = format_args!("{} at {address} {what}.", self.peer);
         ProxyError::new(code, message).with_source(Chain(&error).to_string())
     }
+}
+
+/// Has the kernel notice a server that has vanished, whether or not something is being sent to it.
+fn notice_vanished(stream: &tokio::net::TcpStream) {
+    stream.wait_for_reader(Some(VANISHED));
+    let probes = TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_INTERVAL);
+    // Fails only on a socket that is gone already.
+    let _ = SockRef::from(stream).set_tcp_keepalive(&probes);
 }
 
 /// Refuses a response that two readers could take differently or that nobody asked for, and removes what concerned
@@ -262,6 +279,23 @@ mod tests {
             .body(Body::Empty)
             .unwrap();
         clean_response(([10, 0, 0, 2], 80).into(), response, asked_to_upgrade)
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_has_vanished_when_several_probes_are_lost_and_not_one() {
+        let listener = crate::capture::listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = capture::connect(address, Duration::from_secs(5), None)
+            .await
+            .unwrap();
+        notice_vanished(&stream);
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(VANISHED));
+        let (after, interval) = (
+            socket.tcp_keepalive_time().unwrap(),
+            socket.tcp_keepalive_interval().unwrap(),
+        );
+        assert!(after + 3 * interval < VANISHED, "{after:?}, {interval:?}");
     }
 
     #[test]
