@@ -187,9 +187,10 @@ def special(name, request, connection):
     elif name == "growing window":
         connection.send(settings((4, 2)) + stream + settings((4, 6)))
     elif name == "beyond the window":
-        # The server of this path reads nothing, so that nobody opens the window again.
+        # The server of this path reads nothing, so that nobody opens the window again once all buffers on the way are
+        # full. A socket's own may hold over a megabyte.
         connection.send(request.headers(1, request.fields("POST", "/stall"), end=False))
-        connection.send(frame(DATA, 0, 1, bytes(16384)) * 120)
+        connection.send(frame(DATA, 0, 1, bytes(16384)) * 400)
     else:
         raise AssertionError(name)
 
