@@ -7,6 +7,7 @@ use super::parts::{
     BackendReference, MAX_MATCHES, MAX_RULES, NamedMatch, ParentReference, at_most, backends,
     expression, extension, hostnames, identity, is_expression, named_matches, parents, rule_name,
 };
+use super::session::{SessionPersistence, stickiness};
 use super::{Route, Rule};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -42,6 +43,8 @@ struct RuleSpec {
     matches: Option<Spanned<Vec<Spanned<MatchSpec>>>>,
     #[serde(default, deserialize_with = "present")]
     filters: Option<Spanned<Vec<Spanned<FilterSpec>>>>,
+    #[serde(default, deserialize_with = "present")]
+    session_persistence: Option<Spanned<SessionPersistence>>,
     #[serde(default, deserialize_with = "present")]
     backend_refs: Option<Spanned<Vec<Spanned<BackendReference>>>>,
 }
@@ -105,6 +108,10 @@ pub(crate) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
             &namespace,
         );
         let backends = backends(reader, spec.backend_refs.as_ref(), &parents, &namespace);
+        let policy = v1::RoutePolicy {
+            stickiness: stickiness(reader, spec.session_persistence.as_ref(), backends.len()),
+            ..Default::default()
+        };
         let extension = extension(reader, read.extension.as_ref());
         rules.push(Rule {
             api: v1::RouteRule {
@@ -112,7 +119,7 @@ pub(crate) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
                 name: rule_name(reader, spec.name.as_ref(), &mut names),
                 hostnames: hostnames.clone(),
                 matches,
-                policy: Some(v1::RoutePolicy::default()),
+                policy: Some(policy),
                 filters: read.filters,
                 backends,
             },

@@ -334,9 +334,9 @@ spec:
     assert_eq!(table.rules[0].backends[0].target, Some(target));
 }
 
-fn with_session(session: &str, backends: &str) -> String {
+fn with_session(kind: &str, session: &str, backends: &str) -> String {
     format!(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: orders, namespace: data }}\nspec:\n  \
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{ name: orders, namespace: data }}\nspec:\n  \
          parentRefs: [{{ group: \"\", kind: Service, name: orders, port: 80 }}]\n  rules:\n    - {backends}\n      \
          sessionPersistence: {session}\n"
     )
@@ -367,19 +367,26 @@ fn sessions_are_kept_as_a_traffic_policy_keeps_them() {
             0,
         ),
     ] {
-        let text = with_session(session, "backendRefs: [{ name: orders, port: 80 }]");
+        let expected = v1::Stickiness {
+            cookie: cookie.to_owned(),
+            max_age_seconds,
+            header: header.to_owned(),
+        };
+        let backends = "backendRefs: [{ name: orders, port: 80 }]";
+        let text = with_session("HTTPRoute", session, backends);
         let config = parse(&text).unwrap_or_else(|errors| panic!("{session}: {errors}"));
         // A rule that does nothing else goes without a table, and its name with it.
         let (policy, table) = config.routes(&orders, 80);
         assert_eq!(table, None, "{session}");
         let policy = policy.unwrap();
         assert_eq!(policy.route, "data/orders");
-        let expected = v1::Stickiness {
-            cookie: cookie.to_owned(),
-            max_age_seconds,
-            header: header.to_owned(),
-        };
-        assert_eq!(policy.stickiness, Some(expected), "{session}");
+        assert_eq!(policy.stickiness, Some(expected.clone()), "{session}");
+        let text = with_session("GRPCRoute", session, backends);
+        let config = parse(&text).unwrap_or_else(|errors| panic!("{session}: {errors}"));
+        let (_, table) = config.routes(&orders, 80);
+        let rule = &table.unwrap().rules[0];
+        let kept = rule.policy.as_ref().unwrap().stickiness.clone();
+        assert_eq!(kept, Some(expected), "{session}");
     }
 }
 
@@ -445,7 +452,7 @@ fn what_of_a_session_cannot_be_kept_is_refused_at_its_place() {
             "8:27: spec.rules[0].sessionPersistence: must not be beside several backendRefs",
         ),
     ] {
-        let errors = match parse(&with_session(session, backends)) {
+        let errors = match parse(&with_session("HTTPRoute", session, backends)) {
             Ok(_) => "nothing".to_owned(),
             Err(errors) => errors.to_string(),
         };

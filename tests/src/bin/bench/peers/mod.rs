@@ -10,9 +10,10 @@ use std::net::TcpStream;
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use serde::Serialize;
 use tokio::process::Child;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::lab::{Lab, Namespace, memory_of, nginx, process_id};
 use crate::service::Service;
@@ -20,6 +21,9 @@ use crate::{Result, load};
 use sidewind_tests::measure::{Pss, cpu_time, pause};
 
 pub(crate) use sidewind::COLLECTOR;
+
+/// How long a proxy may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A pair of proxies, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -197,10 +201,21 @@ impl Pair {
             if let Some(status) = child.try_wait()? {
                 return Err(format!("a process ended by itself: {status}").into());
             }
-            child.kill().await?;
+            end(child).await?;
         }
         Ok(())
     }
+}
+
+/// Asks it to end, so that it writes what it writes at its end: a proxy built to be trained, its profile.
+async fn end(child: &mut Child) -> Result<()> {
+    let pid =
+        Pid::from_raw(process_id(child)?.cast_signed()).ok_or("no process has the number 0")?;
+    rustix::process::kill_process(pid, Signal::TERM)?;
+    if timeout(END_TIMEOUT, child.wait()).await.is_err() {
+        child.kill().await?;
+    }
+    Ok(())
 }
 
 /// Starts the pair and returns once it serves.

@@ -143,6 +143,8 @@ async fn proxy(lab: &Lab, side: Side<'_>) -> Result<(Child, Duration)> {
         .args(["--capture", "transparent"])
         .args(["--address", side.address, "--workload-name", side.role])
         .args(["--max-connections", "20000"])
+        // There is no workload to wait for at its end.
+        .args(["--drain-quiet", "100ms"])
         .args(["--trace-ratio", "0.01"])
         .args(["--trace-endpoint", &format!("http://{COLLECTOR}")])
         .args(side.proxy_args)
