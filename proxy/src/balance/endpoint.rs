@@ -48,6 +48,13 @@ pub(crate) struct EndpointDesc {
     pub(crate) affinity: Option<Affinity>,
 }
 
+impl EndpointDesc {
+    /// What makes it this endpoint and no other. The rest says what is to be thought of it, and may change.
+    pub(crate) fn place(&self) -> (SocketAddr, Option<&MeshTarget>, Option<&Affinity>) {
+        (self.address, self.mesh.as_ref(), self.affinity.as_ref())
+    }
+}
+
 /// The sidecar beside an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MeshTarget {
@@ -125,6 +132,12 @@ pub(super) struct Endpoint {
     health: Arc<EndpointHealth>,
     /// Its name in cookies, made when it is first asked for.
     name: std::cell::OnceCell<Affinity>,
+    figures: Rc<Figures>,
+}
+
+/// What a worker has seen of an endpoint, however that is described.
+#[derive(Debug)]
+struct Figures {
     in_flight: Cell<u32>,
     /// Seconds.
     latency: Cell<f64>,
@@ -139,15 +152,27 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// `latency` in seconds is what the endpoint is taken to need before its first answer.
     pub(super) fn new(health: Arc<EndpointHealth>, latency: Option<f64>) -> Endpoint {
-        Endpoint {
-            health,
-            name: std::cell::OnceCell::new(),
+        let figures = Figures {
             in_flight: Cell::new(0),
             latency: Cell::new(latency.unwrap_or(INITIAL_LATENCY.as_secs_f64())),
             observed: Cell::new(None),
             penalised_until: Cell::new(None),
             failed_connects: Cell::new(0),
             died: Notify::new(),
+        };
+        Endpoint {
+            health,
+            name: std::cell::OnceCell::new(),
+            figures: Rc::new(figures),
+        }
+    }
+
+    /// The same endpoint under another description.
+    pub(super) fn described_by(&self, health: Arc<EndpointHealth>) -> Endpoint {
+        Endpoint {
+            health,
+            name: std::cell::OnceCell::new(),
+            figures: Rc::clone(&self.figures),
         }
     }
 
@@ -174,21 +199,24 @@ impl Endpoint {
 
     pub(super) fn wake_if_dead(&self) {
         if self.health.checked() == Checked::Dead {
-            self.died.notify_waiters();
+            self.figures.died.notify_waiters();
         }
     }
 
     /// Latency in seconds once anything is known of it.
     pub(super) fn known_latency(&self) -> Option<f64> {
-        self.observed.get().map(|_| self.latency.get())
+        self.figures
+            .observed
+            .get()
+            .map(|_| self.figures.latency.get())
     }
 
     pub(super) fn in_flight(&self) -> u32 {
-        self.in_flight.get()
+        self.figures.in_flight.get()
     }
 
     pub(super) fn penalised_until(&self) -> Option<Instant> {
-        self.penalised_until.get()
+        self.figures.penalised_until.get()
     }
 
     /// Whether no earlier try of the request failed here.
@@ -199,28 +227,31 @@ impl Endpoint {
 
     /// Whether no connection to it failed lately.
     pub(super) fn is_reachable(&self, now: Instant) -> bool {
-        self.penalised_until.get().is_none_or(|until| until <= now)
+        self.figures
+            .penalised_until
+            .get()
+            .is_none_or(|until| until <= now)
     }
 
     /// Seconds of work ahead of a new request. An average that nothing has added to fades, so that an endpoint that
     /// was slow once is tried again.
     pub(super) fn load(&self, now: Instant) -> f64 {
-        let latency = match self.observed.get() {
+        let latency = match self.figures.observed.get() {
             Some(observed) => {
                 let unused = now.duration_since(observed).saturating_sub(FRESH);
-                self.latency.get() * fading(unused)
+                self.figures.latency.get() * fading(unused)
             }
             // One that has never answered is tried at once, by one request at a time: only so is it measured at all
             // while others look good.
-            None if self.in_flight.get() == 0 => 0.0,
-            None => self.latency.get(),
+            None if self.figures.in_flight.get() == 0 => 0.0,
+            None => self.figures.latency.get(),
         };
-        latency.max(FAST.as_secs_f64()) * f64::from(self.in_flight.get() + 1)
+        latency.max(FAST.as_secs_f64()) * f64::from(self.figures.in_flight.get() + 1)
     }
 
     fn observe(&self, latency: f64, now: Instant) {
-        let old = self.latency.get();
-        let new = match self.observed.get() {
+        let old = self.figures.latency.get();
+        let new = match self.figures.observed.get() {
             Some(observed) if latency < old => {
                 let share = fading(now.duration_since(observed));
                 old * share + latency * (1.0 - share)
@@ -228,33 +259,33 @@ impl Endpoint {
             // The first answer, or a peak.
             _ => latency,
         };
-        self.latency.set(new);
-        self.observed.set(Some(now));
+        self.figures.latency.set(new);
+        self.figures.observed.set(Some(now));
     }
 
     fn finish(&self, outcome: Outcome, latency: Duration, now: Instant) {
         let latency = latency.as_secs_f64();
         match outcome {
             Outcome::Success => {
-                self.failed_connects.set(0);
-                self.penalised_until.set(None);
+                self.figures.failed_connects.set(0);
+                self.figures.penalised_until.set(None);
                 self.observe(latency, now);
             }
             Outcome::Failure => {
-                self.failed_connects.set(0);
-                self.observe(latency.max(self.latency.get()), now);
+                self.figures.failed_connects.set(0);
+                self.observe(latency.max(self.figures.latency.get()), now);
             }
             Outcome::ConnectFailed => self.penalise(now),
         }
     }
 
     fn penalise(&self, now: Instant) {
-        let failures = self.failed_connects.get();
-        self.failed_connects.set(failures.saturating_add(1));
+        let failures = self.figures.failed_connects.get();
+        self.figures.failed_connects.set(failures.saturating_add(1));
         let penalty = FIRST_PENALTY
             .saturating_mul(1 << failures.min(10))
             .min(MAX_PENALTY);
-        self.penalised_until.set(Some(now + penalty));
+        self.figures.penalised_until.set(Some(now + penalty));
     }
 }
 
@@ -288,7 +319,8 @@ impl Pick {
         in_flight: Rc<Cell<u32>>,
         probe: bool,
     ) -> Pick {
-        endpoint.in_flight.set(endpoint.in_flight.get() + 1);
+        let in_flight_here = &endpoint.figures.in_flight;
+        in_flight_here.set(in_flight_here.get() + 1);
         in_flight.set(in_flight.get() + 1);
         Pick {
             endpoint: Rc::clone(endpoint),
@@ -323,7 +355,7 @@ impl Pick {
             return std::future::pending().await;
         }
         loop {
-            let died = self.endpoint.died.notified();
+            let died = self.endpoint.figures.died.notified();
             // It is picked although it is known to be dead where there is no other: then it is given its chance.
             died.await;
             if self.endpoint.health.checked() == Checked::Dead {
@@ -366,8 +398,8 @@ impl Drop for Pick {
                 self.endpoint.health.end_probe();
             }
         }
-        let in_flight = self.endpoint.in_flight.get();
-        self.endpoint.in_flight.set(in_flight.saturating_sub(1));
+        let here = &self.endpoint.figures.in_flight;
+        here.set(here.get().saturating_sub(1));
         self.in_flight.set(self.in_flight.get().saturating_sub(1));
     }
 }

@@ -153,8 +153,8 @@ impl Balancer {
         Balancer::with_seed(Health::default().of(""), &plan, seed)
     }
 
-    /// Takes a new set of endpoints over. Those that are unchanged keep what is known of them; picks of those that
-    /// are gone stay valid.
+    /// Takes a new set of endpoints over. Those that stay keep what is known of them, also under another weight, priority
+    /// or zone; picks of those that are gone stay valid.
     pub(crate) fn update(&self, plan: &Plan<'_>) {
         let cells = self.health.update(&Membership {
             name: plan.name,
@@ -164,17 +164,20 @@ impl Balancer {
             endpoints: plan.endpoints,
         });
         let mut inner = self.inner.borrow_mut();
-        let known: HashMap<&EndpointDesc, &Rc<Endpoint>> = inner
+        let known: HashMap<_, &Rc<Endpoint>> = inner
             .list
             .iter()
-            .map(|endpoint| (endpoint.desc(), endpoint))
+            .map(|endpoint| (endpoint.desc().place(), endpoint))
             .collect();
         let initial_latency = typical_latency(&inner.list);
         let list: Vec<Rc<Endpoint>> = cells
             .into_iter()
-            .map(|cell| match known.get(cell.desc()) {
-                // Another worker's set may have been another one for a moment, and the cell with it.
+            .map(|cell| match known.get(&cell.desc().place()) {
                 Some(endpoint) if endpoint.is_of(&cell) => Rc::clone(endpoint),
+                Some(endpoint) if endpoint.health().is_same(&cell) => {
+                    Rc::new(endpoint.described_by(cell))
+                }
+                // Another worker's set may have been another one for a moment, and the cell with it.
                 _ => Rc::new(Endpoint::new(cell, initial_latency)),
             })
             .collect();

@@ -685,3 +685,29 @@ proptest! {
         assert!((share - expected).abs() < 0.12, "{share} and not {expected}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_flight_counts_under_another_weight() {
+    let balancer = Balancer::alone(
+        &[endpoint(1)],
+        BalanceSettings {
+            algorithm: Algorithm::LeastRequest,
+            ..BalanceSettings::default()
+        },
+        1,
+    );
+    let held: Vec<Pick> = (0..9).map(|_| balancer.pick(&any()).unwrap()).collect();
+    let changed = [weighted(1, 2), weighted(2, 2)];
+    balancer.update(&Plan {
+        settings: BalanceSettings {
+            algorithm: Algorithm::LeastRequest,
+            ..BalanceSettings::default()
+        },
+        ..plan(&changed)
+    });
+    for _ in 0..8 {
+        let pick = balancer.pick(&any()).unwrap();
+        assert_eq!(pick.desc().address, changed[1].address);
+    }
+    drop(held);
+}

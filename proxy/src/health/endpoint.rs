@@ -2,9 +2,10 @@
 //!
 //! Times are milliseconds as [`super::ServiceHealth::now`] gives them; 0 is never.
 
-use std::sync::Mutex;
+use std::ops::Deref;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex};
 
 use super::settings::{CheckSettings, OutlierSettings};
 use super::{lock, probe::Finding};
@@ -36,10 +37,16 @@ impl Checked {
     }
 }
 
-/// One endpoint's health.
+/// One endpoint as discovery describes it, with its health, which outlives a change of the description.
 #[derive(Debug)]
 pub(crate) struct EndpointHealth {
     desc: EndpointDesc,
+    state: Arc<State>,
+}
+
+/// One endpoint's health.
+#[derive(Debug)]
+pub(crate) struct State {
     checked: AtomicU8,
     /// Checks in a row that speak against the verdict.
     against: AtomicU32,
@@ -71,8 +78,7 @@ pub(super) struct Window {
 
 impl EndpointHealth {
     pub(super) fn new(desc: EndpointDesc, now: u64, warm: bool) -> Self {
-        Self {
-            desc,
+        let state = State {
             checked: AtomicU8::new(Checked::Unknown as u8),
             against: AtomicU32::new(0),
             consecutive_failures: AtomicU32::new(0),
@@ -83,6 +89,18 @@ impl EndpointHealth {
             warm_since: AtomicU64::new(if warm { now } else { 0 }),
             changed_at: AtomicU64::new(now),
             reasons: Mutex::default(),
+        };
+        Self {
+            desc,
+            state: Arc::new(state),
+        }
+    }
+
+    /// The same endpoint under another description: with another weight, say.
+    pub(super) fn described_as(&self, desc: EndpointDesc) -> Self {
+        Self {
+            desc,
+            state: Arc::clone(&self.state),
         }
     }
 
@@ -90,6 +108,21 @@ impl EndpointHealth {
         &self.desc
     }
 
+    /// Whether both are of one endpoint, however it is described.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+}
+
+impl Deref for EndpointHealth {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl State {
     pub(crate) fn checked(&self) -> Checked {
         let index = usize::from(self.checked.load(Relaxed));
         Checked::ALL.get(index).copied().unwrap_or(Checked::Unknown)

@@ -128,21 +128,22 @@ pub(crate) struct Membership<'a> {
 
 impl ServiceHealth {
     /// Takes over a new set of endpoints, and gives their cells in the same order. One that is unchanged keeps its
-    /// own; one that comes to others begins slowly.
+    /// own, and one whose weight, priority or zone has changed its health; one that comes to others begins slowly.
     pub(crate) fn update(&self, membership: &Membership<'_>) -> Vec<Arc<EndpointHealth>> {
         let now = self.now();
         let mut members = lock(&self.members);
-        let known: HashMap<&EndpointDesc, &Arc<EndpointHealth>> = members
+        let known: HashMap<_, &Arc<EndpointHealth>> = members
             .list
             .iter()
-            .map(|cell| (cell.desc(), cell))
+            .map(|cell| (cell.desc().place(), cell))
             .collect();
         let first = known.is_empty();
         let list: Vec<Arc<EndpointHealth>> = membership
             .endpoints
             .iter()
-            .map(|desc| match known.get(desc) {
-                Some(cell) => Arc::clone(cell),
+            .map(|desc| match known.get(&desc.place()) {
+                Some(cell) if cell.desc() == desc => Arc::clone(cell),
+                Some(cell) => Arc::new(cell.described_as(desc.clone())),
                 None => Arc::new(EndpointHealth::new(desc.clone(), now, !first)),
             })
             .collect();
@@ -212,7 +213,7 @@ impl ServiceHealth {
         let ejected = members
             .list
             .iter()
-            .filter(|other| other.is_ejected() && !std::ptr::eq(&***other, cell));
+            .filter(|other| other.is_ejected() && !other.is_same(cell));
         if !outlier::may_eject(settings, ejected.count(), members.list.len()) {
             return;
         }

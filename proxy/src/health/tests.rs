@@ -196,3 +196,31 @@ async fn an_endpoint_that_is_ejected_and_fails_its_checks_is_shown_as_both() {
     assert_eq!(shown["check"]["reason"], check);
     assert_eq!(shown["ejection"]["reason"], ejection);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_under_another_weight_is_as_well_as_before() {
+    let health = Health::default();
+    let service = health.of("api.data:80");
+    let before = endpoints(3);
+    let cells = service.update(&membership(&before, true));
+    for _ in 0..3 {
+        service.checked(&check(), &cells[0], &silent());
+    }
+    let outliers = OutlierSettings::default();
+    for _ in 0..outliers.consecutive_failures {
+        service.observe(&outliers, &cells[1], Outcome::Failure, service.now());
+    }
+    let mut after = before;
+    for endpoint in &mut after {
+        endpoint.weight = 2.try_into().unwrap();
+        endpoint.priority = 1;
+    }
+    let changed = service.update(&membership(&after, true));
+    assert_eq!(changed[0].checked(), Checked::Dead);
+    assert!(changed[1].is_ejected());
+    assert_eq!(changed[2].warm_since(), 0);
+    assert_eq!(changed[0].desc().priority, 1);
+    // What was picked before still counts.
+    service.readmit(&cells[1], service.now());
+    assert!(!changed[1].is_ejected());
+}
