@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     airflow::ConnectionTask,
+    balance::Pick,
     complaints::{check_header_list, complain},
     config::Patience,
     drain::Active,
@@ -85,6 +86,8 @@ pub(crate) struct Exchange {
     header_bytes: (usize, usize),
     recorded: Cell<bool>,
     lease: RefCell<Option<StreamLease>>,
+    /// The endpoint that has the request in hand.
+    pick: RefCell<Option<Pick>>,
     /// Its places among the requests at once: of this proxy, of a gateway's listener, and of the service.
     places: RefCell<(Option<Admitted>, [Option<Permit>; 2])>,
     /// Most bytes of the request's body; 0 for no bound.
@@ -200,6 +203,7 @@ impl Exchange {
             header_bytes: (header_bytes, origin.max_header_bytes),
             recorded: Cell::new(false),
             lease: RefCell::new(None),
+            pick: RefCell::new(None),
             places: RefCell::default(),
             max_request_bytes: Cell::new(0),
             _active: active,
@@ -417,6 +421,11 @@ impl Exchange {
         *self.lease.borrow_mut() = Some(lease);
     }
 
+    /// Counts the request as in flight at its endpoint until the exchange ends.
+    pub(crate) fn hold_pick(&self, pick: Pick) {
+        *self.pick.borrow_mut() = Some(pick);
+    }
+
     /// Keeps a place among this proxy's requests at once until the exchange ends.
     pub(crate) fn keep_admission(&self, admitted: Admitted) {
         self.places.borrow_mut().0 = Some(admitted);
@@ -499,6 +508,7 @@ impl Exchange {
             return;
         }
         drop(self.lease.take());
+        drop(self.pick.take());
         drop(self.places.take());
         let error = self.error.borrow();
         let destination = self.destination.borrow();

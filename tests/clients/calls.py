@@ -1,6 +1,7 @@
 """gRPC calls of bytes, by gRPC's own library.
 
 calls.py serve ADDRESS:PORT               serves /calls.Calls/Flaky: UNAVAILABLE to every second call, else the request;
+                                          /calls.Calls/Order: the same, with a count of its own;
                                           /calls.Calls/Slow: answers after 3 s; /calls.Calls/Begun: UNAVAILABLE to
                                           every call, once its response has begun, and says how many there were
 calls.py call ADDRESS:PORT METHOD N SECONDS   makes N calls with that deadline, and prints each one's status
@@ -13,13 +14,15 @@ from concurrent import futures
 
 import grpc
 
-count = itertools.count(1)
+def flaky():
+    count = itertools.count(1)
 
+    def answer(request, context):
+        if next(count) % 2 == 0:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "every second")
+        return request
 
-def flaky(request, context):
-    if next(count) % 2 == 0:
-        context.abort(grpc.StatusCode.UNAVAILABLE, "every second")
-    return request
+    return answer
 
 
 def slow(request, context):
@@ -38,7 +41,7 @@ def begun(request, context):
 
 def serve(address):
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
-    handlers = {"Flaky": flaky, "Slow": slow, "Begun": begun}
+    handlers = {"Flaky": flaky(), "Order": flaky(), "Slow": slow, "Begun": begun}
     handlers = {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in handlers.items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("calls.Calls", handlers),))
     assert server.add_insecure_port(address)

@@ -1,6 +1,7 @@
 """What Airflow's API server answers where a gateway in front of it looks: Python's standard library and nothing else.
 
 GET  /api/v2/monitor/health   200 whatever the state, as Airflow has it: the body says how the database is
+GET  /stream                  a response that does not end before its client does
 POST /auth/token, /login      401: no password is right
 GET  /                        the name of this server
 
@@ -32,6 +33,14 @@ class Handler(BaseHTTPRequestHandler):
                 "dag_processor": {"status": None, "latest_dag_processor_heartbeat": None},
             }
             self.answer(200, json.dumps(health))
+        elif self.path == "/stream":
+            self.send_response(200)
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"5\r\nfirst\r\n")
+            self.wfile.flush()
+            self.rfile.read(1)
+            self.close_connection = True
         else:
             self.answer(200, json.dumps({"server": NAME, "client": self.headers.get("x-forwarded-for")}))
 

@@ -174,6 +174,7 @@ impl Forward<'_> {
         }
         let observer = Rc::clone(self.exchange) as Rc<dyn RetryObserver>;
         let retry = service.retry(policy).observed(observer);
+        let retry = retry.since(self.exchange.started());
         let result = retry.layer(balance).oneshot(request).await;
         match limits {
             Some(limits) if result.is_err() && self.exchange.body_was_cut_by(&limits) => {

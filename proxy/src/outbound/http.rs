@@ -26,7 +26,10 @@ use crate::{
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
     http::Body,
-    retry::{Progress, RetryError, RetryObserver, RetryPolicy},
+    retry::{
+        Progress, RetryError, RetryObserver, RetryPolicy, UNAVAILABLE, grpc_status, grpc_timeout,
+        said_by_proxy,
+    },
     route::Front,
     telemetry::Direction,
     worker::{READY_WAIT, Worker},
@@ -156,6 +159,7 @@ impl OutboundHttp {
                 let observer = Rc::clone(exchange) as Rc<dyn RetryObserver>;
                 return retry
                     .observed(observer)
+                    .since(exchange.started())
                     .layer(outside)
                     .oneshot(request)
                     .await;
@@ -239,8 +243,11 @@ impl tower::Service<Request<Body>> for Balance {
             let pick = &chosen.pick;
             let endpoint = pick.desc();
             this.tried.add(endpoint.address);
-            // How long an answer is waited for.
-            pick.wait_for(policy.try_timeout.or(policy.request_timeout));
+            let deadline = this
+                .exchange
+                .is_grpc()
+                .then(|| grpc_timeout(request.headers()));
+            pick.wait_for(patience(policy, deadline.flatten()));
             let sent = endpoint.send(&this.worker, &this.exchange, request, this.http2);
             let mut result = if chosen.repeatable {
                 tokio::select! {
@@ -251,11 +258,13 @@ impl tower::Service<Request<Body>> for Balance {
             } else {
                 sent.await
             };
-            if let Some(outcome) = outcome(&result) {
+            if let Some(outcome) = outcome(&result, this.exchange.is_grpc()) {
                 pick.finish(outcome);
             }
             if let Ok(response) = &mut result {
                 chosen.tell(response, this.secure);
+                // The endpoint has it in hand until the response's end.
+                this.exchange.hold_pick(chosen.pick);
             }
             result
         })
@@ -272,10 +281,23 @@ fn died(endpoint: SocketAddr) -> ProxyError {
     )
 }
 
-/// What the outcome of a request says of its endpoint; none where it is about this proxy.
-fn outcome(result: &Result<Response<Body>, ProxyError>) -> Option<Outcome> {
+/// A deadline of the client's that is shorter says more about the client than about an endpoint that misses it.
+const LEAST_TELLING_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long an answer of one endpoint is waited for: dropped after that, the endpoint has failed.
+fn patience(policy: &RetryPolicy, deadline: Option<Duration>) -> Option<Duration> {
+    let deadline = deadline.filter(|limit| *limit >= LEAST_TELLING_DEADLINE);
+    let limits = [policy.try_timeout, policy.request_timeout, deadline];
+    limits.into_iter().flatten().min()
+}
+
+/// What the outcome of a request says of its endpoint; none where it is about a proxy.
+fn outcome(result: &Result<Response<Body>, ProxyError>, grpc: bool) -> Option<Outcome> {
     Some(match result {
+        // The endpoint's proxy speaks for itself.
+        Ok(response) if said_by_proxy(response) == Some(ErrorCode::Overloaded) => return None,
         Ok(response) if matches!(response.status().as_u16(), 502..=504) => Outcome::Failure,
+        Ok(response) if grpc && grpc_status(response) == Some(UNAVAILABLE) => Outcome::Failure,
         Ok(_) => Outcome::Success,
         Err(error) => match error.code() {
             ErrorCode::ConnectFailed
@@ -337,5 +359,84 @@ impl RetryError for ProxyError {
         let message = format_args!("No response came within {limit:?}, the limit of the request.");
         // What is over cannot be tried again, so that this error ends the request.
         Self::new(ErrorCode::RequestTimeout, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_failure_of_its_endpoint_where_it_says_that_it_cannot() {
+        let answer = |status, field: Option<(&'static str, &str)>, body: Body| {
+            let mut response = Response::builder().status(status);
+            if let Some((name, value)) = field {
+                response = response.header(name, value);
+            }
+            Ok(response.body(body).unwrap())
+        };
+        let (success, failure) = (Some(Outcome::Success), Some(Outcome::Failure));
+        let unavailable = Some(("grpc-status", "14"));
+        for (result, grpc, expected) in [
+            (answer(200, None, Body::Empty), false, success),
+            (answer(500, None, Body::Empty), false, success),
+            (answer(503, None, Body::Empty), false, failure),
+            (answer(200, unavailable, Body::Empty), true, failure),
+            (
+                answer(200, Some(("grpc-status", "5")), Body::Empty),
+                true,
+                success,
+            ),
+            // It is no gRPC, or its call has begun.
+            (answer(200, unavailable, Body::Empty), false, success),
+            (
+                answer(200, unavailable, Body::from("message")),
+                true,
+                success,
+            ),
+            // Its proxy is too busy, which says nothing of it.
+            (
+                answer(503, Some(("sidewind-error", "overloaded")), Body::Empty),
+                false,
+                None,
+            ),
+            (
+                answer(
+                    503,
+                    Some(("sidewind-error", "workload-unavailable")),
+                    Body::Empty,
+                ),
+                false,
+                failure,
+            ),
+        ] {
+            assert_eq!(outcome(&result, grpc), expected, "{result:?} {grpc}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_has_failed_that_outlasts_the_earliest_of_all_limits() {
+        let seconds = Duration::from_secs;
+        let policy = |of_try, of_request| RetryPolicy {
+            try_timeout: of_try,
+            request_timeout: of_request,
+            ..RetryPolicy::default()
+        };
+        for (policy, deadline, expected) in [
+            (policy(None, None), None, None),
+            (
+                policy(Some(seconds(1)), Some(seconds(5))),
+                None,
+                Some(seconds(1)),
+            ),
+            (
+                policy(None, Some(seconds(5))),
+                Some(seconds(3)),
+                Some(seconds(3)),
+            ),
+            (policy(None, None), Some(Duration::from_millis(900)), None),
+        ] {
+            assert_eq!(super::patience(&policy, deadline), expected, "{deadline:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     airflow::ConnectionTask,
-    balance::{Outcome, Tried},
+    balance::{Outcome, Pick, Tried},
     config::Outside,
     copy::{self, Connection, Progress, Side},
     errors::{ErrorCode, ProxyError},
@@ -62,6 +62,8 @@ struct Journey {
     recorded: bool,
     /// Among the connections at once.
     place: Option<Permit>,
+    /// The endpoint counts it among its own until it ends.
+    pick: Option<Pick>,
 }
 
 impl Journey {
@@ -87,6 +89,7 @@ impl Journey {
             open: None,
             recorded: false,
             place: None,
+            pick: None,
         }
     }
 
@@ -230,6 +233,7 @@ async fn connect_to_service(
         match result {
             Ok(upstream) => {
                 pick.finish(Outcome::Success);
+                journey.pick = Some(pick);
                 return Ok(upstream);
             }
             // Who is refused here is refused by every endpoint, and what this proxy lacks it lacks for all.

@@ -201,7 +201,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// The status of a response with no message in it. Once messages have come, a repetition would repeat those too.
-fn grpc_status(response: &Response<Body>) -> Option<u8> {
+pub(crate) fn grpc_status(response: &Response<Body>) -> Option<u8> {
     if !response.body().is_empty() {
         return None;
     }
@@ -211,7 +211,7 @@ fn grpc_status(response: &Response<Body>) -> Option<u8> {
 
 /// What the proxy beside the workload says of a request that got no response. It takes the header away from what
 /// workloads answer.
-fn said_by_proxy(response: &Response<Body>) -> Option<ErrorCode> {
+pub(crate) fn said_by_proxy(response: &Response<Body>) -> Option<ErrorCode> {
     let said = response.headers().get(SIDEWIND_ERROR)?;
     ErrorCode::from_name(said.to_str().ok()?)
 }

@@ -27,6 +27,8 @@ use crate::http::Body;
 const MAX_DISCARDED_BYTES: usize = 64 * 1024;
 /// Longest time for reading them.
 const MAX_DISCARD_TIME: Duration = Duration::from_secs(1);
+/// From how long a wait before the first attempt on the server is told that the client's time is shorter by it.
+const NOTICEABLE_WAIT: Duration = Duration::from_millis(1);
 /// Longest `retry-after` that is waited for where nothing says how long the client does.
 const MAX_UNASKED_WAIT: Duration = Duration::from_secs(5);
 
@@ -57,6 +59,7 @@ pub(crate) struct RetryLayer {
     queue: Rc<HoldQueue>,
     random: Rc<Random>,
     observer: Option<Rc<dyn RetryObserver>>,
+    began: Option<Instant>,
 }
 
 impl fmt::Debug for RetryLayer {
@@ -80,12 +83,19 @@ impl RetryLayer {
             queue,
             random: Rc::new(Random::new(rand::random())),
             observer: None,
+            began: None,
         }
     }
 
     /// The same, and `observer` is told of retries.
     pub(crate) fn observed(mut self, observer: Rc<dyn RetryObserver>) -> RetryLayer {
         self.observer = Some(observer);
+        self
+    }
+
+    /// The same for a request that came before now, whose time runs since then.
+    pub(crate) fn since(mut self, began: Instant) -> RetryLayer {
+        self.began = Some(began);
         self
     }
 }
@@ -159,8 +169,12 @@ where
     S::Error: RetryError,
 {
     let policy = &*settings.policy;
-    let began = Instant::now();
+    let now = Instant::now();
+    let began = settings.began.unwrap_or(now);
     let deadline = deadline(attempt.request().headers(), policy.request_timeout, began);
+    if now.duration_since(began) >= NOTICEABLE_WAIT {
+        shorten_grpc_timeout(attempt.request_mut().headers_mut(), now - began);
+    }
     settings.budget.deposit();
     let kind = Kind::of(attempt.request(), policy);
     let mut waiting: Option<Held> = None;
@@ -181,7 +195,11 @@ where
         {
             held.passed();
         }
-        let (Some(spare), Some(again)) = (spare, again) else {
+        let Some(spare) = spare else {
+            return finish(result, number);
+        };
+        let Some(again) = again else {
+            spare.give_up();
             return finish(result, number);
         };
         if !spare.is_replayable()
@@ -189,6 +207,7 @@ where
                 .wait(&again, number, &spare, &mut waiting, deadline)
                 .await
         {
+            spare.give_up();
             return finish(result, number);
         }
         settings.tell(&again);

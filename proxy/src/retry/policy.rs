@@ -14,8 +14,8 @@ const MAX_RETRIES: u32 = 10;
 /// Most bytes of one request that are kept for a retry, whatever is configured.
 const MOST_REPLAY_BYTES: usize = 16 * 1024 * 1024;
 
-/// UNAVAILABLE, which gRPC's own clients retry.
-const UNAVAILABLE: u8 = 14;
+/// gRPC's status of a server that cannot answer now.
+pub(crate) const UNAVAILABLE: u8 = 14;
 
 /// Timeouts and retries of a service's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,8 @@ pub(crate) struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
-    /// Two retries of 502, 503 and 504, and no timeout: the client's own is the only one known to be right.
+    /// Two retries of 502, 503 and 504, and no timeout: the client's own is the only one known to be right. No status of
+    /// gRPC: nothing says of a call that it may be made twice, but its route.
     fn default() -> RetryPolicy {
         RetryPolicy {
             max_retries: 2,
@@ -56,7 +57,7 @@ impl Default for RetryPolicy {
                 StatusCode::SERVICE_UNAVAILABLE,
                 StatusCode::GATEWAY_TIMEOUT,
             ],
-            grpc_codes: vec![UNAVAILABLE],
+            grpc_codes: Vec::new(),
             methods: Vec::new(),
             backoff: Backoff::default(),
             replay_bytes: MAX_REPLAY_BYTES,
@@ -108,9 +109,7 @@ impl From<&v1::RoutePolicy> for RetryPolicy {
             .filter_map(|code| StatusCode::from_u16(u16::try_from(*code).ok()?).ok())
             .collect();
         let grpc_codes = route.retry_grpc_codes.iter();
-        let grpc_codes: Vec<u8> = grpc_codes
-            .filter_map(|code| u8::try_from(*code).ok())
-            .collect();
+        let grpc_codes = grpc_codes.filter_map(|code| u8::try_from(*code).ok());
         let methods = route.retry_methods.iter();
         let methods = methods.filter_map(|method| Method::from_bytes(method.as_bytes()).ok());
         let backoff = match route.retry_backoff_ms {
@@ -134,11 +133,7 @@ impl From<&v1::RoutePolicy> for RetryPolicy {
             } else {
                 statuses
             },
-            grpc_codes: if route.retry_grpc_codes.is_empty() {
-                default.grpc_codes
-            } else {
-                grpc_codes
-            },
+            grpc_codes: grpc_codes.collect(),
             methods: methods.collect(),
             backoff,
             replay_bytes: replay_bytes.min(MOST_REPLAY_BYTES),

@@ -35,6 +35,10 @@ struct Shared {
     state: SourceState,
     /// Which attempt may read.
     attempt: u32,
+    /// How many of the kept chunks it has had.
+    position: usize,
+    /// There will be no further one.
+    is_last: bool,
     /// Length of the whole body where it is known.
     length: Option<u64>,
 }
@@ -61,6 +65,8 @@ impl ReplayBuffer {
             trailers: None,
             state: SourceState::Replayable,
             attempt: 0,
+            position: 0,
+            is_last: false,
             length,
         })))
     }
@@ -68,6 +74,13 @@ impl ReplayBuffer {
     /// True while a further attempt would send the same bytes.
     pub(crate) fn is_replayable(&self) -> bool {
         self.0.borrow().state != SourceState::Spent
+    }
+
+    /// No further attempt will be made: what the running one has had is let go, and nothing more is kept.
+    pub(crate) fn settle(&self) {
+        let mut shared = self.0.borrow_mut();
+        shared.is_last = true;
+        shared.let_go();
     }
 
     /// How many bytes are kept.
@@ -79,10 +92,10 @@ impl ReplayBuffer {
     pub(crate) fn attempt(&self) -> Body {
         let mut shared = self.0.borrow_mut();
         shared.attempt += 1;
+        shared.position = 0;
         Body::Replay(ReplayBody {
             shared: self.0.clone(),
             attempt: shared.attempt,
-            position: 0,
             given_bytes: 0,
             trailers_given: false,
         })
@@ -146,6 +159,15 @@ impl Shared {
     fn spend(&mut self) {
         self.state = SourceState::Spent;
         self.kept = Vec::new();
+        self.kept_bytes = 0;
+    }
+
+    /// Lets go of what is kept, once nobody will read it.
+    fn let_go(&mut self) {
+        if self.is_last && self.state == SourceState::Replayable && self.position >= self.kept.len()
+        {
+            self.spend();
+        }
     }
 }
 
@@ -153,8 +175,6 @@ impl Shared {
 pub(crate) struct ReplayBody {
     shared: Rc<RefCell<Shared>>,
     attempt: u32,
-    /// How many of the kept chunks this attempt has had.
-    position: usize,
     given_bytes: u64,
     trailers_given: bool,
 }
@@ -182,10 +202,11 @@ impl ReplayBody {
         if shared.attempt != self.attempt {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
-        if let Some(kept) = shared.kept.get(self.position) {
-            self.position += 1;
+        if let Some(kept) = shared.kept.get(shared.position).cloned() {
+            shared.position += 1;
+            shared.let_go();
             self.given_bytes += kept.len() as u64;
-            return Poll::Ready(Some(Ok(Frame::data(kept.clone()))));
+            return Poll::Ready(Some(Ok(Frame::data(kept))));
         }
         if shared.state == SourceState::Ended {
             let trailers = shared.trailers.clone().filter(|_| !self.trailers_given);
@@ -196,7 +217,7 @@ impl ReplayBody {
         if let Some(Ok(frame)) = &frame {
             if let Some(data) = frame.data_ref() {
                 self.given_bytes += data.len() as u64;
-                self.position = shared.kept.len();
+                shared.position = shared.kept.len();
             } else {
                 self.trailers_given = true;
             }
@@ -206,7 +227,7 @@ impl ReplayBody {
 
     pub(crate) fn is_end_stream(&self) -> bool {
         let shared = self.shared.borrow();
-        if self.position < shared.kept.len() {
+        if shared.position < shared.kept.len() {
             return false;
         }
         match shared.state {
@@ -249,6 +270,32 @@ mod tests {
         assert!(buffer.is_replayable());
         assert_eq!(collect(buffer.attempt()).await.unwrap(), "hello");
         assert!(!buffer.is_replayable());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_a_body_once_no_attempt_will_follow() {
+        let next = async |body: &mut Body| {
+            body.frame()
+                .await
+                .map(|frame| frame.unwrap().into_data().unwrap())
+        };
+        for again in [false, true] {
+            let buffer = ReplayBuffer::new(Body::from("hello"), MAX_REPLAY_BYTES);
+            let mut last = buffer.attempt();
+            assert_eq!(next(&mut last).await.unwrap(), "hello");
+            assert_eq!(buffer.kept_bytes(), 5);
+            if again {
+                last = buffer.attempt();
+            }
+            buffer.settle();
+            if again {
+                // It is still to be sent once more.
+                assert_eq!(buffer.kept_bytes(), 5);
+                assert_eq!(next(&mut last).await.unwrap(), "hello");
+            }
+            assert_eq!(buffer.kept_bytes(), 0);
+            assert_eq!(next(&mut last).await, None);
+        }
     }
 
     #[tokio::test]

@@ -60,6 +60,13 @@ impl<A: Attempt> Spare<A> {
         }
     }
 
+    /// There will be no further attempt.
+    pub(super) fn give_up(self) {
+        if let SpareBody::Kept(buffer) = &self.body {
+            buffer.settle();
+        }
+    }
+
     /// Bytes that are kept of the request.
     pub(super) fn bytes(&self) -> u64 {
         let headers = self.attempt.request().headers().iter();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use sidewind_tests::mesh::{Mesh, Workload};
 use sidewind_tests::process::Process;
-use sidewind_tests::wait::PATIENCE;
+use sidewind_tests::wait::{PATIENCE, eventually};
 use sidewind_tests::workloads;
 
 use crate::support::TASK_ID;
@@ -187,6 +187,34 @@ fn weights_are_shares_of_random_draws_too() {
     let draws = fleet.draws(500, &[]);
     // 400 are to be expected, and 9 of them the standard deviation.
     assert!((340..460).contains(&draws["a"]), "{draws:?}");
+}
+
+#[test]
+fn a_server_that_has_streams_in_hand_gets_fewer_requests() {
+    let least = "  balance: { algorithm: leastRequest }";
+    let mut fleet = Fleet::start(least, &["x"]);
+    fleet.wait_for_only("the server is known", &["a"]);
+    let scratch = &fleet.mesh.scratch;
+    let streams: Vec<Process> = (0..6)
+        .map(|number| {
+            let name = format!("stream-{number}");
+            let curl = fleet
+                .task
+                .curl(&["-N"])
+                .arg(format!("http://{VIRTUAL}/stream"));
+            let stream = curl.start(&name, scratch);
+            let seen = || std::fs::read_to_string(scratch.join(format!("{name}.out"))).ok();
+            eventually("the response has begun", PATIENCE, || {
+                seen().filter(|out| out.contains("first"))
+            });
+            stream
+        })
+        .collect();
+    fleet.add("b", "x");
+    fleet.wait_for_only("requests go to the server that has none", &["b"]);
+    drop(streams);
+    let both = |draws: &Draws| draws.len() == 2 && draws.values().all(|count| *count > 15);
+    fleet.wait_for("the streams have ended", &[], both);
 }
 
 #[test]

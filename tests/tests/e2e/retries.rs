@@ -255,9 +255,26 @@ fn requests_are_held_while_the_api_is_replaced() {
     assert_eq!(statuses, [200; 8]);
 }
 
+/// The one method whose calls may be made twice.
+const CALLS: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: { name: calls, namespace: data }
+spec:
+  parentRefs: [{ kind: Service, group: \"\", name: calls }]
+  rules:
+    - matches: [{ method: { service: calls.Calls, method: Flaky } }]
+      filters: [{ type: ExtensionRef, extensionRef: { group: sidewind.dev, kind: RouteExtension, name: again } }]
+    - matches: [{ method: { service: calls.Calls } }]
+---
+apiVersion: sidewind.dev/v1alpha1
+kind: RouteExtension
+metadata: { name: again, namespace: data }
+spec: { retry: { grpcStatuses: [UNAVAILABLE] } }
+";
+
 #[test]
-fn a_grpc_call_is_retried_after_unavailable_and_ends_before_its_deadline() {
-    let mut mesh = Mesh::plan().start();
+fn a_grpc_call_is_retried_where_its_route_says_so_and_ends_before_its_deadline() {
+    let mut mesh = Mesh::plan().config("calls.yaml", CALLS).start();
     let api = mesh
         .workload("data", "calls")
         .serves("calls.data=50051/grpc");
@@ -285,7 +302,20 @@ fn a_grpc_call_is_retried_after_unavailable_and_ends_before_its_deadline() {
     );
     let retried = [("reason", "grpc-status"), ("outcome", "retried")];
     let metrics = task.sidecar.metrics();
-    assert!(metrics.sum("sidewind_retries_total", &retried) >= 7.0);
+    let retries = metrics.sum("sidewind_retries_total", &retried);
+    assert!(retries >= 7.0, "{retries}");
+    // Of another method nothing says that a call may be made twice.
+    assert_eq!(
+        call("Order", "4", "30").lines().collect::<Vec<_>>(),
+        [
+            "OK",
+            "UNAVAILABLE every second",
+            "OK",
+            "UNAVAILABLE every second"
+        ]
+    );
+    let metrics = task.sidecar.metrics();
+    assert_eq!(metrics.sum("sidewind_retries_total", &retried), retries);
     // What has begun is the client's (gRPC's proposal A6): headers came, and then the same status in trailers.
     assert_eq!(
         call("Begun", "3", "30").lines().collect::<Vec<_>>(),
