@@ -32,6 +32,7 @@ pub(crate) use rate::Asker;
 
 use crate::errors::{ErrorCode, ProxyError};
 use crate::http::Body;
+use crate::retry::RetryBudget;
 use crate::telemetry::metrics::Metrics;
 use rate::RateLimit;
 
@@ -46,6 +47,7 @@ struct Shared {
     began: Instant,
     rates: Mutex<HashMap<String, Weak<RateLimit>>>,
     bounds: Mutex<HashMap<String, Weak<Bounds>>>,
+    budgets: Mutex<HashMap<String, Weak<RetryBudget>>>,
     metrics: Option<Arc<Metrics>>,
 }
 
@@ -63,9 +65,16 @@ impl Limits {
                 began: Instant::now(),
                 rates: Mutex::default(),
                 bounds: Mutex::default(),
+                budgets: Mutex::default(),
                 metrics,
             }),
         }
+    }
+
+    /// How many retries a service may get, whatever names it is called by and whichever worker calls.
+    pub(crate) fn budget(&self, service: &str) -> Arc<RetryBudget> {
+        let budgets = &self.shared.budgets;
+        shared(budgets, service.to_owned(), |_| true, RetryBudget::default)
     }
 
     /// What a policy says for a service; none where it limits nothing. The same policy gives the same buckets and

@@ -302,3 +302,14 @@ async fn a_request_that_may_wait_does_so_while_the_proxy_is_busy_and_no_longer_t
     assert!(results.contains(&true));
     assert_eq!(tokio::time::Instant::now(), now);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_has_one_budget_of_retries_whoever_calls_it() {
+    let limits = Limits::default();
+    let [first, second, other] = ["api.data", "api.data", "web.data"].map(|it| limits.budget(it));
+    let drain =
+        |budget: &RetryBudget| std::iter::from_fn(|| budget.withdraw().then_some(())).count();
+    assert_eq!(drain(&first), 10);
+    assert_eq!(drain(&second), 0);
+    assert_eq!(drain(&other), 10);
+}

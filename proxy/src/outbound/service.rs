@@ -33,7 +33,7 @@ pub(crate) struct Service {
     endpoints: Balancer,
     settings: RefCell<Rc<BalanceSettings>>,
     limits: RefCell<Option<Rc<ServiceLimits>>>,
-    budget: Rc<RetryBudget>,
+    budget: Arc<RetryBudget>,
     queue: Rc<HoldQueue>,
     routes: RefCell<Routes>,
     /// What `routes` was read from.
@@ -57,7 +57,7 @@ impl Service {
             endpoints: Balancer::new(health, &plan(service, &endpoints, &settings)),
             settings: RefCell::new(Rc::new(settings)),
             limits: RefCell::new(limits_of(service, limits)),
-            budget: Rc::default(),
+            budget: limits.budget(&service.name),
             queue: Rc::default(),
             routes: RefCell::new(Routes::read(service, config)),
             source: RefCell::new((service.routes.clone(), service.route.clone())),
@@ -116,7 +116,7 @@ impl Service {
 
     /// The layer that tries requests that are sent to this service again, as `policy` says.
     pub(crate) fn retry(&self, policy: Rc<RetryPolicy>) -> RetryLayer {
-        RetryLayer::new(policy, Rc::clone(&self.budget), Rc::clone(&self.queue))
+        RetryLayer::new(policy, Arc::clone(&self.budget), Rc::clone(&self.queue))
     }
 
     /// An endpoint for a connection, another than those `tried` where there is one.

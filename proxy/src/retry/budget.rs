@@ -1,6 +1,6 @@
 //! How many retries a service may get.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::time::Instant;
 
@@ -13,19 +13,22 @@ const PER_SECOND: u64 = 10 * RETRY;
 /// Most that is saved up.
 const MOST: u64 = 10 * PER_SECOND;
 
-/// A token bucket for one service on one worker: retries are at most a fifth of the requests and ten a second more.
-/// When a service is down, its clients' retries thus add 20 % to its load and do not multiply it.
+/// A token bucket for one service, which all workers share: retries are at most a fifth of the requests and ten a second
+/// more. When a service is down, its clients' retries thus add 20 % to its load and do not multiply it.
 #[derive(Debug)]
 pub(crate) struct RetryBudget {
-    balance: Cell<u64>,
-    refilled: Cell<Instant>,
+    balance: AtomicU64,
+    began: Instant,
+    /// Milliseconds after `began`.
+    refilled: AtomicU64,
 }
 
 impl Default for RetryBudget {
     fn default() -> RetryBudget {
         RetryBudget {
-            balance: Cell::new(PER_SECOND),
-            refilled: Cell::new(Instant::now()),
+            balance: AtomicU64::new(PER_SECOND),
+            began: Instant::now(),
+            refilled: AtomicU64::new(0),
         }
     }
 }
@@ -39,28 +42,24 @@ impl RetryBudget {
     /// Takes one retry; false when none is left.
     pub(crate) fn withdraw(&self) -> bool {
         self.refill();
-        match self.balance.get().checked_sub(RETRY) {
-            Some(rest) => {
-                self.balance.set(rest);
-                true
-            }
-            None => false,
-        }
+        let take = |balance: u64| balance.checked_sub(RETRY);
+        self.balance.fetch_update(Relaxed, Relaxed, take).is_ok()
     }
 
     fn refill(&self) {
-        let now = Instant::now();
-        let elapsed = now.duration_since(self.refilled.get()).as_millis();
-        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // Of two workers that come at once, one finds nothing left to add.
+        let elapsed = now.saturating_sub(self.refilled.fetch_max(now, Relaxed));
         if elapsed > 0 {
-            self.refilled.set(now);
             self.add(elapsed.saturating_mul(PER_SECOND / 1000));
         }
     }
 
     fn add(&self, amount: u64) {
-        self.balance
-            .set(self.balance.get().saturating_add(amount).min(MOST));
+        // A service that needs no retries has saved up all that it may, and its requests write nothing.
+        let more =
+            |balance: u64| (balance < MOST).then(|| balance.saturating_add(amount).min(MOST));
+        let _ = self.balance.fetch_update(Relaxed, Relaxed, more);
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ pub(crate) trait RetryObserver {
 #[derive(Clone)]
 pub(crate) struct RetryLayer {
     policy: Rc<RetryPolicy>,
-    budget: Rc<RetryBudget>,
+    budget: Arc<RetryBudget>,
     queue: Rc<HoldQueue>,
     random: Rc<Random>,
     observer: Option<Rc<dyn RetryObserver>>,
@@ -74,7 +75,7 @@ impl RetryLayer {
     /// Retries by `policy`, with a budget and a queue for those who wait that the service's other connections share.
     pub(crate) fn new(
         policy: Rc<RetryPolicy>,
-        budget: Rc<RetryBudget>,
+        budget: Arc<RetryBudget>,
         queue: Rc<HoldQueue>,
     ) -> RetryLayer {
         RetryLayer {
@@ -103,14 +104,14 @@ impl RetryLayer {
 /// The budget and the queue of those who wait that all destinations outside the mesh share.
 #[derive(Debug, Default)]
 pub(crate) struct OutsideRetries {
-    budget: Rc<RetryBudget>,
+    budget: Arc<RetryBudget>,
     queue: Rc<HoldQueue>,
 }
 
 impl OutsideRetries {
     /// The layer that tries requests again as `policy` says.
     pub(crate) fn retry(&self, policy: Rc<RetryPolicy>) -> RetryLayer {
-        RetryLayer::new(policy, Rc::clone(&self.budget), Rc::clone(&self.queue))
+        RetryLayer::new(policy, Arc::clone(&self.budget), Rc::clone(&self.queue))
     }
 }
 

@@ -1,6 +1,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -81,7 +82,7 @@ async fn play(policy: RetryPolicy, request: Request<Body>, steps: Vec<Step>) -> 
             step
         }
     });
-    let layer = RetryLayer::new(Rc::new(policy), Rc::default(), Rc::default());
+    let layer = RetryLayer::new(Rc::new(policy), Arc::default(), Rc::default());
     let result = layer.layer(service).oneshot(request).await;
     (result, bodies.take())
 }
@@ -320,7 +321,7 @@ async fn time(policy: RetryPolicy, each: Duration) -> (Step, u32, Duration) {
         }
     });
     let began = Instant::now();
-    let layer = RetryLayer::new(Rc::new(policy), Rc::default(), Rc::default());
+    let layer = RetryLayer::new(Rc::new(policy), Arc::default(), Rc::default());
     let result = layer
         .layer(service)
         .oneshot(request(Method::GET, Body::Empty))
@@ -401,7 +402,7 @@ async fn a_service_that_is_down_gets_a_fifth_more_requests_and_not_three_times_a
         },
         ..RetryPolicy::default()
     };
-    let mut service = RetryLayer::new(Rc::new(policy), Rc::default(), Rc::default())
+    let mut service = RetryLayer::new(Rc::new(policy), Arc::default(), Rc::default())
         .observed(observer.clone())
         .layer(service);
     for _ in 0..1000 {
@@ -500,7 +501,7 @@ async fn a_grpc_clients_own_deadline_ends_the_request_before_it_does() {
         sleep(Duration::from_secs(60)).await;
         status(200)
     });
-    let layer = RetryLayer::new(Rc::default(), Rc::default(), Rc::default());
+    let layer = RetryLayer::new(Rc::default(), Arc::default(), Rc::default());
     let mut call = request(Method::POST, Body::Empty);
     call.headers_mut()
         .insert("grpc-timeout", "2S".parse().unwrap());
@@ -548,7 +549,7 @@ async fn requests_wait_for_an_endpoint_and_one_of_them_tries() {
     let queue: Rc<HoldQueue> = Rc::default();
     let layer = RetryLayer::new(
         holding(Duration::from_secs(10), 50),
-        Rc::default(),
+        Arc::default(),
         Rc::clone(&queue),
     );
     let began = Instant::now();
@@ -576,7 +577,7 @@ async fn what_waits_is_bounded_in_number_bytes_and_time() {
     let (service, _) = outage(Instant::now() + Duration::from_secs(60));
     let layer = RetryLayer::new(
         holding(Duration::from_secs(10), 1),
-        Rc::default(),
+        Arc::default(),
         Rc::default(),
     );
     let call = |body: Body| {
@@ -652,7 +653,7 @@ async fn an_outage_of_any_kind_is_waited_through_with_one_attempt_at_a_time_with
             })
         });
         let policy = through_outages(Duration::from_millis(4500));
-        let layer = RetryLayer::new(policy, Rc::default(), Rc::default());
+        let layer = RetryLayer::new(policy, Arc::default(), Rc::default());
         let calls: Vec<_> = (0..1000)
             .map(|_| {
                 let post = request(Method::POST, Body::from("x"));
@@ -673,7 +674,7 @@ async fn an_outage_of_any_kind_is_waited_through_with_one_attempt_at_a_time_with
 async fn an_outage_longer_than_the_clients_patience_ends_in_the_last_failure_just_before_that() {
     let (service, tries) = outage(Instant::now() + Duration::from_secs(60));
     let policy = through_outages(Duration::from_millis(4500));
-    let layer = RetryLayer::new(policy, Rc::default(), Rc::default());
+    let layer = RetryLayer::new(policy, Arc::default(), Rc::default());
     let began = Instant::now();
     let call = layer
         .layer(service)
