@@ -130,7 +130,10 @@ impl Issuer {
         let (serial, not_after) = (issued.serial.clone(), issued.not_after);
         self.registrations
             .add(Arc::clone(&registration), serial, not_after);
-        Ok((self.response(&issued), registration))
+        Ok((
+            self.response_to_workload(&issued, &registration),
+            registration,
+        ))
     }
 
     /// Counts and records the refusal of a call whose request was not read.
@@ -183,7 +186,10 @@ impl Issuer {
         self.granted(audit.clone());
         self.registrations
             .add(Arc::clone(&registration), serial, not_after);
-        Ok((self.response(&issued), registration))
+        Ok((
+            self.response_to_workload(&issued, &registration),
+            registration,
+        ))
     }
 
     /// The registration of a peer as far as this process knows it, without asking the store: to count its calls by.
@@ -292,6 +298,22 @@ impl Issuer {
             trust_bundles: self.authority.api_bundles().bundles,
             version: sidewind_api::VERSION.to_owned(),
             now_unix_ms: sidewind_api::clock::unix_ms(SystemTime::now()),
+            task_identities: None,
+        }
+    }
+
+    /// The same to a workload, which is told what its tasks may have.
+    fn response_to_workload(
+        &self,
+        issued: &Issued,
+        registration: &Registration,
+    ) -> v1::SvidResponse {
+        let terms = registration.task_identities.as_ref();
+        v1::SvidResponse {
+            task_identities: terms.map(|terms| v1::TaskIdentities {
+                needs_airflow_token: terms.airflow.is_some(),
+            }),
+            ..self.response(issued)
         }
     }
 

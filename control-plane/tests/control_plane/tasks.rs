@@ -359,3 +359,24 @@ async fn answers_say_what_the_control_planes_clock_is() {
         assert!((-30.0..=0.1).contains(&ahead), "{ahead}");
     }
 }
+
+#[tokio::test]
+async fn a_worker_is_told_at_attestation_and_renewal_what_its_tasks_may_have() {
+    for (tasks, told) in [
+        ("", None),
+        ("  taskIdentities: true", Some(false)),
+        ("  taskIdentities: { airflow: shared }", Some(true)),
+    ] {
+        let given = Given::new(tasks).await;
+        let worker = given.worker().await;
+        let key = PrivateKey::generate().unwrap();
+        let csr = key.csr_der().unwrap();
+        let renewed = given.control_plane.client.renew(&worker, csr).await;
+        let terms = renewed.unwrap().task_identities;
+        assert_eq!(
+            terms.map(|terms| terms.needs_airflow_token),
+            told,
+            "{tasks}"
+        );
+    }
+}

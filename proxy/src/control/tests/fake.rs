@@ -325,6 +325,7 @@ impl Service {
             trust_bundles: vec![self.authority.bundle(behaviour.bundle_sequence)],
             version: "9.9.9".to_owned(),
             now_unix_ms: clock,
+            task_identities: None,
         })
     }
 }
