@@ -125,6 +125,11 @@ error_codes! {
     IdentityExpired, "identity-expired", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
         "The proxy's certificate has expired and could not be renewed.";
 
+    TaskIdentityUnavailable, "task-identity-unavailable", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, unsent,
+        "The proxy has no certificate just now for the Airflow task that the request comes from.";
+    TaskIdentityRefused, "task-identity-refused", StatusCode::FORBIDDEN, PERMISSION_DENIED, unsent,
+        "The Airflow task that the request comes from is given no identity, or is not known for sure where it must be.";
+
     // The client's message.
     BadRequest, "bad-request", StatusCode::BAD_REQUEST, INTERNAL, unsent,
         "The request was not valid HTTP, or names no destination.";
@@ -157,6 +162,7 @@ impl ErrorCode {
             Self::DiscoveryUnavailable
                 | Self::IdentityUnavailable
                 | Self::IdentityExpired
+                | Self::TaskIdentityUnavailable
                 | Self::PolicyNotReady
                 | Self::WrongDestination
                 | Self::Overloaded

@@ -59,6 +59,8 @@ pub(crate) struct Exchange {
     received_parent: Option<TraceParent>,
     authorities: Rc<RefCell<AuthorityCache>>,
     source: Party,
+    /// Who it is sent as, where that is another than its source: the Airflow task that it comes from.
+    caller: OnceCell<SpiffeId>,
     destination: RefCell<Party>,
     service: OnceCell<Rc<str>>,
     endpoint: Cell<Option<SocketAddr>>,
@@ -182,6 +184,7 @@ impl Exchange {
             received_parent,
             authorities: Rc::clone(&origin.authorities),
             source: origin.source.clone(),
+            caller: OnceCell::new(),
             destination: RefCell::new(origin.destination.clone()),
             service: OnceCell::new(),
             endpoint: Cell::new(None),
@@ -350,6 +353,18 @@ impl Exchange {
         }
     }
 
+    /// Notes as whom the request is sent.
+    pub(crate) fn sent_as(&self, id: &SpiffeId) {
+        if self.source.id.as_ref() != Some(id) {
+            let _ = self.caller.set(id.clone());
+        }
+    }
+
+    /// Whether the last proxy that the request was sent to has proved who it is.
+    pub(crate) fn went_by_mesh(&self) -> bool {
+        self.tls.get()
+    }
+
     /// Lays a failure where it belongs: when the request's own body broke off, no endpoint is to blame for what became
     /// of the request.
     pub(crate) fn blame(&self, error: ProxyError) -> ProxyError {
@@ -515,6 +530,12 @@ impl Exchange {
         let task = self.task.borrow();
         let host = self.host.as_ref().and_then(|host| host.to_str().ok());
         let authority = self.uri.authority().map(|authority| authority.as_str());
+        let source = Peer {
+            address: self.source.address,
+            spiffe_id: (self.caller.get())
+                .or(self.source.id.as_ref())
+                .map(SpiffeId::as_str),
+        };
         let record = RequestRecord {
             started: self.started_at,
             duration: self.started.elapsed(),
@@ -526,7 +547,7 @@ impl Exchange {
             error_detail: error.as_ref().map(|(_, detail)| detail.as_str()),
             service: self.service.get().map_or("", |service| service),
             endpoint: self.endpoint.get(),
-            source: self.source.as_peer(),
+            source,
             destination: destination.as_peer(),
             tls: self.tls.get(),
             attempts: self.attempts.get(),

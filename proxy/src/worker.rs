@@ -14,15 +14,18 @@ use std::{
 
 use http::{Request, Response};
 use sidewind_api::v1;
-use sidewind_identity::SpiffeId;
+use sidewind_identity::{SpiffeId, TaskId};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    airflow::{ConnectionTask, ExecutionCall, Lookup as TaskLookup, Overheard, SocketPair},
+    airflow::{
+        Answered, Callers, ConnectionTask, ExecutionCall, Lookup as TaskLookup, Overheard,
+        SocketPair,
+    },
     capture::CaptureError,
     complaints::complain,
     config::{Config, InboundPlaintext, ServedPort},
-    control::{Control, MeshIdentity},
+    control::{Control, MeshIdentity, TaskTerms},
     copy::Connection,
     drain::Drain,
     errors::{Chain, ErrorCode, ProxyError},
@@ -86,6 +89,8 @@ pub(crate) struct Worker {
     pub(crate) overload: Overload,
     /// Finds the tasks behind connections, where that is wanted.
     tasks: Option<TaskLookup>,
+    /// As whom the workload's connections go; none where they always go as the workload.
+    callers: Option<Callers>,
     /// What the workload offers, by its ports.
     served: HashMap<u16, Served>,
     identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
@@ -157,6 +162,10 @@ impl Worker {
             overload: Overload::new(config.limits.max_requests),
             limits,
             tasks,
+            callers: config.airflow.gives_identities().then(|| {
+                let refuses = config.airflow.refuse_unproven;
+                Callers::new(control.tasks.clone(), refuses, telemetry.clone())
+            }),
             served: served(&config.workload.serve),
             identity: control.identity.clone(),
             policy: RefCell::new(PolicySnapshot {
@@ -212,13 +221,47 @@ impl Worker {
         request: &mut Request<Body>,
     ) -> Option<Overheard> {
         let tasks = self.tasks.as_ref()?;
-        Overheard::begin(tasks, call, request, exchange.received_parent())
+        let wants_token = self.task_terms().is_some_and(|terms| terms.needs_token);
+        let parent = exchange.received_parent();
+        Overheard::begin(tasks, call, request, parent, wants_token)
+    }
+
+    /// Where the answer to a request to the Execution API came from.
+    pub(crate) fn answered_by(&self, exchange: &Exchange) -> Answered {
+        // Which service answers is compared where the call is recognized.
+        Answered {
+            by_airflow: self.task_terms().is_some() && exchange.went_by_mesh(),
+            task: exchange.task(),
+        }
+    }
+
+    /// What the workload's tasks may have; none where they go as the workload.
+    fn task_terms(&self) -> Option<TaskTerms> {
+        self.callers.as_ref()?;
+        self.identity.borrow().as_ref()?.tasks
+    }
+
+    /// As whom a connection of the workload goes into the mesh: as its task, where tasks have identities, else as the
+    /// workload.
+    pub(crate) async fn caller(
+        &self,
+        task: &ConnectionTask,
+    ) -> Result<Arc<MeshIdentity>, ProxyError> {
+        let own = self.wait_for_identity().await?;
+        match (&self.callers, own.tasks) {
+            (Some(callers), Some(terms)) => callers.of(task, own, terms).await,
+            _ => Ok(own),
+        }
     }
 
     /// Whether a peer is believed when it says which task a request comes from.
     pub(crate) fn believes_tasks_of(&self, peer: Option<&SpiffeId>) -> bool {
         let patterns = &self.config.airflow.context_from;
-        peer.is_some_and(|peer| patterns.iter().any(|pattern| pattern.matches(peer)))
+        let is_named = |id: &SpiffeId| patterns.iter().any(|pattern| pattern.matches(id));
+        // Whoever is believed about its tasks is so when they have identities of their own.
+        peer.is_some_and(|peer| {
+            is_named(peer) || TaskId::of(peer).is_some_and(|task| is_named(&task.worker))
+        })
     }
 
     /// The service that a port of the workload belongs to.
@@ -345,11 +388,21 @@ impl Worker {
             metrics.cut_off(CutOff::Banned, review.banned);
             metrics.cut_off(CutOff::Distrusted, review.distrusted);
             metrics.cut_off(CutOff::CertificateEnded, review.ended);
-            let Ok(identity) = self.identity() else {
+            let Ok(own) = self.identity() else {
                 continue;
             };
             for due in review.due {
-                let (worker, identity) = (Rc::clone(&self), Arc::clone(&identity));
+                // By the same identity again: another proves nothing of this one.
+                let as_task = |id| self.callers.as_ref().and_then(|it| it.present(id));
+                let identity = match due.own() {
+                    Some(id) if *id != own.id => as_task(id),
+                    _ => Some(Arc::clone(&own)),
+                };
+                let Some(identity) = identity else {
+                    due.put_off(SystemTime::now());
+                    continue;
+                };
+                let worker = Rc::clone(&self);
                 tokio::task::spawn_local(async move {
                     worker.mesh.meet_again(&identity, &due).await;
                 });

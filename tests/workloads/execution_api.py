@@ -18,6 +18,7 @@ import threading
 
 VARIABLES = {"lab_var": "hello"}
 CALLS = []
+RUNS = {}
 LOCK = threading.Lock()
 MODE = ["ok"]
 
@@ -95,7 +96,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if mode == "lost":
             return self.reset()
         if self.path.endswith("/run"):
-            dag, run, user = json.loads(body)["hostname"].split("/")
+            said = json.loads(body)["hostname"]
+            # Who has begun an instance may say so again, and nobody else may.
+            if RUNS.setdefault(self.path, said) != said:
+                return self.answer(409, b'{"detail": {"reason": "invalid_state"}}')
+            dag, run, user = said.split("/")
             answer = run_response(dag, run, user)
             if dag.startswith("odd_"):
                 body, coding = odd(dag, answer)

@@ -1,9 +1,7 @@
 //! From the processes above a connection's owner to the task that it belongs to.
 
 use super::environment;
-use super::{
-    Attributed, Evidence, Owner, Unknown, process::Process, processes::Holder, title::Title,
-};
+use super::{Attributed, Owner, Unknown, process::Process, processes::Holder, title::Title};
 use crate::telemetry::TaskContext;
 
 /// Says whose a connection is. `chain` goes from the owner up to the first process.
@@ -22,12 +20,6 @@ pub(super) fn attribute<'p>(
             // A triggerer runs many tasks in one process.
             return Err(Unknown::Ambiguous);
         };
-        let above = chain.get(at + 1..).unwrap_or_default();
-        let evidence = if holder.is_root || above.iter().any(|holder| holder.is_root) {
-            Evidence::Supervisor
-        } else {
-            Evidence::Process
-        };
         let below = chain.get(..=at).unwrap_or_default();
         let ti_id = below
             .iter()
@@ -37,7 +29,6 @@ pub(super) fn attribute<'p>(
             task: task.clone(),
             ti_id: ti_id.map(str::to_owned),
             parent: None,
-            evidence,
         }));
     }
     for holder in chain {
@@ -53,7 +44,6 @@ pub(super) fn attribute<'p>(
                 task,
                 ti_id: None,
                 parent: None,
-                evidence: Evidence::Process,
             }));
         }
     }
@@ -85,6 +75,5 @@ fn by_title(title: &Title) -> Option<Attributed> {
         },
         ti_id: None,
         parent: None,
-        evidence: Evidence::Process,
     })
 }

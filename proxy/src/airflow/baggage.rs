@@ -73,8 +73,12 @@ pub(crate) fn take(headers: &mut HeaderMap) -> Option<TaskContext> {
     read.task()
 }
 
-/// Adds members that name `task`, after [`take`] has removed what was there.
+/// Adds members that name `task`, after [`take`] has removed what was there. One whose run is not known is named by its
+/// certificate alone.
 pub(crate) fn put(headers: &mut HeaderMap, task: &TaskContext) {
+    if task.run_id.is_empty() {
+        return;
+    }
     let mut text = match headers.get(BAGGAGE).map(HeaderValue::to_str) {
         Some(Ok(others)) if others.len() < MAX_BYTES => others.to_owned(),
         _ => String::new(),

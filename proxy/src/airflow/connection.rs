@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt, future};
 use tokio::sync::oneshot;
 
-use super::{Answer, Owner, open::Place};
+use super::{Finding, Owner, ProcessKey, Standing, caller::Caller, open::Place};
 use crate::telemetry::{TaskContext, trace::TraceParent};
 
 /// The task behind a connection, as far as it is known. Clones share what becomes known.
@@ -17,23 +18,31 @@ pub(crate) struct ConnectionTask(Option<Rc<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
-    pending: RefCell<Option<oneshot::Receiver<Answer>>>,
-    known: OnceCell<Option<Found>>,
+    /// Several requests of one connection may wait for it.
+    pending: RefCell<Option<Pending>>,
+    known: OnceCell<Known>,
+    /// As whom the connection goes, once that was decided.
+    caller: RefCell<Option<Caller>>,
     _place: Option<Place>,
 }
 
-#[derive(Debug)]
-struct Found {
-    task: TaskContext,
+type Pending = future::Shared<oneshot::Receiver<Finding>>;
+
+#[derive(Debug, Default)]
+struct Known {
+    task: Option<TaskContext>,
     parent: Option<TraceParent>,
+    standing: Standing,
+    supervisor: Option<ProcessKey>,
 }
 
 impl ConnectionTask {
     /// A task that is being looked for.
-    pub(crate) fn pending((answer, place): (oneshot::Receiver<Answer>, Place)) -> Self {
+    pub(crate) fn pending((finding, place): (oneshot::Receiver<Finding>, Place)) -> Self {
         Self(Some(Rc::new(Shared {
-            pending: RefCell::new(Some(answer)),
+            pending: RefCell::new(Some(finding.shared())),
             known: OnceCell::new(),
+            caller: RefCell::default(),
             _place: Some(place),
         })))
     }
@@ -43,7 +52,11 @@ impl ConnectionTask {
         Self(task.map(|task| {
             Rc::new(Shared {
                 pending: RefCell::new(None),
-                known: OnceCell::from(Some(Found { task, parent: None })),
+                known: OnceCell::from(Known {
+                    task: Some(task),
+                    ..Known::default()
+                }),
+                caller: RefCell::default(),
                 _place: None,
             })
         }))
@@ -51,7 +64,7 @@ impl ConnectionTask {
 
     /// The task, if it is known by now.
     pub(crate) fn now(&self) -> Option<&TaskContext> {
-        self.found().map(|found| &found.task)
+        self.found()?.task.as_ref()
     }
 
     /// The span of Airflow's trace that the task belongs to, as far as it is known by now.
@@ -59,52 +72,83 @@ impl ConnectionTask {
         self.found()?.parent
     }
 
-    fn found(&self) -> Option<&Found> {
+    /// The process that has the connection, if that may be the supervisor of a task and is known by now.
+    pub(super) fn supervisor(&self) -> Option<ProcessKey> {
+        self.found()?.supervisor
+    }
+
+    fn found(&self) -> Option<&Known> {
         let shared = self.0.as_ref()?;
         if shared.known.get().is_none() {
-            let answer = match shared.pending.borrow_mut().as_mut()?.try_recv() {
-                Err(oneshot::error::TryRecvError::Empty) => return None,
-                answer => answer.ok(),
-            };
-            shared.set(answer);
+            let pending = shared.pending.borrow().clone()?;
+            shared.set(pending.now_or_never()?.ok());
         }
-        shared.known.get()?.as_ref()
+        shared.known.get()
     }
 
     /// The task, waiting for it no longer than `limit`.
     pub(crate) async fn within(&self, limit: Duration) -> Option<&TaskContext> {
+        self.found_within(limit).await?.task.as_ref()
+    }
+
+    /// As whom the connection may go, waiting for it no longer than `limit`.
+    pub(super) async fn standing(&self, limit: Duration) -> Standing {
+        let found = self.found_within(limit).await;
+        found
+            .map(|known| known.standing.clone())
+            .unwrap_or_default()
+    }
+
+    /// As whom the connection goes, if that was decided.
+    pub(super) fn caller(&self) -> Option<Caller> {
+        self.0.as_ref()?.caller.borrow().clone()
+    }
+
+    /// Notes as whom the connection goes, unless whose it is may become known yet.
+    pub(super) fn set_caller(&self, caller: Caller) {
+        if let Some(shared) = &self.0
+            && shared.known.get().is_some()
+        {
+            *shared.caller.borrow_mut() = Some(caller);
+        }
+    }
+
+    async fn found_within(&self, limit: Duration) -> Option<&Known> {
         let shared = self.0.as_ref()?;
         if shared.known.get().is_none() {
-            let pending = shared.pending.take();
-            if let Some(mut pending) = pending {
-                match tokio::time::timeout(limit, &mut pending).await {
-                    Ok(answer) => shared.set(answer.ok()),
-                    // It may still come, for the record.
-                    Err(_) => *shared.pending.borrow_mut() = Some(pending),
-                }
+            let pending = shared.pending.borrow().clone()?;
+            // What comes later is still for the record.
+            if let Ok(finding) = tokio::time::timeout(limit, pending).await {
+                shared.set(finding.ok());
             }
         }
-        self.now()
+        self.found()
     }
 }
 
 impl Shared {
-    fn set(&self, answer: Option<Answer>) {
-        let task = match answer {
-            Some(Ok(Owner::Task(found))) => Some(Found {
-                task: found.task,
-                parent: found.parent,
-            }),
-            _ => None,
-        };
-        let _ = self.known.set(task);
+    fn set(&self, finding: Option<Finding>) {
+        let known = finding.map(|finding| {
+            let (task, parent) = match finding.answer {
+                Ok(Owner::Task(found)) => (Some(found.task), found.parent),
+                _ => (None, None),
+            };
+            Known {
+                task,
+                parent,
+                standing: finding.standing,
+                supervisor: finding.supervisor,
+            }
+        });
+        let _ = self.known.set(known.unwrap_or_default());
+        self.pending.take();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::airflow::{Attributed, Evidence, Unknown};
+    use crate::airflow::{Attributed, Unknown};
 
     fn task() -> TaskContext {
         TaskContext {
@@ -119,13 +163,13 @@ mod tests {
         crate::airflow::OpenTasks::default().question().2
     }
 
-    fn found() -> Answer {
-        Ok(Owner::Task(Attributed {
+    fn found() -> Finding {
+        let found = Owner::Task(Attributed {
             task: task(),
             ti_id: None,
             parent: None,
-            evidence: Evidence::Process,
-        }))
+        });
+        Ok(found).into()
     }
 
     #[tokio::test(start_paused = true)]
@@ -147,11 +191,11 @@ mod tests {
             Ok(Owner::Instance("x".into())),
         ] {
             let (sender, receiver) = oneshot::channel();
-            sender.send(answer).unwrap();
+            sender.send(answer.into()).unwrap();
             let connection = ConnectionTask::pending((receiver, place()));
             assert_eq!(connection.within(Duration::from_secs(1)).await, None);
         }
-        let (sender, receiver) = oneshot::channel::<Answer>();
+        let (sender, receiver) = oneshot::channel::<Finding>();
         drop(sender);
         assert_eq!(ConnectionTask::pending((receiver, place())).now(), None);
         assert_eq!(ConnectionTask::default().now(), None);

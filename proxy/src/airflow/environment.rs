@@ -2,9 +2,9 @@
 //! it: telemetry, and no evidence.
 //!
 //! The proxy's own environment can say the same, of a pod or ECS task that runs one task: that is what whoever deployed
-//! it has set.
+//! it has set, which can be the code of a DAG (`overrides` of EcsRunTaskOperator).
 
-use super::{Attributed, Evidence};
+use super::Attributed;
 use crate::telemetry::TaskContext;
 
 /// Most bytes of an environment that are read.
@@ -100,7 +100,6 @@ pub(crate) fn own<'v>(
         },
         ti_id: value("AIRFLOW_CTX_TASK_INSTANCE_ID")?.map(str::to_owned),
         parent: None,
-        evidence: Evidence::Deployment,
     }))
 }
 

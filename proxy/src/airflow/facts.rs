@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     execution_api::{Run, Unreadable},
-    overhear::{News, Report},
+    overhear::News,
     process::Pid,
 };
 use crate::telemetry::{TaskContext, metrics::TaskFact, trace::TraceParent};
@@ -52,34 +52,38 @@ impl Default for Facts {
 }
 
 impl Facts {
-    /// Takes over what was overheard; says what it was worth, unless it was nothing new.
-    pub(super) fn learn(&mut self, report: Report) -> Option<TaskFact> {
-        let Report { ti_id, news } = report;
-        Some(match news {
+    /// Takes over what was overheard of a task instance. Says what it was worth, unless it was nothing new, and of one
+    /// that begins what Airflow has said, with the number of the process that runs it.
+    pub(super) fn learn(
+        &mut self,
+        ti_id: &str,
+        news: News,
+    ) -> (Option<TaskFact>, Option<(Run, Option<Pid>)>) {
+        match news {
             News::Begins(bodies) => match bodies.read() {
-                Ok((run, pid)) => match self.begins(&ti_id, run, pid) {
-                    true => TaskFact::Learned,
-                    false => TaskFact::Contradicted,
+                Ok((run, pid)) => match self.begins(ti_id, run.clone(), pid) {
+                    true => (Some(TaskFact::Learned), Some((run, pid))),
+                    false => (Some(TaskFact::Contradicted), None),
                 },
-                Err(Unreadable::TooLarge) => TaskFact::TooLarge,
+                Err(Unreadable::TooLarge) => (Some(TaskFact::TooLarge), None),
                 Err(error) => {
                     tracing::debug!(%error, "what Airflow says of a task was not understood");
-                    TaskFact::Unreadable
+                    (Some(TaskFact::Unreadable), None)
                 }
             },
             News::BelongsTo(parent) => {
-                self.belongs_to(&ti_id, parent);
-                TaskFact::Learned
+                self.belongs_to(ti_id, parent);
+                (Some(TaskFact::Learned), None)
             }
             News::Ends => {
-                self.ends(&ti_id);
-                return None;
+                self.ends(ti_id);
+                (None, None)
             }
             News::IsThere => {
-                self.is_there(&ti_id);
-                return None;
+                self.is_there(ti_id);
+                (None, None)
             }
-        })
+        }
     }
 
     /// A task instance begins, in the process `pid` where it said so. False when something else is known of it

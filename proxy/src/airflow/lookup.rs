@@ -14,18 +14,21 @@ use super::{
     Attributed, Owner, Unknown,
     attempt_log::AttemptLogs,
     attribute::attribute,
+    execution_api::Run,
     facts::Facts,
     open::{OpenTasks, Place, Reply},
     overhear::{Places, Report},
     plugin::Plugin,
-    process::Pid,
+    process::{Pid, ProcessKey},
     processes::{NotFound, Processes},
     sight::Sight,
     socket::{SocketPair, SocketTable},
+    standing::{Proofs, Standing},
 };
 use crate::{
     admin::{Component, Readiness},
     telemetry::{
+        TaskContext,
         logs::Throttle,
         metrics::{Metrics, TaskFact, TaskLookup},
     },
@@ -43,6 +46,26 @@ const PLUGIN_SOCKET_MODE: u32 = 0o666;
 
 /// Whose a connection is.
 pub(crate) type Answer = Result<Owner, Unknown>;
+
+/// What the thread says of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) answer: Answer,
+    pub(crate) standing: Standing,
+    /// The process that has it, if it may be the supervisor of a task.
+    pub(crate) supervisor: Option<ProcessKey>,
+}
+
+impl From<Answer> for Finding {
+    /// What is said where nothing is sure.
+    fn from(answer: Answer) -> Self {
+        Self {
+            answer,
+            standing: Standing::Unproven,
+            supervisor: None,
+        }
+    }
+}
 
 /// Where it is known from whose connections are.
 #[derive(Clone, Debug)]
@@ -128,6 +151,7 @@ impl Lookup {
                 }
             },
             facts: Facts::default(),
+            proofs: Proofs::default(),
             metrics: Arc::clone(metrics),
         };
         thread().spawn(move || searching.run(received))?;
@@ -136,7 +160,7 @@ impl Lookup {
 
     /// Asks whose the connection is that has these ends. An answer that never comes means that it is not known.
     /// The connection is among the open ones of its task for as long as its place is kept.
-    pub(crate) fn ask(&self, pair: SocketPair) -> (oneshot::Receiver<Answer>, Place) {
+    pub(crate) fn ask(&self, pair: SocketPair) -> (oneshot::Receiver<Finding>, Place) {
         let (answer, receiver, place) = self.open.question();
         let question = Message::Question(Question { pair, answer });
         if let Err(
@@ -145,7 +169,7 @@ impl Lookup {
         ) = self.messages.try_send(question)
         {
             self.metrics.task_lookup(TaskLookup::Busy, None);
-            question.answer.send(Err(Unknown::Busy));
+            question.answer.send(Err(Unknown::Busy).into());
         }
         (receiver, place)
     }
@@ -176,6 +200,7 @@ impl Lookup {
 struct Searching {
     source: Source,
     facts: Facts,
+    proofs: Proofs,
     metrics: Arc<Metrics>,
 }
 
@@ -190,12 +215,34 @@ impl Searching {
         while let Some(message) = received.blocking_recv() {
             match message {
                 Message::Question(question) => self.answer(question),
-                Message::Report(report) => {
-                    if let Some(fact) = self.facts.learn(report) {
-                        self.metrics.task_fact(fact);
-                    }
-                }
+                Message::Report(report) => self.hear(report),
             }
+        }
+    }
+
+    fn hear(&mut self, report: Report) {
+        let Report {
+            ti_id,
+            news,
+            vouched,
+        } = report;
+        let (fact, begun) = self.facts.learn(&ti_id, news);
+        if let Some(fact) = fact {
+            self.metrics.task_fact(fact);
+        }
+        let (Some(vouched), Source::Processes(finder, _)) = (vouched, &mut self.source) else {
+            return;
+        };
+        if let Some((run, Some(runner))) = begun {
+            match finder.started(vouched.supervisor, runner, &run) {
+                Some((runner, task)) => {
+                    self.proofs.begins(vouched.supervisor, runner, &ti_id, task);
+                }
+                None => self.metrics.task_fact(TaskFact::Unproven),
+            }
+        }
+        if let Some(token) = vouched.token {
+            self.proofs.shows(vouched.supervisor, &ti_id, token);
         }
     }
 
@@ -205,31 +252,56 @@ impl Searching {
             return;
         }
         let began = Instant::now();
-        let (answer, took) = match &mut self.source {
+        let (finding, took) = match &mut self.source {
             Source::Given(task) => {
                 let mut found = (**task).clone();
                 let ti_id = found.ti_id.as_deref();
                 found.parent = self.facts.complete_the_only(&mut found.task, ti_id);
-                (Ok(Owner::Task(found)), None)
+                (Finding::from(Ok(Owner::Task(found))), None)
             }
             Source::Processes(finder, watch) => {
                 watch.look_again();
-                let answer = finder.search(question.pair).map(|(mut owner, pids)| {
-                    if let Owner::Task(found) = &mut owner {
-                        let ti_id = found.ti_id.as_deref();
-                        let pids = pids.into_iter();
-                        found.parent = self.facts.complete(&mut found.task, ti_id, pids);
-                    }
-                    owner
-                });
-                (answer, Some(began.elapsed()))
+                let finding = match finder.search(question.pair) {
+                    Ok(found) => self.complete(found),
+                    Err(unknown) => Finding::from(Err(unknown)),
+                };
+                (finding, Some(began.elapsed()))
             }
         };
-        self.metrics.task_lookup(result(&answer), took);
-        if answer == Err(Unknown::Denied) {
+        self.metrics.task_lookup(result(&finding.answer), took);
+        if finding.answer == Err(Unknown::Denied) {
             say_what_is_missing();
         }
-        question.answer.send(answer);
+        question.answer.send(finding);
+    }
+
+    /// Adds to what processes show what Airflow has said.
+    fn complete(&self, found: Found) -> Finding {
+        let mut owner = found.owner;
+        let standing = match self.proofs.task(&found.lineage) {
+            Some(vouched) => {
+                // Whatever its processes show by now.
+                owner = Owner::Task(Attributed {
+                    task: vouched.task.clone(),
+                    ti_id: Some(vouched.ti_id.clone()),
+                    parent: None,
+                });
+                Standing::Task(Arc::clone(vouched))
+            }
+            None if found.is_worker => Standing::Worker,
+            None => Standing::Unproven,
+        };
+        if let Owner::Task(task) = &mut owner {
+            let ti_id = task.ti_id.as_deref();
+            let pids = found.pids.into_iter();
+            task.parent = self.facts.complete(&mut task.task, ti_id, pids);
+        }
+        let supervisor = found.lineage.first().copied();
+        Finding {
+            answer: Ok(owner),
+            standing,
+            supervisor: supervisor.filter(|_| found.may_supervise),
+        }
     }
 }
 
@@ -320,11 +392,11 @@ impl Finder {
 
     #[cfg(test)]
     pub(super) fn find(&mut self, pair: SocketPair) -> Answer {
-        self.search(pair).map(|(owner, _)| owner)
+        self.search(pair).map(|found| found.owner)
     }
 
-    /// Whose a connection is, with the processes from its owner up to the first one.
-    pub(crate) fn search(&mut self, pair: SocketPair) -> Result<(Owner, Vec<Pid>), Unknown> {
+    /// Whose a connection is.
+    pub(crate) fn search(&mut self, pair: SocketPair) -> Result<Found, Unknown> {
         let inode = match self.sockets.look(pair) {
             Ok(Some(seen)) => seen.inode,
             Ok(None) => return Err(Unknown::SocketGone),
@@ -333,12 +405,45 @@ impl Finder {
                 return Err(Unknown::SocketGone);
             }
         };
-        let chain = self.processes.owner(inode).map_err(|error| match error {
+        let processes = &mut self.processes;
+        let chain = processes.owner(inode).map_err(|error| match error {
             NotFound::Nobody => Unknown::NoOwner,
             NotFound::Denied => Unknown::Denied,
             NotFound::TimedOut => Unknown::TimedOut,
         })?;
-        let owner = attribute(&chain, |pid| self.processes.process(pid))?;
-        Ok((owner, chain.iter().map(|holder| holder.pid).collect()))
+        let owner = attribute(&chain, |pid| processes.process(pid))?;
+        let lineage = processes.lineage(&chain);
+        Ok(Found {
+            owner,
+            pids: chain.iter().map(|holder| holder.pid).collect(),
+            is_worker: Processes::worker(&chain, &lineage).is_some(),
+            may_supervise: processes.may_supervise(&chain, &lineage),
+            lineage,
+        })
     }
+
+    /// The process that `supervisor` has started for a task of `run`, and the task; none where it is not sure.
+    pub(super) fn started(
+        &mut self,
+        supervisor: ProcessKey,
+        runner: Pid,
+        run: &Run,
+    ) -> Option<(ProcessKey, TaskContext)> {
+        let (runner, task) = self.processes.started(supervisor, runner)?;
+        let agrees = task.dag_id == run.dag_id && task.run_id == run.run_id;
+        agrees.then_some((runner, task))
+    }
+}
+
+/// What was found of a connection.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) owner: Owner,
+    /// The processes from its owner up to the first one.
+    pub(super) pids: Vec<Pid>,
+    /// Those of them of which it is sure that each is a child of the next.
+    pub(super) lineage: Vec<ProcessKey>,
+    /// It is Airflow's own, of those that run no task's code.
+    pub(super) is_worker: bool,
+    pub(super) may_supervise: bool,
 }

@@ -18,12 +18,14 @@
 //! [`connection`] keeps it for a connection's requests and record; [`baggage`] takes it to the next proxy, which
 //! tells it to the workload ([`told`]).
 //!
-//! What is not known is said to be unknown; nothing is guessed. What a task's own code could have made up is marked as
-//! such ([`Evidence::Process`]).
+//! What is not known is said to be unknown; nothing is guessed. What is known so is for telemetry, since most of it a
+//! task's own code could have made up. What it cannot is kept apart ([`standing`]), and gives connections their identity
+//! ([`caller`]).
 
 mod attempt_log;
 mod attribute;
 pub(crate) mod baggage;
+mod caller;
 mod connection;
 pub(crate) mod environment;
 mod execution_api;
@@ -37,18 +39,22 @@ mod process;
 mod processes;
 mod sight;
 mod socket;
+mod standing;
 mod title;
 pub(crate) mod told;
 
 pub(crate) use self::{
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
+    caller::Callers,
     connection::ConnectionTask,
     execution_api::Call as ExecutionCall,
-    lookup::{Answer, Finder, Lookup, TaskSource},
+    lookup::{Finder, Finding, Lookup, TaskSource},
     open::OpenTasks,
-    overhear::Overheard,
+    overhear::{Answered, Overheard},
+    process::ProcessKey,
     sight::Sight,
     socket::SocketPair,
+    standing::{LiveToken, Standing, Vouched},
 };
 use crate::telemetry::{TaskContext, trace::TraceParent};
 
@@ -63,7 +69,7 @@ pub(crate) enum Owner {
     NoTask,
 }
 
-/// A task with what vouches for it.
+/// A task, and what else is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attributed {
     pub(crate) task: TaskContext,
@@ -71,19 +77,6 @@ pub(crate) struct Attributed {
     pub(crate) ti_id: Option<String>,
     /// The span of Airflow's own trace that it belongs to, where Airflow has told.
     pub(crate) parent: Option<TraceParent>,
-    pub(crate) evidence: Evidence,
-}
-
-/// What an attribution rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Evidence {
-    /// A supervisor below the worker that was there before any task has the attempt log open: the task's own code
-    /// cannot fake that.
-    Supervisor,
-    /// The proxy's own environment says so, which whoever deployed it has set.
-    Deployment,
-    /// What the task's own processes show or say. Good for telemetry alone.
-    Process,
 }
 
 /// Why it is not known whose a connection is.

@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::{Answer, Owner};
+use super::{Finding, Owner};
 use crate::telemetry::TaskContext;
 
 /// The connections whose task is known, by a number of their own. No more than there are connections.
@@ -33,7 +33,7 @@ pub(crate) struct Place {
 
 impl OpenTasks {
     /// What the task of a connection is asked with, and a place for the connection.
-    pub(super) fn question(&self) -> (Reply, oneshot::Receiver<Answer>, Place) {
+    pub(super) fn question(&self) -> (Reply, oneshot::Receiver<Finding>, Place) {
         let (sender, receiver) = oneshot::channel();
         let number = self.0.last.fetch_add(1, Ordering::Relaxed);
         let reply = Reply {
@@ -88,7 +88,7 @@ impl OpenTasks {
 /// Where the answer goes.
 #[derive(Debug)]
 pub(super) struct Reply {
-    sender: oneshot::Sender<Answer>,
+    sender: oneshot::Sender<Finding>,
     open: OpenTasks,
     number: u64,
 }
@@ -100,11 +100,11 @@ impl Reply {
     }
 
     /// Answers. With a task the connection enters its place.
-    pub(super) fn send(self, answer: Answer) {
-        if let Ok(Owner::Task(found)) = &answer {
+    pub(super) fn send(self, finding: Finding) {
+        if let Ok(Owner::Task(found)) = &finding.answer {
             self.open.all().insert(self.number, found.task.clone());
         }
-        if self.sender.send(answer).is_err() {
+        if self.sender.send(finding).is_err() {
             // It has ended, and may have left before it entered.
             self.open.leave(self.number);
         }
@@ -120,15 +120,15 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::airflow::{Attributed, Evidence};
+    use crate::airflow::Attributed;
 
-    fn found(task: TaskContext) -> Answer {
-        Ok(Owner::Task(Attributed {
+    fn found(task: TaskContext) -> Finding {
+        let found = Owner::Task(Attributed {
             task,
             ti_id: None,
             parent: None,
-            evidence: Evidence::Process,
-        }))
+        });
+        Ok(found).into()
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         ];
         let mut tasks = tasks.into_iter();
         let places = questions.map(|(reply, receiver, place)| {
-            reply.send(tasks.next().map_or(Ok(Owner::NoTask), found));
+            reply.send(tasks.next().map_or(Ok(Owner::NoTask).into(), found));
             (receiver, place)
         });
         let shown = || {

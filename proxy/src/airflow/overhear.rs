@@ -11,20 +11,28 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header::CONTENT_ENCODING};
+use http::{
+    HeaderMap, Request, Response,
+    header::{AUTHORIZATION, CONTENT_ENCODING},
+};
 
 use super::{
+    connection::ConnectionTask,
     execution_api::{Call, Event, MAX_BODY_BYTES, Run, Unreadable, runner},
     lookup::Lookup,
-    process::Pid,
+    process::{Pid, ProcessKey},
 };
 use crate::{
+    config::Secret,
     http::{Body, BodyEnd, BodyWatcher},
     telemetry::{metrics::TaskFact, trace::TraceParent},
 };
 
 /// Largest body of a request that is looked at.
 const MAX_REQUEST_BYTES: usize = 4 * 1024;
+
+/// Longest token that is kept. Airflow's have some 500 bytes.
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// Exchanges whose bodies are copied at once, by all workers.
 const MAX_COPIES: usize = 64;
@@ -34,6 +42,33 @@ const MAX_COPIES: usize = 64;
 pub(super) struct Report {
     pub(super) ti_id: String,
     pub(super) news: News,
+    /// Where it is more than telemetry.
+    pub(super) vouched: Option<VouchedFor>,
+}
+
+/// What makes more of a report than telemetry: Airflow's API server itself has answered, by the mesh, and the process
+/// that asked is known.
+#[derive(Debug)]
+pub(super) struct VouchedFor {
+    /// The process that asked, which may be the supervisor of a task.
+    pub(super) supervisor: ProcessKey,
+    /// The token that it showed, where somebody wants it.
+    pub(super) token: Option<Secret>,
+}
+
+/// Where an answer came from, and to whom.
+pub(crate) struct Answered {
+    /// The service that is Airflow's API server has answered, by the mesh.
+    pub(crate) by_airflow: bool,
+    /// Whose connection it was.
+    pub(crate) task: ConnectionTask,
+}
+
+impl Answered {
+    /// The supervisor that it may be for.
+    fn supervisor(&self) -> Option<ProcessKey> {
+        self.by_airflow.then(|| self.task.supervisor()).flatten()
+    }
 }
 
 #[derive(Debug)]
@@ -119,6 +154,7 @@ pub(crate) struct Overheard {
     lookup: Lookup,
     ti_id: String,
     of: Of,
+    token: Option<Secret>,
 }
 
 impl fmt::Debug for Overheard {
@@ -137,14 +173,17 @@ enum Of {
 }
 
 impl Overheard {
-    /// Begins to listen to `request`; none where it says nothing. `traceparent` is what its client sent.
+    /// Begins to listen to `request`; none where it says nothing. `parent` is what its client sent as `traceparent`. The
+    /// token is kept where `wants_token`, for as long as something is held of the task.
     pub(crate) fn begin(
         lookup: &Lookup,
         call: &Call,
         request: &mut Request<Body>,
         parent: Option<TraceParent>,
+        wants_token: bool,
     ) -> Option<Self> {
         let instance = call.instance.clone()?;
+        let token = wants_token.then(|| token(request.headers())).flatten();
         let of = match instance.event {
             Event::Run => {
                 let Some(place) = lookup.places().take() else {
@@ -164,11 +203,12 @@ impl Overheard {
             lookup: lookup.clone(),
             ti_id: instance.ti_id,
             of,
+            token,
         })
     }
 
     /// Goes on with the response, which is given back with the same bytes.
-    pub(crate) fn answered(self, response: Response<Body>) -> Response<Body> {
+    pub(crate) fn answered(self, response: Response<Body>, by: Answered) -> Response<Body> {
         if !response.status().is_success() {
             return response;
         }
@@ -178,7 +218,13 @@ impl Overheard {
                     lookup: self.lookup,
                     coding: coding(response.headers()),
                     response: RefCell::default(),
-                    heard: RefCell::new(Some((self.ti_id, request, place))),
+                    by,
+                    heard: RefCell::new(Some(Heard {
+                        ti_id: self.ti_id,
+                        request,
+                        token: self.token,
+                        place,
+                    })),
                 };
                 return response.map(|body| body.watched(Rc::new(watcher)));
             }
@@ -186,10 +232,27 @@ impl Overheard {
             Of::State => News::Ends,
             Of::Other => News::IsThere,
         };
+        let vouched = by.supervisor().map(|supervisor| VouchedFor {
+            supervisor,
+            token: self.token,
+        });
         let ti_id = self.ti_id;
-        self.lookup.report(Report { ti_id, news });
+        self.lookup.report(Report {
+            ti_id,
+            news,
+            vouched,
+        });
         response
     }
+}
+
+/// The bearer's token of a request.
+fn token(headers: &HeaderMap) -> Option<Secret> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let is_one =
+        scheme.eq_ignore_ascii_case("bearer") && (1..=MAX_TOKEN_BYTES).contains(&token.len());
+    is_one.then(|| Secret::new(token))
 }
 
 fn coding(headers: &HeaderMap) -> Option<Box<[u8]>> {
@@ -215,7 +278,16 @@ struct ResponseCopy {
     lookup: Lookup,
     coding: Option<Box<[u8]>>,
     response: RefCell<Copy>,
-    heard: RefCell<Option<(String, Rc<RequestCopy>, Place)>>,
+    by: Answered,
+    heard: RefCell<Option<Heard>>,
+}
+
+/// What was heard of an exchange before its response.
+struct Heard {
+    ti_id: String,
+    request: Rc<RequestCopy>,
+    token: Option<Secret>,
+    place: Place,
 }
 
 impl BodyWatcher for ResponseCopy {
@@ -229,15 +301,22 @@ impl BodyWatcher for ResponseCopy {
         if !matches!(end, BodyEnd::Complete) {
             return;
         }
-        if let Some((ti_id, request, place)) = self.heard.take() {
+        if let Some(heard) = self.heard.take() {
             let bodies = Bodies {
-                request: request.0.take(),
+                request: heard.request.0.take(),
                 response: self.response.take(),
                 coding: self.coding.clone(),
-                _place: place,
+                _place: heard.place,
             };
-            let news = News::Begins(Box::new(bodies));
-            self.lookup.report(Report { ti_id, news });
+            let vouched = self.by.supervisor().map(|supervisor| VouchedFor {
+                supervisor,
+                token: heard.token,
+            });
+            self.lookup.report(Report {
+                ti_id: heard.ti_id,
+                news: News::Begins(Box::new(bodies)),
+                vouched,
+            });
         }
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! It needs no privilege and no common PID namespace: the kernel says to everybody which socket belongs to a connection
 //! and to which user, and to the proxy who is at the other end of the Unix socket. What a task says of itself, its own code
-//! could have made up: telemetry, and no evidence ([`Evidence::Process`]). It is asked about its own user's sockets alone.
+//! could have made up: telemetry, and no evidence. It is asked about its own user's sockets alone.
 
 use std::{
     cell::RefCell, collections::HashMap, io, os::unix::net, rc::Rc, sync::Arc, time::Duration,
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Attributed, Evidence, Owner, Unknown,
+    Attributed, Owner, Unknown,
     facts::Facts,
     lookup::{Answer, Message, Question, result},
     socket::{Seen, SocketTable},
@@ -144,8 +144,8 @@ impl Tasks {
                 message = received.recv() => match message {
                     None => return,
                     Some(Message::Report(report)) => {
-                        let fact = self.facts.borrow_mut().learn(report);
-                        if let Some(fact) = fact {
+                        let learned = self.facts.borrow_mut().learn(&report.ti_id, report.news);
+                        if let (Some(fact), _) = learned {
                             self.metrics.task_fact(fact);
                         }
                     }
@@ -231,7 +231,7 @@ impl Tasks {
     fn answer(&self, question: Question, answer: Answer, began: Instant) {
         let took = (answer != Err(Unknown::Busy)).then(|| began.elapsed());
         self.metrics.task_lookup(result(&answer), took);
-        question.answer.send(answer);
+        question.answer.send(answer.into());
     }
 
     /// Asks every task of the socket's user.
@@ -357,7 +357,6 @@ impl Hello {
             },
             ti_id: hello.ti_id,
             parent: None,
-            evidence: Evidence::Process,
         })
     }
 }
@@ -424,7 +423,6 @@ mod tests {
             (found.task.map_index, found.task.try_number),
             (None, Some(2))
         );
-        assert_eq!(found.evidence, Evidence::Process);
         let long = format!(
             r#"{{"dag_id":"{}","task_id":"b","run_id":"c"}}"#,
             "a".repeat(513)

@@ -20,6 +20,14 @@ const MAX_TITLE_BYTES: usize = 1024;
 /// A process id in the proxy's own PID namespace.
 pub(super) type Pid = u32;
 
+/// A process, for as long as it runs: its number is given again, but not within the tick in which it was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ProcessKey {
+    pub(super) pid: Pid,
+    /// Ticks since the system started.
+    pub(super) start_time: u64,
+}
+
 /// Buffers that are used again for each directory and link.
 #[derive(Debug)]
 pub(super) struct Buffers {
@@ -83,7 +91,14 @@ impl Process {
         })
     }
 
-    /// The parent now, and when this process was started; none when it has ended.
+    pub(super) fn key(&self) -> ProcessKey {
+        ProcessKey {
+            pid: self.pid,
+            start_time: self.start_time,
+        }
+    }
+
+    /// The parent now; none when this process has ended.
     pub(super) fn parent(&self) -> Option<Pid> {
         stat(&self.directory).map(|(parent, _)| parent)
     }
@@ -101,6 +116,16 @@ impl Process {
     /// The control group, which is another for each container.
     pub(super) fn control_group(&self) -> Option<Vec<u8>> {
         self.read(c"cgroup", MAX_PATH_BYTES)
+    }
+
+    /// Whether it is the first process of its PID namespace, whose child every process becomes that has lost its parent.
+    /// True where that is not to be read.
+    pub(super) fn is_init(&self) -> bool {
+        let status = self.read(c"status", MAX_PATH_BYTES).unwrap_or_default();
+        let status = String::from_utf8_lossy(&status);
+        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        line.and_then(|pids| pids.split_ascii_whitespace().last())
+            .is_none_or(|innermost| innermost == "1")
     }
 
     /// Whether it is in the network namespace whose link is `own`. True where the proxy may not look.

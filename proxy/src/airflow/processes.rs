@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     attempt_log::AttemptLogs,
-    process::{self, Buffers, Pid, Process, Read},
+    process::{self, Buffers, Pid, Process, ProcessKey, Read},
     title::Title,
 };
 use crate::telemetry::TaskContext;
@@ -48,6 +48,8 @@ pub(super) struct Holder {
     pub(super) logs: Vec<TaskContext>,
     /// The worker that all tasks of its container descend from: older than any task.
     pub(super) is_root: bool,
+    /// It is the first process of its PID namespace.
+    pub(super) is_init: bool,
     holds_socket: bool,
 }
 
@@ -136,6 +138,77 @@ impl Processes {
         })
     }
 
+    /// The processes of `chain` from its owner upwards, as far as each still is the child of the next, now that all of
+    /// them were read. A process whose parent ends becomes another's child at once: whoever is its parent now was so while
+    /// it was read, and nobody else had its number.
+    pub(super) fn lineage(&self, chain: &[Holder]) -> Vec<ProcessKey> {
+        let mut lineage = Vec::with_capacity(chain.len());
+        let parents = chain.iter().skip(1).map(|holder| Some(holder.pid));
+        for (holder, next) in chain.iter().zip(parents.chain([None])) {
+            let Some(process) = self.process(holder.pid) else {
+                break;
+            };
+            let Some(parent) = process.parent() else {
+                break;
+            };
+            lineage.push(process.key());
+            if next != Some(parent) {
+                break;
+            }
+        }
+        lineage
+    }
+
+    /// The worker of a chain whose own process its owner is, or whose child: as it supervises tasks by. None for all others,
+    /// and where every process becomes a child of the worker's that has lost its parent.
+    pub(super) fn worker(chain: &[Holder], lineage: &[ProcessKey]) -> Option<ProcessKey> {
+        let root = chain.iter().take(2).position(|holder| holder.is_root)?;
+        let is_init = chain.get(root).is_none_or(|root| root.is_init);
+        (root == 0 || !is_init).then(|| lineage.get(root).copied())?
+    }
+
+    /// Whether the owner of a chain may be what supervises a task: in a container with a worker its children alone.
+    pub(super) fn may_supervise(&mut self, chain: &[Holder], lineage: &[ProcessKey]) -> bool {
+        let Some(owner) = chain.first() else {
+            return false;
+        };
+        !owner.is_root
+            && (self.root_beside(owner.pid).is_none() || Self::worker(chain, lineage).is_some())
+    }
+
+    /// The task whose attempt log `supervisor` has open, and the process with the number `runner` that it has started
+    /// for it; none unless there is one such log, and that process is its child while the log is open.
+    pub(super) fn started(
+        &mut self,
+        supervisor: ProcessKey,
+        runner: Pid,
+    ) -> Option<(ProcessKey, TaskContext)> {
+        let until = Instant::now() + self.search_time;
+        self.refresh();
+        let is_child = |process: &Process| process.parent() == Some(supervisor.pid);
+        let runner = self.living(runner).filter(|it| is_child(it))?.key();
+        self.living(supervisor.pid)
+            .filter(|it| it.key() == supervisor)?;
+        let (Read::Whole, Some(holder)) = self.look(supervisor.pid, b"", until)? else {
+            return None;
+        };
+        let [task] = holder.logs.as_slice() else {
+            return None;
+        };
+        self.living(runner.pid)
+            .filter(|it| it.key() == runner && is_child(it))?;
+        Some((runner, task.clone()))
+    }
+
+    /// The process that has a number now.
+    fn living(&mut self, pid: Pid) -> Option<&Process> {
+        let known = self.process(pid);
+        if known.is_some_and(|process| process.parent().is_none()) {
+            self.known.remove(&pid);
+        }
+        self.know(pid).then(|| self.process(pid))?
+    }
+
     /// Reads one process's open files.
     fn look(&mut self, pid: Pid, socket: &[u8], until: Instant) -> Option<(Read, Option<Holder>)> {
         let known = self.known.get_mut(&pid)?;
@@ -145,6 +218,7 @@ impl Processes {
             title: Title::Other,
             logs: Vec::new(),
             is_root: false,
+            is_init: false,
             holds_socket: false,
         };
         let mut files = 0_u32;
@@ -204,6 +278,7 @@ impl Processes {
             holder.title = process.title();
             if holder.title == Title::Worker {
                 let candidate = (process.pid, process.start_time);
+                holder.is_init = process.is_init();
                 holder.is_root = self.root_beside(holder.pid) == Some(candidate);
             }
         }
@@ -310,6 +385,7 @@ impl Processes {
         let workers = self
             .known
             .values()
+            .filter(|known| known.near)
             .map(|known| &known.process)
             .filter(|process| {
                 process.title() == Title::Worker && process.control_group().as_ref() == Some(&group)

@@ -22,7 +22,9 @@ pub(crate) fn tell(headers: &mut HeaderMap, task: &TaskContext) {
     };
     put(DAG_ID, &task.dag_id);
     put(TASK_ID, &task.task_id);
-    put(RUN_ID, &task.run_id);
+    if !task.run_id.is_empty() {
+        put(RUN_ID, &task.run_id);
+    }
     if let Some(index) = task.map_index {
         put(MAP_INDEX, &index.to_string());
     }

@@ -31,6 +31,16 @@ pub(crate) enum TaskLookup {
     Plugin,
 }
 
+/// As what a connection goes into the mesh whose task is not known for sure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UnprovenTask {
+    /// As the workload.
+    Own,
+    /// Not at all. That refuses programs which no worker has started, too: probes, scripts that wait for a server, and
+    /// whatever runs beside Airflow 2.
+    Refuse,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Airflow")]
 pub(super) struct AirflowSettings {
@@ -56,13 +66,18 @@ pub(super) struct AirflowSettings {
         value_parser = duration_within(Duration::ZERO, Duration::from_secs(1)))]
     pub(super) task_lookup_timeout: Duration,
 
+    /// As what a connection goes into the mesh of which it is not sure which task it belongs to, if any; where the
+    /// registration gives tasks identities of their own.
+    #[arg(long, value_enum, default_value = "own")]
+    pub(super) unproven_task: UnprovenTask,
+
     /// Peers that are believed when they say which task a request comes from: SPIFFE IDs, in which * stands for one
     /// segment of the path, at its end for one or more. Nobody by default.
     #[arg(long, value_name = "SPIFFE-ID", value_delimiter = ',', value_parser = SpiffeIdPattern::parse)]
     pub(super) task_context_from: Vec<SpiffeIdPattern>,
 
     /// Services of the mesh that are Airflow's Execution API, as NAME.NAMESPACE: whose requests below /execution/ tell of
-    /// tasks. By default any that clients of Airflow's SDK ask.
+    /// tasks. By default any that clients of Airflow's SDK ask; no task gets an identity of its own then.
     #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
     pub(super) execution_api_service: Vec<String>,
 
@@ -83,8 +98,18 @@ pub(crate) struct AirflowConfig {
     pub context_from: Vec<SpiffeIdPattern>,
     /// The services of the Execution API; none: whatever Airflow's clients ask.
     pub execution_api: Vec<String>,
+    /// Connections are refused of which it is not sure which task they belong to, where tasks have identities.
+    pub refuse_unproven: bool,
     /// How long requests to it are held while it is away; zero: not at all.
     pub hold: Duration,
+}
+
+impl AirflowConfig {
+    /// Whether tasks can have identities of their own: where it can be sure which task a connection is of.
+    pub(crate) fn gives_identities(&self) -> bool {
+        let is_by_processes = matches!(self.lookup, Some(TaskSource::Processes(_)));
+        is_by_processes && !self.execution_api.is_empty()
+    }
 }
 
 pub(super) fn airflow(
@@ -103,6 +128,11 @@ pub(super) fn airflow(
     }
     if given.is_given("task-lookup-timeout") && settings.task_lookup == TaskLookup::Off {
         return Err(given.error("task-lookup-timeout", "needs --task-lookup"));
+    }
+    let refuse_unproven = settings.unproven_task == UnprovenTask::Refuse;
+    if refuse_unproven && (!is_by_processes || settings.execution_api_service.is_empty()) {
+        let needs = "needs --task-lookup processes and --execution-api-service: else it is sure of no connection";
+        return Err(given.error("unproven-task", needs));
     }
     let lookup = match settings.task_lookup {
         TaskLookup::Off => None,
@@ -132,6 +162,39 @@ pub(super) fn airflow(
         lookup_timeout: settings.task_lookup_timeout,
         context_from: settings.task_context_from,
         execution_api: settings.execution_api_service,
+        refuse_unproven,
         hold: settings.execution_api_hold,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::run_with;
+
+    const PROCESSES: &str = "--task-lookup=processes";
+    const SERVICE: &str = "--execution-api-service=api-server.airflow";
+    const REFUSE: &str = "--unproven-task=refuse";
+
+    #[test]
+    fn tasks_can_have_identities_where_it_can_be_sure_whose_a_connection_is() {
+        for (flags, gives, refuses) in [
+            (&[][..], false, false),
+            (&[PROCESSES], false, false),
+            (&["--task-lookup=plugin", SERVICE], false, false),
+            (&[PROCESSES, SERVICE], true, false),
+            (&[PROCESSES, SERVICE, REFUSE], true, true),
+        ] {
+            let airflow = run_with(flags, &[]).unwrap().airflow;
+            let got = (airflow.gives_identities(), airflow.refuse_unproven);
+            assert_eq!(got, (gives, refuses), "{flags:?}");
+        }
+        for flags in [
+            &[REFUSE][..],
+            &[PROCESSES, REFUSE],
+            &["--task-lookup=plugin", SERVICE, REFUSE],
+        ] {
+            let error = run_with(flags, &[]).unwrap_err().to_string();
+            assert!(error.contains("--unproven-task"), "{error}");
+        }
+    }
 }

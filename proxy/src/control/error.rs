@@ -41,6 +41,9 @@ pub(crate) enum ControlError {
     /// A task gets no identity, for a reason on this side.
     #[error("no identity for the task: {0}")]
     Task(String),
+    /// A task's name makes no identity.
+    #[error("no identity for the task: {0}")]
+    TaskName(String),
     /// The trust bundle file is not there, or not usable.
     #[error("{0}")]
     NoTrustBundle(String),

@@ -294,7 +294,8 @@ impl IdentityTask {
                     .to_owned(),
             });
         }
-        match self.shared.publisher.install(issued.svid, issued.bundles) {
+        let installed = (self.shared.publisher).install(issued.svid, issued.bundles, issued.tasks);
+        match installed {
             Ok(update) => {
                 for problem in update.problems {
                     tracing::warn!(problem, "part of the trust bundles was not taken");

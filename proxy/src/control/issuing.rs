@@ -12,6 +12,7 @@ use super::VERSION;
 use super::dial::{ALPN, Dialled, Dialler, timed_out};
 use super::error::ControlError;
 use super::evidence::{self, Occasion};
+use super::publisher::TaskTerms;
 use crate::config::{ControlPlaneAddress, EvidenceSource};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -25,6 +26,8 @@ pub(super) struct Issued {
     pub(super) control_plane_version: String,
     /// What the control plane says of its clock.
     pub(super) now_unix_ms: i64,
+    /// What the workload's tasks may have.
+    pub(super) tasks: Option<TaskTerms>,
     pub(super) local: std::net::IpAddr,
 }
 
@@ -119,6 +122,9 @@ fn finish(
         control_plane: address.to_string(),
         control_plane_version: answer.version,
         now_unix_ms: answer.now_unix_ms,
+        tasks: answer.task_identities.map(|terms| TaskTerms {
+            needs_token: terms.needs_airflow_token,
+        }),
         local: dialled.local,
     })
 }

@@ -50,11 +50,9 @@ pub(crate) use clock::Simulated;
 pub(crate) use discovery::{Discovery, Resolution};
 pub(crate) use error::ControlError;
 pub(crate) use minting::Minter;
-pub(crate) use publisher::{Credentials, MeshIdentity};
+pub(crate) use publisher::{Credentials, MeshIdentity, TaskTerms};
 pub(crate) use status::{ControlStatus, IdentityState};
-#[cfg(test)]
-pub(crate) use tasks::TaskEvidence;
-pub(crate) use tasks::TaskIdentities;
+pub(crate) use tasks::{TaskEvidence, TaskIdentities, TaskIdentity, is_refusal};
 
 use bundle_cache::BundleCache;
 use calling::Caller;
@@ -88,10 +86,6 @@ pub(crate) struct Control {
     /// Gets JWT-SVIDs.
     pub(crate) minter: Minter,
     /// Gets identities of tasks.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "what asks for them is not there yet")
-    )]
     pub(crate) tasks: TaskIdentities,
     registration: Arc<watch::Sender<v1::ProxyHello>>,
 }

@@ -30,8 +30,17 @@ pub(crate) struct MeshIdentity {
     pub(crate) server_tls: Arc<ServerConfig>,
     /// What peers are verified with.
     pub(crate) bundles: Arc<TrustBundles>,
+    /// What its tasks may have; none where they go as the workload does.
+    pub(crate) tasks: Option<TaskTerms>,
     #[cfg(test)]
     pub(crate) serial_hex: String,
+}
+
+/// What a registration says of the identities of its workload's Airflow tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TaskTerms {
+    /// They are given for the task's token of the Execution API alone.
+    pub(crate) needs_token: bool,
 }
 
 impl MeshIdentity {
@@ -62,6 +71,7 @@ pub(super) struct Publisher {
 #[derive(Debug, Clone, Default)]
 struct State {
     svid: Option<Svid>,
+    tasks: Option<TaskTerms>,
     bundles: Arc<TrustBundles>,
     jwt_bundles: Arc<JwtBundles>,
     generation: u64,
@@ -116,11 +126,13 @@ impl Publisher {
         &self,
         svid: Svid,
         bundles: Vec<v1::TrustBundle>,
+        tasks: Option<TaskTerms>,
     ) -> Result<BundleUpdate, ControlError> {
         let mut state = self.state();
         let mut next = state.clone();
         let update = self.merge(&mut next, bundles);
         next.svid = Some(svid);
+        next.tasks = tasks;
         self.publish(&mut state, next)?;
         Ok(update)
     }
@@ -229,7 +241,8 @@ impl Publisher {
     fn publish(&self, state: &mut State, mut next: State) -> Result<(), ControlError> {
         if let Some(svid) = &next.svid {
             next.generation += 1;
-            let identity = mesh_identity(svid, &next.bundles, next.generation)?;
+            let mut identity = mesh_identity(svid, &next.bundles, next.generation)?;
+            identity.tasks = next.tasks;
             *state = next;
             self.identity.send_replace(Some(Arc::new(identity)));
             self.publish_credentials(state);
@@ -291,6 +304,7 @@ pub(super) fn mesh_identity(
         id: svid.id().clone(),
         not_after: svid.not_after(),
         generation,
+        tasks: None,
         bundles: bundles.clone(),
         client_tls: tls::client_config(svid, bundles, MESH_ALPN).map_err(failed)?,
         server_tls: tls::server_config(svid, bundles, MESH_ALPN, ClientAuth::Required)

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tower::{Layer, Service, ServiceExt};
 
 use super::{
@@ -22,6 +22,7 @@ use crate::{
     exchange::{Exchange, Origin},
     http::{Body, headers::FORWARDED_CLIENT_CERT},
     limit::LimitLayer,
+    telemetry::TaskContext,
     worker::Worker,
 };
 
@@ -34,15 +35,22 @@ pub(crate) struct InboundHttp {
     origin: Origin,
     /// Whether the caller is believed when it says which Airflow task a request comes from.
     believes_tasks: bool,
+    /// The task that the caller's certificate names, if it is believed.
+    task: Option<TaskContext>,
 }
 
 impl InboundHttp {
     pub(crate) fn new(worker: &Rc<Worker>, caller: Caller) -> Self {
+        let believes_tasks = worker.believes_tasks_of(caller.id());
         Self {
             worker: Rc::clone(worker),
             gate: Gate::new(worker, caller.id()),
             origin: caller.origin(worker),
-            believes_tasks: worker.believes_tasks_of(caller.id()),
+            believes_tasks,
+            task: caller
+                .id()
+                .filter(|_| believes_tasks)
+                .and_then(TaskContext::of_certificate),
             caller,
         }
     }
@@ -75,6 +83,13 @@ impl InboundHttp {
         exchange.end(result)
     }
 
+    /// The task that a request or connection comes from, by what its headers say and the caller's certificate. The mesh's
+    /// members of `baggage` are taken out.
+    pub(super) fn take_task(&self, headers: &mut HeaderMap) -> Option<TaskContext> {
+        let said = baggage::take(headers).filter(|_| self.believes_tasks);
+        TaskContext::confirm(self.task.as_ref(), said)
+    }
+
     fn begin(&self, request: &mut Request<Body>) -> Rc<Exchange> {
         Exchange::begin(&self.origin, request, self.worker.drain.active())
     }
@@ -92,7 +107,7 @@ impl InboundHttp {
         exchange.keep_admission(self.worker.overload.admit()?);
         // Takes out what the caller says of itself; what its certificate says is put in.
         exchange.clean(&mut request)?;
-        if let Some(task) = baggage::take(request.headers_mut()).filter(|_| self.believes_tasks) {
+        if let Some(task) = self.take_task(request.headers_mut()) {
             baggage::put(request.headers_mut(), &task);
             told::tell(request.headers_mut(), &task);
             exchange.set_task(task);

@@ -23,7 +23,7 @@ use crate::{
     limit::Permit,
     mesh::TunnelStream,
     telemetry::{
-        ConnectionRecord, Direction, Protocol,
+        ConnectionRecord, Direction, Protocol, TaskContext,
         metrics::{ConnectionHandles, OpenConnection},
     },
     worker::Worker,
@@ -36,12 +36,13 @@ const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
 /// accepted a connection, then carries bytes.
 pub(super) async fn from_peer(
     connection: Rc<InboundHttp>,
-    request: Request<RecvStream>,
+    mut request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (worker, caller) = (&connection.worker, &connection.caller);
     let _active = worker.drain.active();
     let mut inbound = Inbound::begin(worker, caller, Protocol::Tcp);
+    inbound.task = connection.take_task(request.headers_mut());
     let authority = request
         .uri()
         .authority()
@@ -191,6 +192,8 @@ struct Inbound<'a> {
     progress: Progress,
     reversed: bool,
     port: Option<WorkloadPort>,
+    /// The Airflow task that it comes from, as far as the caller is believed.
+    task: Option<TaskContext>,
     recorded: bool,
     _open: OpenConnection,
 }
@@ -214,6 +217,7 @@ impl<'a> Inbound<'a> {
             progress: Progress::default(),
             reversed: false,
             port: None,
+            task: None,
             recorded: false,
         }
     }
@@ -251,6 +255,7 @@ impl<'a> Inbound<'a> {
             request_bytes,
             response_bytes,
             handles: Some(&self.handles),
+            task: self.task.as_ref(),
             ..ConnectionRecord::new(Direction::Inbound, self.protocol)
         });
     }

@@ -304,6 +304,11 @@ impl Due {
         &self.0.id
     }
 
+    /// Whom the connection was made as, and is to be made as again: none of one that was not dialled.
+    pub(crate) fn own(&self) -> Option<&SpiffeId> {
+        self.0.dialled.as_ref().map(|dialled| &dialled.state.own)
+    }
+
     /// Where it is, and what pool and users share of the connection.
     pub(crate) fn connection(&self) -> Option<(SocketAddr, &Rc<ConnectionState>)> {
         let dialled = self.0.dialled.as_ref()?;

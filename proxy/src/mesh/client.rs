@@ -32,6 +32,8 @@ type Transport = Gather<TlsStream<ReadAhead<TcpStream>>>;
 /// What pool, driver and users of one connection share.
 #[derive(Debug)]
 pub(crate) struct ConnectionState {
+    /// Whom it was made as.
+    pub(crate) own: SpiffeId,
     /// Who the peer is, as verified.
     pub(crate) peer: PeerIdentity,
     pub(crate) wire: Wire,
@@ -231,6 +233,7 @@ async fn handshake(
                 source: Arc::new(error),
             })?;
     let state = Rc::new(ConnectionState {
+        own: identity.id.clone(),
         peer,
         wire,
         max_streams: Cell::new(0),

@@ -47,6 +47,10 @@ impl Slot {
             && self.identity == key.identity.id
     }
 
+    fn is_replaced_by(&self, key: Key<'_>) -> bool {
+        self.is_older_than(key.identity) && self.expected == *key.expected
+    }
+
     fn is_older_than(&self, identity: &MeshIdentity) -> bool {
         self.identity == identity.id && self.generation < identity.generation
     }
@@ -90,6 +94,8 @@ impl Slots {
             .iter()
             .position(|slot| slot.is_for(key))
             .unwrap_or_else(|| {
+                // Of the same identity, which was renewed.
+                slots.retain(|slot| !slot.is_replaced_by(key));
                 slots.push(Slot::new(key));
                 slots.len() - 1
             });

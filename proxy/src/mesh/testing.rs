@@ -124,6 +124,7 @@ impl Realm {
             not_after: svid.not_after(),
             generation,
             bundles: bundles.clone(),
+            tasks: None,
             client_tls: tls::client_config(&svid, bundles, alpn).unwrap(),
             server_tls: tls::server_config(&svid, bundles, alpn, ClientAuth::Required).unwrap(),
             serial_hex: svid.serial_hex().to_owned(),

@@ -18,6 +18,7 @@ use crate::{
     },
     mesh::{ConnectError, TunnelError, TunnelStream, Wire},
     plaintext::clean_response,
+    telemetry::TaskContext,
     upgrade,
     worker::Worker,
 };
@@ -60,7 +61,8 @@ impl EndpointDesc {
                 client.send(self.address, exchange, request, http2).await
             }
             Some(mesh) => {
-                let identity = worker.wait_for_identity().await?;
+                let identity = worker.caller(&exchange.task()).await?;
+                exchange.sent_as(&identity.id);
                 self.send_by_mesh(worker, exchange, &identity, mesh, request, http2)
                     .await
                     .map_err(|error| exchange.blame(error))
@@ -72,13 +74,17 @@ impl EndpointDesc {
     pub(crate) async fn tunnel(
         &self,
         worker: &Rc<Worker>,
+        identity: &Arc<MeshIdentity>,
         mesh: &MeshTarget,
+        task: Option<&TaskContext>,
     ) -> Result<TunnelStream, ProxyError> {
-        let identity = worker.wait_for_identity().await?;
-        let headers = http::HeaderMap::new();
+        let mut headers = http::HeaderMap::new();
+        if let Some(task) = task {
+            baggage::put(&mut headers, task);
+        }
         worker
             .mesh
-            .tunnel(&identity, mesh.address, &mesh.id, self.address, headers)
+            .tunnel(identity, mesh.address, &mesh.id, self.address, headers)
             .await
             .map_err(|error| self.tunnel_failed(mesh, error))
     }
@@ -93,7 +99,8 @@ impl EndpointDesc {
         http2: bool,
     ) -> Result<Response<Body>, ProxyError> {
         if exchange.wants_upgrade() {
-            let tunnelled = |request| self.send_by_tunnel(worker, exchange, mesh, request);
+            let tunnelled =
+                |request| self.send_by_tunnel(worker, exchange, identity, mesh, request);
             let response = upgrade::relay(request, exchange, tunnelled).await?;
             return clean_response(self.address, response, true);
         }
@@ -105,7 +112,9 @@ impl EndpointDesc {
         if connection.wire() == Wire::Hbone {
             // The place on the connection is for the tunnel.
             drop(connection);
-            let response = self.send_by_tunnel(worker, exchange, mesh, request).await?;
+            let response = self
+                .send_by_tunnel(worker, exchange, identity, mesh, request)
+                .await?;
             return clean_response(self.address, response, false);
         }
         self.to_mesh(exchange, &mut request, http2)?;
@@ -121,6 +130,7 @@ impl EndpointDesc {
         &self,
         worker: &Rc<Worker>,
         exchange: &Exchange,
+        identity: &Arc<MeshIdentity>,
         mesh: &MeshTarget,
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
@@ -128,7 +138,7 @@ impl EndpointDesc {
         let authority = exchange.authority(&head, self.address)?;
         headers::request_to_http1(&mut head, Some(&authority))?;
         let request = Request::from_parts(head, body);
-        let tunnel = self.tunnel(worker, mesh).await?;
+        let tunnel = self.tunnel(worker, identity, mesh, None).await?;
         let failed = |error: &(dyn std::error::Error + 'static)| {
             let message = format_args!("{} gave no complete response.", self.address);
             ProxyError::new(ErrorCode::UpstreamReset, message).with_source(Chain(error).to_string())

@@ -125,7 +125,7 @@ impl OutboundHttp {
             exchange.note_if_saved();
         }
         Ok(match overheard {
-            Some(overheard) => overheard.answered(response),
+            Some(overheard) => overheard.answered(response, self.worker.answered_by(exchange)),
             None => response,
         })
     }
@@ -307,6 +307,8 @@ fn outcome(result: &Result<Response<Body>, ProxyError>, grpc: bool) -> Option<Ou
             | ErrorCode::PeerBanned => Outcome::ConnectFailed,
             ErrorCode::IdentityUnavailable
             | ErrorCode::IdentityExpired
+            | ErrorCode::TaskIdentityUnavailable
+            | ErrorCode::TaskIdentityRefused
             | ErrorCode::Overloaded
             | ErrorCode::BadRequest
             | ErrorCode::ClientTimeout

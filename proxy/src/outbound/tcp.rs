@@ -224,7 +224,16 @@ async fn connect_to_service(
             id: endpoint.mesh.as_ref().map(|mesh| mesh.id.clone()),
         };
         let result = match &endpoint.mesh {
-            Some(mesh) => endpoint.tunnel(worker, mesh).await.map(Upstream::Mesh),
+            Some(mesh) => match worker.caller(&journey.task).await {
+                Ok(identity) => {
+                    journey.source.id = Some(identity.id.clone());
+                    let tunnel = endpoint
+                        .tunnel(worker, &identity, mesh, journey.task.now())
+                        .await;
+                    tunnel.map(Upstream::Mesh)
+                }
+                Err(error) => Err(error),
+            },
             None => {
                 let connected = worker.endpoints.connect(endpoint.address).await;
                 connected.map(Upstream::Plain)
@@ -253,6 +262,8 @@ fn is_about_us(code: ErrorCode) -> bool {
         ErrorCode::PolicyDenied
             | ErrorCode::IdentityUnavailable
             | ErrorCode::IdentityExpired
+            | ErrorCode::TaskIdentityUnavailable
+            | ErrorCode::TaskIdentityRefused
             | ErrorCode::Overloaded
     )
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
+use sidewind_identity::{SpiffeId, TaskId};
 
 use super::metrics::{ConnectionHandles, RequestHandles};
 use super::trace::TraceContext;
@@ -78,7 +79,7 @@ pub(crate) struct TaskContext {
     pub(crate) dag_id: String,
     /// The task within the DAG.
     pub(crate) task_id: String,
-    /// The DAG run.
+    /// The DAG run; empty where only a certificate names the task.
     pub(crate) run_id: String,
     /// Index of a mapped task instance; none where the task is not mapped.
     pub(crate) map_index: Option<i32>,
@@ -90,6 +91,28 @@ pub(crate) struct TaskContext {
     pub(crate) run_type: Option<String>,
     /// The team that the DAG belongs to.
     pub(crate) team: Option<String>,
+}
+
+impl TaskContext {
+    /// The task that a peer's identity names, if it is that of a task.
+    pub(crate) fn of_certificate(id: &SpiffeId) -> Option<Self> {
+        let task = TaskId::of(id)?;
+        Some(Self {
+            dag_id: task.dag_id,
+            task_id: task.task_id,
+            ..Self::default()
+        })
+    }
+
+    /// The same task as the peer's own certificate names, with what its proxy has `said` of it besides. What contradicts
+    /// the certificate is not taken.
+    pub(crate) fn confirm(proved: Option<&Self>, said: Option<Self>) -> Option<Self> {
+        let Some(proved) = proved else {
+            return said;
+        };
+        let agrees = |said: &Self| said.dag_id == proved.dag_id && said.task_id == proved.task_id;
+        said.filter(agrees).or_else(|| Some(proved.clone()))
+    }
 }
 
 /// An attempt to send a request that was followed by another.

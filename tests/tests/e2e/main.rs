@@ -49,6 +49,7 @@ mod sessions;
 mod slow;
 mod startup;
 mod streams;
+mod task_identities;
 mod task_sources;
 mod tasks;
 mod telemetry;

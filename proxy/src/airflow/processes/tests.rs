@@ -9,9 +9,11 @@ use std::{
 };
 
 use super::super::{
-    Evidence, Owner, Unknown,
+    Owner, Unknown,
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
+    execution_api::Run,
     lookup::Finder,
+    process::ProcessKey,
     socket::SocketPair,
 };
 
@@ -232,43 +234,112 @@ fn the_environment_names_a_task_where_no_log_does_and_is_no_evidence() {
     let _program = stage.run_in(&folder, "connection = connect()\nwait()", &environment);
     let found = finder.find(stage.accept()).unwrap();
     assert_eq!(names(&found).1, "load");
-    assert!(matches!(found, Owner::Task(found) if found.evidence == Evidence::Process));
+}
+
+/// A worker, by its name, with `program` for its code.
+fn worker(stage: &Stage, program: &str) -> Program {
+    let code = stage.folder.path().join("airflow");
+    std::fs::write(&code, format!("{PRELUDE}{program}")).unwrap();
+    let child = Command::new("python3")
+        .arg(&code)
+        .args(["celery", "worker"])
+        .arg(stage.address().port().to_string())
+        .arg(stage.folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    Program(child.unwrap())
+}
+
+/// A supervisor, which the worker has started and which has connected, and the task that it runs, which has too.
+const SUPERVISED: &str = "if os.fork() == 0:\n\
+    \x20   held = log('payroll', 'run', 'task')\n\
+    \x20   first = connect()\n\
+    \x20   if os.fork() == 0:\n\
+    \x20       if os.fork() == 0:\n\
+    \x20           second = connect()\n\
+    \x20       wait()\n\
+    \x20   wait()\n\
+     wait()\n";
+
+fn run(dag: &str) -> Run {
+    Run {
+        dag_id: dag.into(),
+        run_id: "run".into(),
+        run_type: None,
+        team: None,
+        triggered_by: None,
+    }
 }
 
 #[test]
-fn only_a_task_below_the_worker_that_was_there_first_is_beyond_its_own_forging() {
+fn a_supervisor_is_the_workers_own_and_what_it_has_started_is_the_task_that_its_log_is_of() {
     let mut stage = Stage::new();
     let mut finder = stage.finder();
-    // What it is called makes the worker.
-    let code = stage.folder.path().join("airflow");
+    let _worker = worker(&stage, SUPERVISED);
+    let supervisor = finder.search(stage.accept()).unwrap();
+    assert!(supervisor.is_worker && supervisor.may_supervise);
+    let below = finder.search(stage.accept()).unwrap();
+    assert!(!below.is_worker && !below.may_supervise);
+    let [_, runner, above, ..] = below.lineage.as_slice() else {
+        panic!("{:?}", below.lineage);
+    };
+    assert_eq!(supervisor.lineage.first(), Some(above));
+    let (started, task) = finder.started(*above, runner.pid, &run("payroll")).unwrap();
+    assert_eq!((started, task.task_id.as_str()), (*runner, "task"));
+
+    // Of another run than Airflow says, by another process than the one that was started, or by one with its number.
+    assert_eq!(finder.started(*above, runner.pid, &run("reports")), None);
+    let grandchild = below.lineage[0].pid;
+    assert_eq!(finder.started(*above, grandchild, &run("payroll")), None);
+    assert_eq!(finder.started(*above, above.pid, &run("payroll")), None);
+    let again = ProcessKey {
+        start_time: above.start_time + 1,
+        ..*above
+    };
+    assert_eq!(finder.started(again, runner.pid, &run("payroll")), None);
+    // One that has no log, with a child.
+    let worker = below.lineage[3];
+    assert_eq!(finder.started(worker, above.pid, &run("payroll")), None);
+}
+
+#[test]
+fn beside_a_worker_only_its_children_supervise_and_who_calls_himself_one_later_is_none() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let _worker = worker(&stage, SUPERVISED);
+    let first = finder.search(stage.accept()).unwrap();
+    stage.accept();
+    assert!(first.is_worker && first.may_supervise);
+    let _second = worker(&stage, SUPERVISED);
+    let second = finder.search(stage.accept()).unwrap();
+    stage.accept();
+    assert!(!second.is_worker && !second.may_supervise);
+}
+
+#[test]
+fn whoever_has_lost_a_parent_belongs_to_nobody_who_was_above() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    // The process that the supervisor has started ends, and what it has started goes on.
     let program = "if os.fork() == 0:\n\
         \x20   held = log('payroll', 'run', 'task')\n\
-        \x20   if os.fork() == 0:\n\
-        \x20       connection = connect()\n\
+        \x20   runner = os.fork()\n\
+        \x20   if runner == 0:\n\
+        \x20       parent = os.getpid()\n\
+        \x20       if os.fork() == 0:\n\
+        \x20           while os.getppid() == parent: time.sleep(.01)\n\
+        \x20           connection = connect()\n\
+        \x20           wait()\n\
+        \x20       os._exit(0)\n\
+        \x20   os.waitpid(runner, 0)\n\
         \x20   wait()\n\
          wait()\n";
-    std::fs::write(&code, format!("{PRELUDE}{program}")).unwrap();
-    let start = |stage: &Stage| {
-        let child = Command::new("python3")
-            .arg(&code)
-            .args(["celery", "worker"])
-            .arg(stage.address().port().to_string())
-            .arg(stage.folder.path())
-            .stdin(Stdio::piped())
-            .spawn();
-        Program(child.unwrap())
-    };
-    let evidence = |found: Owner| match found {
-        Owner::Task(found) => found.evidence,
-        other => panic!("no task: {other:?}"),
-    };
-    let _first = start(&stage);
-    let first = stage.accept();
-    assert_eq!(evidence(finder.find(first).unwrap()), Evidence::Supervisor);
-    // Somebody else who says that he is a worker, in the same container.
-    let _second = start(&stage);
-    let second = stage.accept();
-    assert_eq!(evidence(finder.find(second).unwrap()), Evidence::Process);
+    let worker = worker(&stage, program);
+    let found = finder.search(stage.accept()).unwrap();
+    let pids: Vec<_> = found.lineage.iter().map(|process| process.pid).collect();
+    assert!(!pids.contains(&worker.0.id()), "{pids:?}");
+    assert!(!found.is_worker && !found.may_supervise);
 }
 
 #[test]
@@ -351,7 +422,6 @@ fn a_title_that_a_task_gives_itself_changes_nothing_below_a_supervisor_and_is_no
     let _program = stage.run(&titled("airflow task runner: reports other manual__9 1"));
     let found = finder.find(stage.accept()).unwrap();
     assert_eq!(names(&found).0, "reports");
-    assert!(matches!(found, Owner::Task(found) if found.evidence == Evidence::Process));
 }
 
 #[test]

@@ -24,6 +24,8 @@ use super::{Answer, Ask, Task, TaskEvidence, TaskIdentity};
 
 /// Most tasks with an identity at once: more than one worker runs within the life of a certificate.
 pub(in super::super) const MAX_TASKS: usize = if cfg!(test) { 12 } else { 1024 };
+/// Instances of one task whose word is kept.
+const MAX_INSTANCES: usize = 16;
 /// Most who wait for the identity of one task.
 const MAX_WAITING: usize = 1024;
 /// Identities asked for at a time.
@@ -57,8 +59,8 @@ pub(in super::super) struct TaskIssuing {
 }
 
 struct Entry {
-    /// The newest that was brought.
-    evidence: Option<TaskEvidence>,
+    /// What was brought, one for each of the task's instances, the newest last.
+    evidence: Vec<TaskEvidence>,
     waiting: Vec<oneshot::Sender<Answer>>,
     held: Option<Held>,
     /// Why the last try failed, and when the next one may be made.
@@ -79,7 +81,7 @@ struct Held {
 impl Entry {
     fn new(now: SystemTime) -> Self {
         Self {
-            evidence: None,
+            evidence: Vec::new(),
             waiting: Vec::new(),
             held: None,
             failed: None,
@@ -87,6 +89,27 @@ impl Entry {
             is_asking: false,
             asked: now,
         }
+    }
+
+    fn bring(&mut self, evidence: TaskEvidence) {
+        self.evidence.retain(|known| known.ti_id != evidence.ti_id);
+        if self.evidence.len() >= MAX_INSTANCES {
+            self.evidence.remove(0);
+        }
+        self.evidence.push(evidence);
+    }
+
+    /// The token that Airflow has taken last: an instance that has ended shows none any more.
+    fn newest_word(&self) -> Option<v1::AirflowTaskToken> {
+        let words = self.evidence.iter().filter_map(|evidence| {
+            let (token, shown) = evidence.token.present()?;
+            Some((shown, &evidence.ti_id, token))
+        });
+        let (_, ti_id, token) = words.max_by_key(|(shown, ..)| *shown)?;
+        Some(v1::AirflowTaskToken {
+            ti_id: ti_id.clone(),
+            token: token.expose().to_owned(),
+        })
     }
 
     fn is_in_use(&self, now: SystemTime) -> bool {
@@ -173,8 +196,8 @@ impl TaskIssuing {
         let entry = self.entries.entry(ask.task);
         let entry = entry.or_insert_with(|| Entry::new(now));
         entry.asked = now;
-        if ask.evidence.is_some() {
-            entry.evidence = ask.evidence;
+        if let Some(evidence) = ask.evidence {
+            entry.bring(evidence);
         }
         if let Some(held) = &entry.held
             && held.svid.not_after() >= now
@@ -225,8 +248,7 @@ impl TaskIssuing {
         while self.running.len() < AT_ONCE
             && let Some(task) = self.queue.pop_front()
         {
-            let evidence = self.entries.get(&task);
-            let evidence = evidence.and_then(|entry| entry.evidence.clone());
+            let evidence = self.entries.get(&task).and_then(Entry::newest_word);
             let caller = self.caller.clone();
             self.running.push(Box::pin(async move {
                 let issued = issue(&caller, &task, evidence).await;
@@ -377,18 +399,22 @@ impl TaskIssuing {
 }
 
 /// Whether the control plane has said that the task is to have no identity.
-fn is_refusal(error: &ControlError) -> bool {
-    let ControlError::Refused { status, .. } = error else {
-        return false;
-    };
-    status.code() == tonic::Code::PermissionDenied
-        || Reason::of(status) == Some(Reason::EvidenceMissing)
+pub(crate) fn is_refusal(error: &ControlError) -> bool {
+    match error {
+        // Its name makes none.
+        ControlError::TaskName(_) => true,
+        ControlError::Refused { status, .. } => {
+            status.code() == tonic::Code::PermissionDenied
+                || Reason::of(status) == Some(Reason::EvidenceMissing)
+        }
+        _ => false,
+    }
 }
 
 async fn issue(
     caller: &Caller,
     task: &Task,
-    evidence: Option<TaskEvidence>,
+    airflow: Option<v1::AirflowTaskToken>,
 ) -> Result<Issued, ControlError> {
     let local = |what| {
         move |error: sidewind_identity::KeyError| ControlError::Local {
@@ -401,10 +427,7 @@ async fn issue(
         csr: key.csr_der().map_err(local("sign a request"))?,
         dag_id: task.dag_id.to_string(),
         task_id: task.task_id.to_string(),
-        airflow: evidence.map(|evidence| v1::AirflowTaskToken {
-            ti_id: evidence.ti_id,
-            token: evidence.token,
-        }),
+        airflow,
         version: VERSION.to_owned(),
     };
     let call = caller.call(|mut client| {
@@ -421,7 +444,7 @@ async fn issue(
         .map_err(|error| bad(format!("a certificate that cannot be used: {error}")))?;
     let worker = answered.svid.id().clone();
     let expected = TaskId::derive(&worker, &task.dag_id, &task.task_id)
-        .map_err(|error| ControlError::Task(error.to_string()))?;
+        .map_err(|error| ControlError::TaskName(error.to_string()))?;
     if *svid.id() != expected {
         return Err(bad(format!(
             "an SVID for {} in place of {expected}",

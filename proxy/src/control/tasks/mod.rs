@@ -2,17 +2,9 @@
 //!
 //! [`TaskIdentities`] is asked on any thread; [`issuing`] holds what there is on the control thread, renews what is in
 //! use and forgets the rest.
-#![cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "what knows which task a connection is of is not there yet"
-    )
-)]
 
 mod issuing;
 
-use std::fmt;
 use std::sync::Arc;
 
 use sidewind_identity::MAX_TASK_NAME_BYTES;
@@ -22,28 +14,22 @@ use super::Shared;
 use super::calling::{Caller, TIMEOUT};
 use super::error::ControlError;
 use super::publisher::MeshIdentity;
+use crate::airflow::LiveToken;
 #[cfg(test)]
 pub(super) use issuing::MAX_TASKS;
 use issuing::TaskIssuing;
+pub(crate) use issuing::is_refusal;
 
 /// Asks that wait for the control thread; more wait for room.
 const QUEUE: usize = 64;
 
 /// Airflow's own word that a task is running, for control planes that demand it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct TaskEvidence {
     /// The task instance's UUID.
     pub(crate) ti_id: String,
-    /// Its token of the Execution API.
-    pub(crate) token: String,
-}
-
-impl fmt::Debug for TaskEvidence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskEvidence")
-            .field("ti_id", &self.ti_id)
-            .finish_non_exhaustive()
-    }
+    /// Its token of the Execution API: at each renewal the newest.
+    pub(crate) token: LiveToken,
 }
 
 /// A task, by its names in Airflow.
@@ -65,8 +51,14 @@ impl TaskIdentity {
         self.present.borrow().clone()
     }
 
+    /// Whether there will be no other certificate: the last one has ended, or the task may have no identity any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.present.has_changed().is_err()
+    }
+
     /// Waits for the next certificate or trust bundle. False once there will be none: the last certificate has ended,
     /// or the task may have no identity any more.
+    #[cfg(test)]
     pub(crate) async fn changed(&mut self) -> bool {
         self.present.changed().await.is_ok()
     }
@@ -101,7 +93,7 @@ impl TaskIdentities {
         let longest = dag_id.len().max(task_id.len());
         if longest > MAX_TASK_NAME_BYTES {
             let problem = format!("a name of {longest} bytes is no task's");
-            return Err(Arc::new(ControlError::Task(problem)));
+            return Err(Arc::new(ControlError::TaskName(problem)));
         }
         let (answer, answered) = oneshot::channel();
         let task = Task {
@@ -123,6 +115,30 @@ impl TaskIdentities {
             Ok(None) => gone("this proxy is ending"),
             Err(_) => gone("the control plane has not answered in time"),
         }
+    }
+}
+
+#[cfg(test)]
+impl TaskIdentities {
+    /// One whose answers a test gives, of a DAG and a task.
+    pub(crate) fn answered(
+        answer: impl Fn(&str, &str) -> Option<Result<watch::Receiver<Arc<MeshIdentity>>, ControlError>>
+        + 'static,
+    ) -> Self {
+        let (asks, mut asked) = mpsc::channel::<Ask>(QUEUE);
+        tokio::task::spawn_local(async move {
+            let mut silent = Vec::new();
+            while let Some(ask) = asked.recv().await {
+                match answer(&ask.task.dag_id, &ask.task.task_id) {
+                    Some(Ok(present)) => {
+                        let _ = ask.answer.send(Ok(TaskIdentity { present }));
+                    }
+                    Some(Err(error)) => drop(ask.answer.send(Err(Arc::new(error)))),
+                    None => silent.push(ask),
+                }
+            }
+        });
+        Self { asks }
     }
 }
 

@@ -3,6 +3,8 @@
 use sidewind_api::Reason;
 
 use super::*;
+use crate::airflow::LiveToken;
+use crate::config::Secret;
 use crate::control::tasks::MAX_TASKS;
 
 const PAYROLL: &str = "spiffe://sidewind.local/ns/data/sa/orders/dag/payroll/task/charge";
@@ -34,10 +36,12 @@ fn asked(fake: &mut Fake) -> usize {
     times
 }
 
-fn evidence(token: &str) -> TaskEvidence {
+fn evidence(ti_id: &str, token: &str) -> TaskEvidence {
+    let live = LiveToken::default();
+    live.set(Secret::new(token));
     TaskEvidence {
-        ti_id: "0199".to_owned(),
-        token: token.to_owned(),
+        ti_id: ti_id.to_owned(),
+        token: live,
     }
 }
 
@@ -206,26 +210,33 @@ async fn a_tainted_authority_makes_tasks_renew_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_newest_evidence_is_brought_and_shown_nowhere() {
+async fn the_newest_token_is_brought_at_each_renewal_and_shown_nowhere() {
     let (_world, mut fake, proxy) = ready().await;
-    let ask = |token| {
-        let evidence = Some(evidence(token));
+    let ask = |evidence: &TaskEvidence| {
+        let evidence = Some(evidence.clone());
         proxy
             .control
             .tasks
             .task_identity("payroll", "charge", evidence)
     };
-    let mut held = ask("first-secret").await.unwrap();
+    let (one, two) = (evidence("0199", "first-secret"), evidence("0200", "other"));
+    let mut held = ask(&one).await.unwrap();
     let brought = next(&mut fake).await.airflow.unwrap();
     assert_eq!(
         (brought.ti_id.as_str(), brought.token.as_str()),
         ("0199", "first-secret")
     );
-    ask("second-secret").await.unwrap();
+    // Another instance of the same task, which ends before the renewal.
+    ask(&two).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    one.token.set(Secret::new("second-secret"));
     let brought = next(&mut fake).await.airflow.unwrap();
-    assert_eq!(brought.token, "second-secret");
+    assert_eq!(
+        (brought.ti_id.as_str(), brought.token.as_str()),
+        ("0199", "second-secret")
+    );
     assert!(held.changed().await);
-    let shown = format!("{:?}", evidence("second-secret"));
+    let shown = format!("{one:?}");
     assert!(
         shown.contains("0199") && !shown.contains("secret"),
         "{shown}"

@@ -166,6 +166,32 @@ async fn a_renewed_svid_makes_new_connections_while_old_streams_live_on() {
 }
 
 #[tokio::test(flavor = "local")]
+async fn a_renewed_identitys_connection_takes_the_place_of_its_older_ones_and_of_nobody_elses() {
+    let realm = Realm::shared();
+    let server = TestServer::start(
+        realm.identity("server", 1),
+        ServerSettings::default(),
+        answer,
+    )
+    .await;
+    let pool = pool(PoolSettings::default());
+    let expected = spiffe_id("server");
+    let [old, worker, new] = [("task", 1), ("worker", 1), ("task", 2)]
+        .map(|(name, generation)| realm.identity(name, generation));
+    for identity in [&old, &worker] {
+        let place = pool.connect(identity, server.address, &expected).await;
+        drop(place.unwrap());
+    }
+    assert_eq!(server.accepted.get(), 2, "each has its own");
+    let mut place = pool.connect(&new, server.address, &expected).await.unwrap();
+    until("the old connection closes", || server.open.get() == 2).await;
+    assert_eq!(fetch(&mut place, "/new").await.unwrap(), "/new");
+    let others = pool.connect(&worker, server.address, &expected).await;
+    drop(others.unwrap());
+    assert_eq!(server.accepted.get(), 3, "the worker's is still there");
+}
+
+#[tokio::test(flavor = "local")]
 async fn unused_connections_close_and_used_ones_do_not() {
     let realm = Realm::shared();
     let server = TestServer::start(

@@ -150,6 +150,7 @@ async fn a_tunnel_outlives_the_certificates_that_it_was_made_under_because_the_t
     assert!(early.due.is_empty(), "half of the time is left");
     let review = it.census.review(after(HOUR - Duration::from_secs(120)));
     assert_eq!(review.due.len(), 1);
+    assert_eq!(review.due[0].own(), Some(&spiffe_id("client")));
     let renewed = Realm::shared().identity_for("client", 2, 2 * HOUR);
     it.pool.meet_again(&renewed, &review.due[0]).await;
     assert_eq!(it.server.accepted.get(), 2);

@@ -166,7 +166,9 @@ fn task(line: &mut Object<'_>, task: Option<&TaskContext>) {
     let Some(task) = task else { return };
     line.string(key!("dag_id"), &task.dag_id, MAX_NAME_BYTES);
     line.string(key!("task_id"), &task.task_id, MAX_NAME_BYTES);
-    line.string(key!("run_id"), &task.run_id, MAX_NAME_BYTES);
+    if !task.run_id.is_empty() {
+        line.string(key!("run_id"), &task.run_id, MAX_NAME_BYTES);
+    }
     if let Some(index) = task.map_index {
         line.signed(key!("map_index"), index.into());
     }

@@ -253,6 +253,26 @@ words! {
         TooLarge = "too-large",
         /// Too many were being read.
         Busy = "busy",
+        /// A task began, and which process it runs in was not sure, so that it gets no identity.
+        Unproven = "unproven",
+    }
+}
+
+words! {
+    /// As whom connections to peers go where tasks have identities of their own.
+    TaskCaller {
+        /// As the task.
+        Task = "task",
+        /// As the workload: a process of Airflow's own has the connection.
+        Worker = "worker",
+        /// As the workload, since it was not sure whose the connection is.
+        Unproven = "unproven",
+        /// Not at all, since that was not sure.
+        Refused = "refused",
+        /// Not at all: the control plane gives the task no identity.
+        Denied = "denied",
+        /// Not at all: there was no identity of the task to be had in time.
+        Unavailable = "unavailable",
     }
 }
 
@@ -272,7 +292,8 @@ encode_as_str!(
     Outcome,
     AdminRefusal,
     TaskLookup,
-    TaskFact
+    TaskFact,
+    TaskCaller
 );
 
 /// A handshake's failure or none.
@@ -362,6 +383,12 @@ pub(super) struct TaskFactLabels {
     pub(super) result: TaskFact,
 }
 
+/// Labels of `sidewind_task_callers_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct TaskCallerLabels {
+    pub(super) result: TaskCaller,
+}
+
 /// Labels of `sidewind_retries_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct RetryLabels {
@@ -400,7 +427,8 @@ closed_set!(
     CodeLabels,
     AdminLabels,
     TaskLookupLabels,
-    TaskFactLabels
+    TaskFactLabels,
+    TaskCallerLabels
 );
 
 macro_rules! by_service {

@@ -14,7 +14,7 @@ use super::cell::{Counter, Gauge, Histogram, Latency, Lifetime};
 use super::events::{
     CodeLabels, CutLabels, CutOff, FailureLabel, HandshakeFailure, HandshakeLabels, HoldLabels,
     HoldOutcome, MirrorLabels, MirrorOutcome, Outcome, RetryLabels, RetryOutcome, RetryReason,
-    Side, SideLabels,
+    Side, SideLabels, TaskCaller, TaskCallerLabels,
 };
 use super::labels::{
     ConnectionLabels, ErrorLabel, GrpcStatus, MethodLabel, Name, PairLabels, RequestLabels,
@@ -203,6 +203,14 @@ impl WorkerMetrics {
             .held
             .cell(self.worker, &HoldLabels { service, outcome });
         cell.inc();
+    }
+
+    /// Counts as whom a connection goes into the mesh.
+    pub(crate) fn task_caller(&self, result: TaskCaller) {
+        let callers = &self.shared.task_callers;
+        callers
+            .cell(self.worker, &TaskCallerLabels { result })
+            .inc();
     }
 
     /// Counts a copy of a request that was for a service.

@@ -28,7 +28,7 @@ pub(crate) use cell::{Counter, Gauge};
 pub(crate) use control::ControlNumbers;
 pub(crate) use events::{
     AdminRefusal, CutOff, Ejection, HandshakeFailure, HoldOutcome, MirrorOutcome, RetryOutcome,
-    RetryReason, Side, TaskFact, TaskLookup,
+    RetryReason, Side, TaskCaller, TaskFact, TaskLookup,
 };
 pub(crate) use exposition::Format;
 pub(crate) use gateway::GatewayFamilies;
@@ -41,7 +41,7 @@ use crate::airflow::Sight;
 use cell::{Cell, Histogram, Latency, Lifetime};
 use events::{
     AdminLabels, CodeLabels, CutLabels, EjectionLabels, HandshakeLabels, HoldLabels, LimitLabels,
-    MirrorLabels, RetryLabels, SideLabels, TaskFactLabels, TaskLookupLabels,
+    MirrorLabels, RetryLabels, SideLabels, TaskCallerLabels, TaskFactLabels, TaskLookupLabels,
 };
 use family::{Family, Labels, Single};
 use labels::{ConnectionLabels, Name, PairLabels, RequestLabels};
@@ -67,6 +67,7 @@ pub(crate) struct Metrics {
     limited: Family<LimitLabels, Counter>,
     task_lookups: Family<TaskLookupLabels, Counter>,
     task_facts: Family<TaskFactLabels, Counter>,
+    task_callers: Family<TaskCallerLabels, Counter>,
     tasks: TaskFamilies,
     task_lookup_duration: Arc<Histogram<Latency>>,
     certificate_expiry: Arc<Gauge>,
@@ -118,6 +119,10 @@ impl Metrics {
             "sidewind_task_facts",
             "What Airflow's own requests said of tasks",
         );
+        let task_callers = families.add(
+            "sidewind_task_callers",
+            "Connections into the mesh by as whom they go, where Airflow tasks have identities",
+        );
         let tasks = TaskFamilies::register(&mut families);
         let workload_api = WorkloadApiFamilies::register(&mut families);
         let task_lookup_duration = single(
@@ -162,6 +167,7 @@ impl Metrics {
             limited,
             task_lookups,
             task_facts,
+            task_callers,
             tasks,
             task_lookup_duration,
             certificate_expiry,

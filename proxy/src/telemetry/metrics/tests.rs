@@ -47,6 +47,7 @@ fn exercise(metrics: &WorkerMetrics) {
         .shared()
         .task_lookup(TaskLookup::Task, Some(Duration::from_millis(1)));
     metrics.shared().task_fact(TaskFact::Learned);
+    metrics.task_caller(TaskCaller::Task);
     let task = TaskContext {
         dag_id: "payroll".into(),
         ..TaskContext::default()

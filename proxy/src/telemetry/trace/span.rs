@@ -379,7 +379,8 @@ impl Attributes {
     fn task(&mut self, task: &TaskContext) {
         self.text("airflow.dag_id", task.dag_id.clone());
         self.text("airflow.task_id", task.task_id.clone());
-        self.text("airflow.dag_run.run_id", task.run_id.clone());
+        let run_id = (!task.run_id.is_empty()).then(|| task.run_id.clone());
+        self.text_if("airflow.dag_run.run_id", run_id);
         if let Some(number) = task.try_number {
             self.number("airflow.task_instance.try_number", u64::from(number));
         }
