@@ -20,7 +20,9 @@ pub(super) struct Active {
     ring: Ring,
     /// The order of a round, for round robin by weights.
     round: Vec<u16>,
-    /// Ejected ones whose time is over: one request finds out whether they are back.
+    /// All that are ejected, and have nothing else against them.
+    ejected: Vec<Rc<Endpoint>>,
+    /// Those of them whose time is over: one request finds out whether they are back.
     probes: Vec<Rc<Endpoint>>,
     /// When time alone changes what is here.
     changes_at: u64,
@@ -63,6 +65,7 @@ impl Active {
             cumulative_weights,
             ring,
             round,
+            ejected: ejected().cloned().collect(),
             probes: ejected().filter(due).cloned().collect(),
             changes_at: waiting
                 .map(|endpoint| endpoint.health().ejected_until())
@@ -74,6 +77,10 @@ impl Active {
 
     pub(super) fn list(&self) -> &[Rc<Endpoint>] {
         &self.list
+    }
+
+    pub(super) fn ejected(&self) -> &[Rc<Endpoint>] {
+        &self.ejected
     }
 
     pub(super) fn probes(&self) -> &[Rc<Endpoint>] {

@@ -294,6 +294,17 @@ fn fading(age: Duration) -> f64 {
     (-age.as_secs_f64() / DECAY.as_secs_f64()).exp()
 }
 
+/// As what an endpoint is picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// One of those that come into question.
+    Well,
+    /// To find out whether it is back.
+    Probe,
+    /// For want of any other, although it is ejected.
+    LastResort,
+}
+
 /// The use of an endpoint: counts as in flight until it is dropped. Dropped without [`Pick::finish`], because the
 /// client went away, it says nothing about the endpoint, unless it was waited for as long as a try may take.
 #[derive(Debug)]
@@ -304,8 +315,7 @@ pub(crate) struct Pick {
     settings: Rc<HealthSettings>,
     /// Of all endpoints of the service.
     in_flight: Rc<Cell<u32>>,
-    /// It finds out whether the endpoint is back.
-    probe: bool,
+    standing: Standing,
     patience: Cell<Option<Duration>>,
     finished: Cell<bool>,
 }
@@ -317,7 +327,7 @@ impl Pick {
         health: Arc<ServiceHealth>,
         settings: Rc<HealthSettings>,
         in_flight: Rc<Cell<u32>>,
-        probe: bool,
+        standing: Standing,
     ) -> Pick {
         let in_flight_here = &endpoint.figures.in_flight;
         in_flight_here.set(in_flight_here.get() + 1);
@@ -328,7 +338,7 @@ impl Pick {
             health,
             settings,
             in_flight,
-            probe,
+            standing,
             patience: Cell::new(None),
             finished: Cell::new(false),
         }
@@ -376,11 +386,13 @@ impl Pick {
         self.finished.set(true);
         self.endpoint.finish(outcome, latency, now);
         let cell = &self.endpoint.health;
-        if self.probe && outcome == Outcome::Success {
-            self.health.readmit(cell, self.health.at(now));
-        } else {
-            let outliers = &self.settings.outlier;
-            (self.health).observe(outliers, cell, outcome, self.health.at(now));
+        let (outliers, at) = (&self.settings.outlier, self.health.at(now));
+        match (self.standing, outcome) {
+            (Standing::Probe, Outcome::Success) => self.health.readmit(cell, at),
+            (Standing::LastResort, Outcome::Success) => {
+                self.health.readmit_for_want(outliers, cell, at);
+            }
+            _ => self.health.observe(outliers, cell, outcome, at),
         }
     }
 }
@@ -394,7 +406,7 @@ impl Drop for Pick {
                 .is_some_and(|limit| self.began.elapsed() >= limit);
             if waited {
                 self.finish(Outcome::Failure);
-            } else if self.probe {
+            } else if self.standing == Standing::Probe {
                 self.endpoint.health.end_probe();
             }
         }

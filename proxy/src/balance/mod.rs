@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use active::Active;
 pub(crate) use affinity::{Affinity, cookie};
-use endpoint::Endpoint;
+use endpoint::{Endpoint, Standing};
 pub(crate) use endpoint::{EndpointDesc, MeshTarget, Outcome, Pick};
 pub(crate) use random::Random;
 pub(crate) use ring::hash;
@@ -109,8 +109,12 @@ impl Tried {
         self.count.set(count + 1);
     }
 
+    fn is_empty(&self) -> bool {
+        self.count.get() == 0
+    }
+
     fn has(&self, address: SocketAddr) -> bool {
-        self.count.get() > 0 && self.addresses.get().contains(&Some(address))
+        !self.is_empty() && self.addresses.get().contains(&Some(address))
     }
 }
 
@@ -217,7 +221,7 @@ impl Balancer {
             endpoint.is_untried(selection)
                 && endpoint.health().try_probe(selection.repeatable, hold, at)
         });
-        let pick = |endpoint: &Rc<Endpoint>, probe| {
+        let pick = |endpoint: &Rc<Endpoint>, standing| {
             let (health, settings) = (Arc::clone(&self.health), Rc::clone(&inner.health));
             Pick::new(
                 endpoint,
@@ -225,11 +229,11 @@ impl Balancer {
                 health,
                 settings,
                 Rc::clone(&self.in_flight),
-                probe,
+                standing,
             )
         };
         if let Some(endpoint) = probe {
-            return Some(pick(endpoint, true));
+            return Some(pick(endpoint, Standing::Probe));
         }
         let context = Context {
             active: &inner.active,
@@ -240,9 +244,12 @@ impl Balancer {
             now,
             at,
         };
+        if let Some(endpoint) = context.last_resort() {
+            return Some(pick(endpoint, Standing::LastResort));
+        }
         context
             .choose(&mut inner.turn)
-            .map(|endpoint| pick(endpoint, false))
+            .map(|endpoint| pick(endpoint, Standing::Well))
     }
 }
 
@@ -290,6 +297,20 @@ impl<'a> Context<'a> {
             .and_then(|index| list.get(index))
             .filter(|endpoint| self.is_preferred(endpoint))
             .or_else(|| self.search(list))
+    }
+
+    /// For a request that has tried all that seem well: an ejected one, which may be back by now. After an outage of all
+    /// of them the one that is not ejected is no better than the others.
+    fn last_resort(&self) -> Option<&'a Rc<Endpoint>> {
+        let tried = self.selection.tried?;
+        let preferred = |endpoint: &&Rc<Endpoint>| self.is_preferred(endpoint);
+        if tried.is_empty() || self.active.list().iter().any(|it| self.is_preferred(it)) {
+            return None;
+        }
+        let ejected = self.active.ejected();
+        let count = ejected.iter().filter(preferred).count();
+        let at = (count > 0).then(|| self.random.below(count))?;
+        ejected.iter().filter(preferred).nth(at)
     }
 
     fn is_preferred(&self, endpoint: &Endpoint) -> bool {

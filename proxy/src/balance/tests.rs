@@ -427,6 +427,42 @@ async fn a_probe_that_was_given_up_leaves_its_place_to_another() {
     assert_eq!(*several.pick(&any()).unwrap().desc(), endpoint(3));
 }
 
+/// A request that fails at the first endpoint that it draws, and goes to another, which answers or not. Gives both.
+fn failed_at_first(balancer: &Balancer, outcome: Outcome) -> [SocketAddr; 2] {
+    let tried = Tried::default();
+    [Outcome::Failure, outcome].map(|outcome| {
+        let selection = Selection {
+            tried: Some(&tried),
+            ..any()
+        };
+        let pick = balancer.pick(&selection).unwrap();
+        tried.add(pick.desc().address);
+        pick.finish(outcome);
+        pick.desc().address
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_failed_at_all_that_seem_well_goes_to_an_ejected_one() {
+    let two = balancer(&endpoints(2), 14);
+    let [ejected, well] = [1, 2].map(endpoint_address);
+    fail(&two, 1);
+    for _ in 0..4 {
+        assert_eq!(failed_at_first(&two, Outcome::Failure), [well, ejected]);
+    }
+    // The well one answers in between: the other stays away for as long as it was told to.
+    pick_this(&two, 2).finish(Outcome::Success);
+    for _ in 0..4 {
+        assert_eq!(failed_at_first(&two, Outcome::Success), [well, ejected]);
+    }
+    assert!(is_ejected(&two, 1));
+    // Only that never all are ejected keeps the one that fails from it: they change places.
+    assert_eq!(failed_at_first(&two, Outcome::Success), [well, ejected]);
+    assert!(!is_ejected(&two, 1));
+    fail(&two, 2);
+    assert!(!picked(&two, 100).contains_key(&well));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_try_that_waited_in_vain_counts_as_failed_and_a_client_that_left_does_not() {
     let several = balancer(&endpoints(2), 13);

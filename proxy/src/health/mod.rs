@@ -207,6 +207,25 @@ impl ServiceHealth {
         }
     }
 
+    /// Ends the ejection of an endpoint that has answered, where those that are not ejected fail all the time: one of them
+    /// is left only because never all are ejected.
+    pub(crate) fn readmit_for_want(
+        &self,
+        settings: &OutlierSettings,
+        cell: &EndpointHealth,
+        now: u64,
+    ) {
+        let most = settings.consecutive_failures;
+        let fails = |other: &EndpointHealth| {
+            let failures = other.consecutive_failures.load(Ordering::Relaxed);
+            other.is_ejected() || most != 0 && failures >= most
+        };
+        let none_is_well = lock(&self.members).list.iter().all(|other| fails(other));
+        if none_is_well {
+            self.readmit(cell, now);
+        }
+    }
+
     fn eject(&self, settings: &OutlierSettings, cell: &EndpointHealth, cause: Ejection, now: u64) {
         // Under the lock, so that two workers never eject the last two at once.
         let members = lock(&self.members);
