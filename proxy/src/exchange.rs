@@ -90,6 +90,8 @@ pub(crate) struct Exchange {
     lease: RefCell<Option<StreamLease>>,
     /// The endpoint that has the request in hand.
     pick: RefCell<Option<Pick>>,
+    /// The attempt that is under way while another one beside it has begun.
+    first: RefCell<Option<FirstAttempt>>,
     /// Its places among the requests at once: of this proxy, of a gateway's listener, and of the service.
     places: RefCell<(Option<Admitted>, [Option<Permit>; 2])>,
     /// Most bytes of the request's body; 0 for no bound.
@@ -207,6 +209,7 @@ impl Exchange {
             recorded: Cell::new(false),
             lease: RefCell::new(None),
             pick: RefCell::new(None),
+            first: RefCell::new(None),
             places: RefCell::default(),
             max_request_bytes: Cell::new(0),
             _active: active,
@@ -265,7 +268,7 @@ impl Exchange {
     pub(crate) fn note_if_saved(&self) {
         static SAVED: Throttle = Throttle::new();
         let attempts = self.attempts.get();
-        if attempts < 2 {
+        if attempts < 2 || self.failed_attempts.borrow().is_empty() {
             return;
         }
         let task = self.task.borrow();
@@ -578,17 +581,7 @@ impl RetryObserver for Exchange {
             ?failed,
             "a request is tried again"
         );
-        let began = self.attempt_began.get();
-        let mut attempts = self.failed_attempts.borrow_mut();
-        if attempts.len() < MAX_FAILED_ATTEMPTS {
-            attempts.push(FailedAttempt {
-                endpoint: self.endpoint.get(),
-                failed,
-                began,
-                duration: self.started.elapsed().saturating_sub(began),
-            });
-        }
-        drop(attempts);
+        self.note_failed(self.endpoint.get(), failed, self.attempt_began.get());
         self.note_retry(failed, RetryOutcome::Retried);
     }
 
@@ -604,9 +597,56 @@ impl RetryObserver for Exchange {
         };
         self.telemetry.metrics().held(service, outcome);
     }
+
+    fn second_begins(&self) {
+        *self.first.borrow_mut() = Some(FirstAttempt {
+            endpoint: self.endpoint.get(),
+            destination: self.destination.borrow().clone(),
+            tls: self.tls.get(),
+            began: self.attempt_began.get(),
+            lease: self.lease.take(),
+        });
+    }
+
+    fn settled(&self, other: Failed, first_counts: bool) {
+        let Some(first) = self.first.take() else {
+            return;
+        };
+        self.note_retry(other, RetryOutcome::Retried);
+        if !first_counts {
+            return self.note_failed(first.endpoint, other, first.began);
+        }
+        self.endpoint.set(first.endpoint);
+        *self.destination.borrow_mut() = first.destination;
+        self.tls.set(first.tls);
+        self.attempt_began.set(first.began);
+        *self.lease.borrow_mut() = first.lease;
+    }
+}
+
+/// What is known of an attempt beside which another one has begun.
+#[derive(Debug)]
+struct FirstAttempt {
+    endpoint: Option<SocketAddr>,
+    destination: Party,
+    tls: bool,
+    began: Duration,
+    lease: Option<StreamLease>,
 }
 
 impl Exchange {
+    fn note_failed(&self, endpoint: Option<SocketAddr>, failed: Failed, began: Duration) {
+        let mut attempts = self.failed_attempts.borrow_mut();
+        if attempts.len() < MAX_FAILED_ATTEMPTS {
+            attempts.push(FailedAttempt {
+                endpoint,
+                failed,
+                began,
+                duration: self.started.elapsed().saturating_sub(began),
+            });
+        }
+    }
+
     fn note_retry(&self, failed: Failed, outcome: RetryOutcome) {
         let reason = match failed {
             Failed::Response(_, Some(_)) => RetryReason::GrpcStatus,

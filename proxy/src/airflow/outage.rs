@@ -5,7 +5,7 @@
 //! minute and more. So the proxy lets them hang: it holds a request, tries inside, and says that it has failed just
 //! before the client gives up by itself.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use http::{Method, Response, StatusCode};
 use tokio::time::Instant;
@@ -27,8 +27,14 @@ const HELD_REQUESTS: u32 = 2048;
 const HELD_BYTES: u64 = 16 * 1024 * 1024;
 
 impl Call {
-    /// How this request is tried again, by what its route says otherwise: until `until`.
-    pub(crate) fn policy(&self, of_route: &RetryPolicy, until: Instant) -> Rc<RetryPolicy> {
+    /// How this request is tried again, by what its route says otherwise: until `until`, and at another API server too
+    /// when one has not answered for as long as `hedge` says.
+    pub(crate) fn policy(
+        &self,
+        of_route: &RetryPolicy,
+        until: Instant,
+        hedge: Option<Duration>,
+    ) -> Rc<RetryPolicy> {
         let mut policy = of_route.clone();
         // GET, PUT and DELETE need not be named.
         policy.methods = match self.repeatable {
@@ -42,6 +48,7 @@ impl Call {
         }
         policy.replay_bytes = policy.replay_bytes.max(REPLAY_BYTES);
         policy.outage = true;
+        policy.hedge = hedge;
         let limits = policy.hold.unwrap_or(HoldLimits {
             timeout: until.saturating_duration_since(Instant::now()),
             requests: HELD_REQUESTS,
@@ -88,8 +95,6 @@ pub(crate) fn tell(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn call(method: &Method, path: &str) -> Call {
@@ -99,15 +104,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_is_repeated_as_the_server_allows_and_held_until_its_client_gives_up() {
         let until = Instant::now() + Duration::from_millis(4500);
-        let xcom =
-            call(&Method::POST, "/execution/xcoms/d/r/t/k").policy(&RetryPolicy::default(), until);
+        let hedge = Some(Duration::from_secs(2));
+        let default = RetryPolicy::default();
+        let xcom = call(&Method::POST, "/execution/xcoms/d/r/t/k").policy(&default, until, hedge);
         assert_eq!(xcom.methods, [Method::PATCH, Method::POST]);
         assert!(xcom.outage);
         assert_eq!(xcom.try_timeout, None);
+        assert_eq!(xcom.hedge, hedge);
         assert_eq!(xcom.hold.unwrap().ends, Some(until));
-        let trigger =
-            call(&Method::POST, "/execution/dag-runs/d/r").policy(&RetryPolicy::default(), until);
-        assert!(trigger.methods.is_empty());
+        let trigger = call(&Method::POST, "/execution/dag-runs/d/r");
+        assert!(trigger.policy(&default, until, hedge).methods.is_empty());
 
         let of_route = RetryPolicy {
             methods: vec![Method::POST],
@@ -120,7 +126,7 @@ mod tests {
             }),
             ..RetryPolicy::default()
         };
-        let trigger = call(&Method::POST, "/execution/dag-runs/d/r").policy(&of_route, until);
+        let trigger = trigger.policy(&of_route, until, None);
         assert!(trigger.methods.is_empty());
         assert_eq!(trigger.statuses.len(), 4);
         assert_eq!(trigger.hold.unwrap().requests, 7);

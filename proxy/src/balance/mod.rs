@@ -197,6 +197,13 @@ impl Balancer {
         self.inner.borrow().list.len()
     }
 
+    /// Whether there is more than one endpoint that active checks have nothing against.
+    pub(crate) fn has_choice(&self) -> bool {
+        let inner = self.inner.borrow();
+        let passing = inner.list.iter().filter(|it| it.health().passes_checks());
+        passing.take(2).count() > 1
+    }
+
     /// Tells those who wait for an answer of endpoints that do not answer any more.
     pub(crate) fn wake_the_hopeless(&self) {
         for endpoint in &self.inner.borrow().list {

@@ -86,6 +86,12 @@ pub(super) struct AirflowSettings {
     #[arg(long, value_name = "DURATION", default_value = "4500ms",
         value_parser = duration_within(Duration::ZERO, Duration::from_secs(60)))]
     pub(super) execution_api_hold: Duration,
+
+    /// After how long without an answer a request to Airflow's Execution API that may be repeated goes to another API server
+    /// as well; the first answer counts. 0 is never.
+    #[arg(long, value_name = "DURATION", default_value = "2s",
+        value_parser = duration_within(Duration::ZERO, Duration::from_secs(60)))]
+    pub(super) execution_api_hedge: Duration,
 }
 
 /// What is known of Airflow.
@@ -102,6 +108,8 @@ pub(crate) struct AirflowConfig {
     pub refuse_unproven: bool,
     /// How long requests to it are held while it is away; zero: not at all.
     pub hold: Duration,
+    /// After how long without an answer another API server is asked as well.
+    pub hedge: Option<Duration>,
 }
 
 impl AirflowConfig {
@@ -164,6 +172,7 @@ pub(super) fn airflow(
         execution_api: settings.execution_api_service,
         refuse_unproven,
         hold: settings.execution_api_hold,
+        hedge: Some(settings.execution_api_hedge).filter(|hedge| !hedge.is_zero()),
     })
 }
 

@@ -145,7 +145,11 @@ impl Forward<'_> {
             .call
             .and_then(|_| self.worker.held_until(self.exchange));
         let policy = match (self.call, held_until) {
-            (Some(call), Some(until)) => call.policy(&policy, until),
+            (Some(call), Some(until)) => {
+                let hedge = self.worker.config.airflow.hedge;
+                let hedge = hedge.filter(|_| service.has_choice());
+                call.policy(&policy, until, hedge)
+            }
             _ => policy,
         };
         let limits = service.limits();

@@ -150,7 +150,7 @@ impl OutboundHttp {
                 };
                 let policy = call.and_then(|call| {
                     let until = self.worker.held_until(exchange)?;
-                    Some(call.policy(&RetryPolicy::default(), until))
+                    Some(call.policy(&RetryPolicy::default(), until, None))
                 });
                 let Some(policy) = policy else {
                     return outside.oneshot(request).await;
@@ -287,7 +287,12 @@ const LEAST_TELLING_DEADLINE: Duration = Duration::from_secs(1);
 /// How long an answer of one endpoint is waited for: dropped after that, the endpoint has failed.
 fn patience(policy: &RetryPolicy, deadline: Option<Duration>) -> Option<Duration> {
     let deadline = deadline.filter(|limit| *limit >= LEAST_TELLING_DEADLINE);
-    let limits = [policy.try_timeout, policy.request_timeout, deadline];
+    let limits = [
+        policy.try_timeout,
+        policy.hedge,
+        policy.request_timeout,
+        deadline,
+    ];
     limits.into_iter().flatten().min()
 }
 

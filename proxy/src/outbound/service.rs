@@ -165,6 +165,11 @@ impl Service {
         })
     }
 
+    /// Whether there is more than one endpoint that active checks have nothing against.
+    pub(crate) fn has_choice(&self) -> bool {
+        self.endpoints.has_choice()
+    }
+
     /// What callers' proxies keep for it, if anything.
     pub(crate) fn limits(&self) -> Option<Rc<ServiceLimits>> {
         self.limits.borrow().clone()

@@ -142,6 +142,10 @@ impl Kind {
         }
     }
 
+    pub(super) fn is_repeatable(self) -> bool {
+        self.repeatable
+    }
+
     /// Whether and how the request is to be tried again after an attempt.
     pub(super) fn judge<E: RetryError>(
         self,

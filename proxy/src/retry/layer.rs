@@ -50,12 +50,16 @@ pub(crate) trait RetryObserver {
     fn budget_exhausted(&self, failed: Failed);
     /// The request waits for an endpoint, or would have: there was no place for it.
     fn held(&self, _has_place: bool) {}
+    /// Another attempt begins beside the one that is under way.
+    fn second_begins(&self) {}
+    /// One of the two counts; the other one is given up, having failed like this.
+    fn settled(&self, _other: Failed, _first_counts: bool) {}
 }
 
 /// Retries requests to one service.
 #[derive(Clone)]
 pub(crate) struct RetryLayer {
-    policy: Rc<RetryPolicy>,
+    pub(super) policy: Rc<RetryPolicy>,
     budget: Arc<RetryBudget>,
     queue: Rc<HoldQueue>,
     random: Rc<Random>,
@@ -182,14 +186,16 @@ where
     let mut number = 1;
     loop {
         // What was not sent, or broke off, is tried once more whatever the policy says.
-        let spare = (number <= policy.max_retries.max(1) || policy.hold.is_some())
+        let mut spare = (number <= policy.max_retries.max(1) || policy.hold.is_some())
             .then(|| Spare::of(&mut attempt, policy.replay_bytes))
             .flatten();
         let limits = Limits {
             try_timeout: policy.try_timeout,
             deadline,
         };
-        let result = limits.apply(service.call(attempt)).await;
+        let newest = (&mut spare, &mut number);
+        let attempted = settings.attempt(&mut service, attempt, limits, kind, newest);
+        let result = attempted.await;
         let again = kind.judge(&result, policy);
         if !again.as_ref().is_some_and(|again| again.down)
             && let Some(held) = waiting.take()
@@ -268,9 +274,7 @@ impl RetryLayer {
         };
         if waiting.is_none() {
             *waiting = self.queue.enter(limits, spare.bytes());
-            if let Some(observer) = &self.observer {
-                observer.held(waiting.is_some());
-            }
+            self.observe(|observer| observer.held(waiting.is_some()));
         }
         match waiting {
             Some(held) => {
@@ -314,16 +318,25 @@ impl RetryLayer {
     }
 
     fn withdraw(&self, again: &Again) -> bool {
+        self.withdraw_for(again.failed)
+    }
+
+    /// Takes one retry out of the budget, where there is one left.
+    pub(super) fn withdraw_for(&self, failed: Failed) -> bool {
         let allowed = self.budget.withdraw();
-        if !allowed && let Some(observer) = &self.observer {
-            observer.budget_exhausted(again.failed);
+        if !allowed {
+            self.observe(|observer| observer.budget_exhausted(failed));
         }
         allowed
     }
 
     fn tell(&self, again: &Again) {
+        self.observe(|observer| observer.retried(again.failed));
+    }
+
+    pub(super) fn observe(&self, tell: impl FnOnce(&dyn RetryObserver)) {
         if let Some(observer) = &self.observer {
-            observer.retried(again.failed);
+            tell(&**observer);
         }
     }
 }
@@ -347,15 +360,15 @@ fn finish<E: RetryError>(
     }
 }
 
-struct Limits {
+pub(super) struct Limits {
     try_timeout: Option<Duration>,
     deadline: Option<Deadline>,
 }
 
 impl Limits {
     /// Runs one attempt within what is left of both times, with one timer, or none.
-    async fn apply<E: RetryError>(
-        self,
+    pub(super) async fn apply<E: RetryError>(
+        &self,
         attempt: impl Future<Output = Result<Response<Body>, E>>,
     ) -> Result<Response<Body>, E> {
         let of_try = self.try_timeout.map(|limit| {

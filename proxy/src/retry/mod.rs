@@ -1,10 +1,11 @@
 //! Retries that cannot make things worse: of what is safe to repeat, within a budget, after a jittered wait, and before
-//! the client gives up. [`hold`]: requests that wait while no endpoint is up.
+//! the client gives up. [`hold`]: requests that wait while no endpoint is up; [`hedge`]: a second attempt beside a slow one.
 
 mod backoff;
 mod budget;
 mod classify;
 mod deadline;
+mod hedge;
 mod hold;
 mod layer;
 mod policy;

@@ -42,6 +42,8 @@ pub(crate) struct RetryPolicy {
     pub(crate) sticky: Option<Arc<StickySettings>>,
     /// The name of the route, where this comes without its rule.
     pub(crate) route: Option<Rc<str>>,
+    /// After how long without an answer another endpoint is asked as well, where the request may be repeated.
+    pub(crate) hedge: Option<Duration>,
     /// Answers that are worth another attempt, and connections that break, count too as a service that is down.
     pub(crate) outage: bool,
 }
@@ -66,6 +68,7 @@ impl Default for RetryPolicy {
             hold: None,
             sticky: None,
             route: None,
+            hedge: None,
             outage: false,
         }
     }
@@ -144,6 +147,7 @@ impl From<&v1::RoutePolicy> for RetryPolicy {
                 .filter(|it| !it.is_empty())
                 .map(Rc::from),
             sticky: (route.stickiness.as_ref()).map(|sticky| Arc::new(sticky.into())),
+            hedge: None,
             outage: false,
         }
     }

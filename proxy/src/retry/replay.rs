@@ -83,6 +83,19 @@ impl ReplayBuffer {
         shared.let_go();
     }
 
+    /// True once the newest attempt has taken all of the body, which is kept.
+    pub(crate) fn is_complete(&self) -> bool {
+        let shared = self.0.borrow();
+        let has_ended = match shared.state {
+            // Trailers are taken after the rest.
+            SourceState::Ended => shared.trailers.is_none(),
+            // Whoever knows the length does not ask for more once that is there.
+            SourceState::Replayable => shared.source.is_end_stream(),
+            SourceState::Spent => false,
+        };
+        has_ended && shared.position >= shared.kept.len()
+    }
+
     /// How many bytes are kept.
     pub(crate) fn kept_bytes(&self) -> usize {
         self.0.borrow().kept_bytes
@@ -262,6 +275,24 @@ mod tests {
         assert_eq!(second.size_hint().exact(), Some(5));
         assert!(!second.is_end_stream());
         assert_eq!(collect(second).await.unwrap(), "hello");
+    }
+
+    #[tokio::test]
+    async fn a_body_is_complete_once_all_of_it_was_taken() {
+        let body = Body::from("hello");
+        let buffer = ReplayBuffer::new(body, MAX_REPLAY_BYTES);
+        let mut attempt = buffer.attempt();
+        assert!(!buffer.is_complete());
+        assert!(attempt.frame().await.unwrap().is_ok());
+        assert!(attempt.is_end_stream());
+        assert!(buffer.is_complete());
+        let mut again = buffer.attempt();
+        assert!(!buffer.is_complete());
+        assert!(again.frame().await.unwrap().is_ok());
+        assert!(buffer.is_complete());
+        let long = ReplayBuffer::new(Body::from("hello"), 4);
+        assert_eq!(collect(long.attempt()).await.unwrap(), "hello");
+        assert!(!long.is_complete());
     }
 
     #[tokio::test]

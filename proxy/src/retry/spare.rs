@@ -67,6 +67,14 @@ impl<A: Attempt> Spare<A> {
         }
     }
 
+    /// Whether the attempt before has taken all of the body, so that another one does not take any of it away.
+    pub(super) fn is_complete(&self) -> bool {
+        match &self.body {
+            SpareBody::Whole(_) => true,
+            SpareBody::Kept(buffer) => buffer.is_complete(),
+        }
+    }
+
     /// Bytes that are kept of the request.
     pub(super) fn bytes(&self) -> u64 {
         let headers = self.attempt.request().headers().iter();

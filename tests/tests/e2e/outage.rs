@@ -184,3 +184,59 @@ fn a_lost_response_is_asked_for_again_where_the_server_takes_that_and_nowhere_el
         assert_eq!(calls > 1, is_safe, "{method} {path}: {calls}");
     }
 }
+
+const ENTRY: &str = "apiVersion: sidewind.dev/v1alpha1
+kind: ServiceEntry
+metadata: { name: api-servers, namespace: airflow }
+spec:
+  addresses: [10.96.0.10]
+  ports: [{ port: 8080, protocol: http, targetPort: 8081 }]
+  service: api-server.airflow
+";
+
+#[test]
+fn a_request_that_an_api_server_leaves_lying_is_answered_by_another_one() {
+    let mut mesh = Mesh::plan().config("entry.yaml", ENTRY).start();
+    let mut servers = Vec::new();
+    for name in ["api-server-1", "api-server-2"] {
+        let workload = mesh.workload("airflow", name);
+        let workload = workload.serves("api-server.airflow:8080=8081/http").start();
+        let server = workloads::execution_api(&workload, 8081, &mesh.scratch);
+        servers.push((workload, server));
+    }
+    let worker = mesh.workload("airflow", "task");
+    let worker = worker.flag("--execution-api-hedge", "200ms").start();
+    let id = "0193a7a0-9d5c-7a7e-b0c8-3d2f4f9f1a11";
+    let url = format!("http://10.96.0.10:8080/execution/task-instances/{id}/state");
+    let ask = || {
+        let version = "airflow-api-version: 2026-06-30";
+        let state = [
+            "-i",
+            "-X",
+            "PATCH",
+            "-H",
+            version,
+            "-d",
+            r#"{"state": "success"}"#,
+        ];
+        let answer = worker.curl(&state).arg(&url).finish().success();
+        let status = Answer::parse(&answer).status;
+        assert!((200..300).contains(&status), "{answer}");
+        worker.sidecar.access_log()
+    };
+    eventually("both API servers answer", PATIENCE, || {
+        let endpoints = ask().into_iter().map(|record| record.text("endpoint"));
+        let endpoints: std::collections::BTreeSet<_> = endpoints.collect();
+        (endpoints.len() == 2).then_some(())
+    });
+    let (hung, server) = &servers[0];
+    server.signal(rustix::process::Signal::STOP);
+    let saved = eventually("a request meets the one that hangs", PATIENCE, || {
+        ask().into_iter().find(|record| record.attempts() == 2)
+    });
+    let hung = hung.at(8081).to_string();
+    assert_ne!(saved.text("endpoint"), hung, "{saved}");
+    let failed = saved.list("failed_attempts");
+    assert_eq!(failed[0]["endpoint"], hung, "{saved}");
+    assert_eq!(failed[0]["error"], "request-timeout", "{saved}");
+}
