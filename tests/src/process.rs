@@ -49,6 +49,14 @@ impl Process {
         }
     }
 
+    /// Sends a signal to it and to everything that it started.
+    pub fn signal_group(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+    }
+
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

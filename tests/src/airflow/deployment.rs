@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::faults::{Fault, Faulty};
-use super::ground::{Gateway, Machine, MachinePlan, name_api_servers};
+use super::ground::{Gateway, Machine, MachinePlan, name_api_servers, share_out};
 use super::settings::{
     API_PORT, CONNECTION_PASSWORD, DATABASE_PASSWORD, Executor, REDIS_PASSWORD, environment,
     passwords,
@@ -101,10 +101,9 @@ impl Plan {
         self
     }
 
-    /// The same without a mesh, and so with one API server.
+    /// The same without a mesh.
     pub fn unmeshed(mut self) -> Self {
         self.meshed = false;
-        self.api_servers = self.api_servers.min(1);
         self
     }
 
@@ -209,9 +208,8 @@ impl Deployment {
             self.add("airflow", &name, &["api-server.airflow=8080/http"]);
         }
         if self.plan.api_servers > 0 {
-            let (meshed, first) = (self.plan.meshed, &self.machines[self.index("api-server-1")]);
-            name_api_servers(&mut self.mesh, meshed, first);
-            if meshed {
+            name_api_servers(&mut self.mesh);
+            if self.plan.meshed {
                 self.gateway = Some(Gateway::start(&mut self.mesh));
             }
         }
@@ -222,6 +220,12 @@ impl Deployment {
         }
         if self.plan.executor == Executor::Celery {
             self.add("airflow", "worker", &["8793/http"]);
+        }
+        if self.plan.api_servers > 0 && !self.plan.meshed {
+            let servers = self.machines.iter();
+            let servers = servers.filter(|machine| machine.name.starts_with("api-server"));
+            let addresses: Vec<_> = servers.map(|machine| machine.address).collect();
+            share_out(self.machine("worker"), &addresses);
         }
         self.add("data", "orders-api", &["orders-api.data=8000/http"]);
     }
@@ -435,7 +439,7 @@ impl Deployment {
         }
     }
 
-    /// How many connections or requests have been spoiled so far, but for refused ones, which nobody sees.
+    /// How many connections or requests have been spoiled so far.
     pub fn spoiled(&self) -> u64 {
         self.faulty.iter().map(Faulty::spoiled).sum()
     }
@@ -468,6 +472,24 @@ impl Deployment {
         texts
             .map(|text| text.matches("Uvicorn running").count())
             .sum()
+    }
+
+    /// How many requests lie at an API server and have not been read.
+    ///
+    /// # Panics
+    /// Where the API servers stand behind no faults.
+    pub fn unread(&self, name: &str) -> usize {
+        assert!(self.plan.faulty, "requests are read as they come");
+        let ss = self.machine(name).place.program("ss");
+        let ss = ss.args(["-Htn", "state", "established"]);
+        let listed = ss
+            .arg(format!("sport = :{BEHIND_FAULTS}"))
+            .finish()
+            .success();
+        let received = listed
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        received.filter(|bytes| *bytes != "0").count()
     }
 
     #[track_caller]

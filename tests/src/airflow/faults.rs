@@ -90,7 +90,7 @@ impl Faulty {
         }
     }
 
-    /// How many requests or connections it has spoiled; refused ones are not seen.
+    /// How many requests or connections it has spoiled.
     pub(super) fn spoiled(&self) -> u64 {
         self.shared.spoiled.load(Ordering::SeqCst)
     }
@@ -117,10 +117,21 @@ impl Shared {
 
     fn serve(self: Arc<Self>, listener: TcpListener) {
         let mut listener = Some(listener);
+        let mut seen = 0;
         loop {
             let refuses = self.fault() == Fault::Refused;
             if refuses == listener.is_some() {
                 listener = (!refuses).then(|| self.listen());
+                if refuses {
+                    // Those of the connections that the fault itself has broken are over.
+                    pause(5 * INTERVAL);
+                    seen = resets_sent();
+                }
+            } else if refuses {
+                let now = resets_sent();
+                self.spoiled
+                    .fetch_add(now.saturating_sub(seen), Ordering::SeqCst);
+                seen = now;
             }
             match listener.as_ref().map(TcpListener::accept) {
                 Some(Ok((client, _))) => {
@@ -201,6 +212,21 @@ impl Shared {
         let _ = client.shutdown(Shutdown::Both);
         copied.map(drop)
     }
+}
+
+/// How many resets this network has sent: one for each connection to a port at which nobody listens.
+fn resets_sent() -> u64 {
+    let counters = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap_or_default();
+    let mut tcp = counters.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (
+        tcp.next().unwrap_or_default(),
+        tcp.next().unwrap_or_default(),
+    );
+    let mut both = names.split_whitespace().zip(values.split_whitespace());
+    let found = both.find(|(name, _)| *name == "OutRsts");
+    found
+        .and_then(|(_, value)| value.parse().ok())
+        .unwrap_or_default()
 }
 
 /// Ends a connection by a reset.

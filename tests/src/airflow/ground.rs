@@ -121,11 +121,26 @@ impl Machine {
     }
 }
 
-/// Has all hosts find the API servers by their service's name: by its own address in a mesh, and at the one server that
-/// there is without.
-pub(super) fn name_api_servers(mesh: &mut Mesh, meshed: bool, first: &Machine) {
-    let address = if meshed { API_SERVICE } else { first.address };
-    mesh.lan().name(API_SERVER, address);
+/// Has all hosts find the API servers by their service's name, at an address of its own.
+pub(super) fn name_api_servers(mesh: &mut Mesh) {
+    mesh.lan().name(API_SERVER, API_SERVICE);
+}
+
+/// Has a machine without a sidecar reach the API servers at the address of their service: each connection goes to one
+/// of them by chance, as kube-proxy has it.
+#[track_caller]
+pub(super) fn share_out(machine: &Machine, servers: &[Ipv4Addr]) {
+    let servers = servers.iter().enumerate();
+    let map: Vec<String> = servers
+        .map(|(at, address)| format!("{at} : {address}"))
+        .collect();
+    let (count, map) = (map.len(), map.join(", "));
+    let rules = format!(
+        "table ip services {{ chain out {{ type nat hook output priority -100; \
+         ip daddr {API_SERVICE} tcp dport {API_PORT} dnat to numgen random mod {count} map {{ {map} }}; }}; }}\n"
+    );
+    let nft = machine.place.program("nft").args(["-f", "-"]);
+    nft.input(rules).finish().success();
 }
 
 /// The gateway in front of the API servers, for clients outside the mesh.

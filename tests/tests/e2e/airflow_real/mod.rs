@@ -1,4 +1,5 @@
 //! A real Airflow: what passes between its components, and whose it is.
 
 mod crowd;
+mod faults;
 mod story;
