@@ -15,12 +15,13 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, watch},
     task::JoinSet,
+    time::Instant,
 };
 
 use crate::{
     admin::{self, Admin, Component, Readiness},
     airflow, capture,
-    command::{Beside, End, Supervisor, run_beside},
+    command::{Beside, End, Neighbours, Supervisor, run_beside},
     config::{self, Config, TrafficConfig},
     control::{self, Control},
     drain::{self, Drain, DrainTrigger},
@@ -92,6 +93,8 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
         Some(_) => Some(Supervisor::new()?),
         None => None,
     };
+    let neighbours = config.traffic.end_with_workload.then(Neighbours::new);
+    let neighbours = neighbours.transpose()?;
     raise_file_limit(&config);
     let (telemetry, spans) = start_telemetry(&config)?;
     let (control, control_work) = control::new(&config)?;
@@ -166,14 +169,12 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> Result<u8, Failure> {
             code
         }
         _ => {
-            signals.wait(&shutdown, &telemetry.access_log).await;
+            let over = tokio::select! {
+                () = signals.wait(&shutdown, &telemetry.access_log) => false,
+                () = gone(neighbours) => true,
+            };
             begin_drain();
-            let TrafficConfig {
-                drain_timeout,
-                drain_quiet,
-                ..
-            } = config.traffic;
-            drain_work(&trigger, &mut signals, drain_timeout, drain_quiet).await;
+            drain_for_workload(&trigger, &mut signals, &config.traffic, neighbours, over).await;
             0
         }
     };
@@ -213,6 +214,41 @@ fn gateway_keeper(
     let workers = config.limits.workers.get();
     let metrics = Arc::clone(&telemetry.metrics);
     Some(Keeper::new(listen, workers, readiness.clone(), metrics))
+}
+
+/// Ends when the processes beside this one have ended; never where they are not looked at.
+async fn gone(neighbours: Option<Neighbours>) {
+    match neighbours {
+        Some(neighbours) => {
+            neighbours.gone().await;
+            tracing::info!("the workload's processes have ended, and with them its sidecar");
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Drains until the workload is gone, as far as that can be seen; `over` says that it is.
+async fn drain_for_workload(
+    trigger: &DrainTrigger,
+    signals: &mut Signals,
+    traffic: &TrafficConfig,
+    neighbours: Option<Neighbours>,
+    over: bool,
+) {
+    let grace = traffic.drain_timeout;
+    let quiet = match neighbours {
+        Some(_) => grace,
+        None => traffic.drain_quiet,
+    };
+    let left = Instant::now() + grace;
+    if !over {
+        tokio::select! {
+            () = drain_work(trigger, signals, grace, quiet) => return,
+            () = gone(neighbours) => {}
+        }
+    }
+    let left = left.saturating_duration_since(Instant::now());
+    drain_work(trigger, signals, left, Duration::ZERO).await;
 }
 
 /// Waits for the drain, unless a second signal cuts it short.

@@ -2,16 +2,19 @@
 //!
 //! - [`supervise`]: the command's process: started, sent signals, reaped; also as process 1 of a container
 //! - [`beside`]: the sidecar is this same process
+//! - [`neighbours`]: the other way round, a sidecar that ends when the processes beside it have
 //! - [`running`]: the sidecar runs already, in a container of its own, and is reached by its admin port
 //!
 //! The order is the same in both: wait until the sidecar is ready, run the command, pass signals on, and once the
 //! command is gone end the sidecar and exit as the command did.
 
 mod beside;
+mod neighbours;
 mod running;
 mod supervise;
 
 pub(crate) use beside::{Beside, End, run_beside};
+pub(crate) use neighbours::Neighbours;
 pub(crate) use running::run as run_with_running_sidecar;
 pub(crate) use supervise::Supervisor;
 

@@ -186,6 +186,8 @@ pub(crate) struct TrafficConfig {
     pub mesh_idle_timeout: Duration,
     pub drain_timeout: Duration,
     pub drain_quiet: Duration,
+    /// Whether the proxy ends when the processes beside it have.
+    pub end_with_workload: bool,
 }
 
 /// Bounds on what a client can make the proxy hold.

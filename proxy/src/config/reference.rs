@@ -87,13 +87,8 @@ fn row(page: &mut String, argument: &Arg) {
         .get_possible_values()
         .iter()
         .filter(|_| argument.get_action().takes_values())
-        .map(|choice| {
-            let help = choice
-                .get_help()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            format!(" `{}`: {help}", choice.get_name())
-        })
+        // What `true` and `false` are need not be said.
+        .filter_map(|choice| Some(format!(" `{}`: {}", choice.get_name(), choice.get_help()?)))
         .collect::<String>();
     let help = argument
         .get_long_help()

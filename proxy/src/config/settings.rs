@@ -350,6 +350,12 @@ pub(super) struct TrafficSettings {
     #[arg(long, value_name = "DURATION", default_value = "10s",
         value_parser = duration_within(Duration::ZERO, DAY))]
     pub(super) drain_quiet: Duration,
+
+    /// End with 0 when all other processes of the PID namespace have ended, for jobs whose sidecar shares it; and after
+    /// SIGTERM not before they have, instead of --drain-quiet.
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true")]
+    pub(super) end_with_workload: bool,
 }
 
 #[derive(Debug, Args)]

@@ -103,7 +103,12 @@ pub(super) fn beside_running(
     settings: &RunSettings,
     given: &Given<'_>,
 ) -> Result<Option<RunningSidecarConfig>, ConfigError> {
-    let Some(command) = command(&settings.command) else {
+    let command = command(&settings.command);
+    if command.is_some() && settings.traffic.end_with_workload {
+        let message = "is for a sidecar whose workload runs beside it, and this one runs a command, with which it ends";
+        return Err(given.error("end-with-workload", message));
+    }
+    let Some(command) = command else {
         if given.is_given("sidecar") {
             return Err(given.error("sidecar", "needs a command, after `--`"));
         }
@@ -445,6 +450,7 @@ fn traffic(settings: TrafficSettings, given: &Given<'_>) -> Result<TrafficConfig
         mesh_idle_timeout: settings.mesh_idle_timeout,
         drain_timeout: settings.drain_timeout,
         drain_quiet: settings.drain_quiet,
+        end_with_workload: settings.end_with_workload,
     })
 }
 

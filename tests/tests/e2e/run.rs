@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use sidewind_tests::mesh::{Mesh, Workload};
 use sidewind_tests::process::Process;
-use sidewind_tests::wait::{PATIENCE, eventually};
+use sidewind_tests::wait::{PATIENCE, eventually, throughout};
 use sidewind_tests::workloads;
 
 /// A mesh on loopback with an API, and where tasks reach it through their sidecar.
@@ -167,6 +167,69 @@ fn as_process_one_it_reaps_orphans_and_hears_signals() {
     );
     let output = task.sidecar.process().output();
     assert!(output.contains("reaped as a child of 1"), "{output}");
+}
+
+/// A sidecar in the PID namespace of a job: a shell that waits for a file and then runs a script.
+fn beside_a_job(mesh: &mut Mesh, go: &str, text: &str) -> Workload {
+    let host = mesh.outsider("task");
+    let job = format!(
+        "(PROXY={}; while [ ! -e {go} ]; do sleep 0.05; done; {text}) & \"$@\" & wait $!",
+        host.address
+    );
+    let plan = mesh.workload("airflow", "task");
+    let plan = plan.flag("--end-with-workload", "true").by(&[
+        "unshare",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-c",
+        &job,
+        "pause",
+    ]);
+    plan.start_at(host)
+}
+
+#[test]
+fn a_sidecar_in_the_pid_namespace_of_a_job_ends_with_it() {
+    let (_server, _api, mut mesh) = mesh_with_api();
+    let go = mesh.scratch.join("go");
+    let mut task = beside_a_job(&mut mesh, &go.display().to_string(), &call("/orders"));
+    assert!(task.sidecar.process().is_running());
+    std::fs::write(go, "").expect("the scratch directory");
+    assert_eq!(exit_code(&mut task), Some(0), "{}", task.sidecar.log());
+    task.sidecar
+        .wait_for_access("the job's call", |record| record.path() == "/orders");
+}
+
+#[test]
+fn a_sidecar_in_the_pid_namespace_of_a_job_outlives_it_however_long_it_takes_to_end() {
+    let (_server, _api, mut mesh) = mesh_with_api();
+    let go = mesh.scratch.join("go");
+    let mut task = beside_a_job(&mut mesh, &go.display().to_string(), &call("/orders"));
+    assert_eq!(task.sidecar.ask("POST", "/shutdown", "").status, 202);
+    // Thrice as long as nothing may be open where the workload cannot be seen.
+    throughout("the sidecar is there", Duration::from_millis(1500), || {
+        task.sidecar.process().is_running()
+    });
+    std::fs::write(go, "").expect("the scratch directory");
+    assert_eq!(exit_code(&mut task), Some(0), "{}", task.sidecar.log());
+    task.sidecar
+        .wait_for_access("the job's last call", |record| record.path() == "/orders");
+}
+
+#[test]
+fn a_sidecar_that_cannot_see_the_workload_whose_end_it_is_to_share_says_what_to_change() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let plan = mesh.workload("airflow", "task").without_waiting();
+    let plan = plan.flag("--end-with-workload", "true");
+    let mut task = plan
+        .by(&["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"])
+        .start();
+    assert_eq!(exit_code(&mut task), Some(1));
+    let log = task.sidecar.log();
+    assert!(log.contains("shareProcessNamespace: true"), "{log}");
 }
 
 #[test]
