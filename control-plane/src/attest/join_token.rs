@@ -46,8 +46,7 @@ impl JoinTokenAttestor {
         let redemption = Redemption {
             sha256,
             registration: settlement.registration,
-            serial: &settlement.issued.serial,
-            not_after: settlement.issued.not_after,
+            svid: &settlement.issued.record(),
             audit: settlement.audit,
         };
         let redeemed = self.store.redeem_join_token(&redemption).await;

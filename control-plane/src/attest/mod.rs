@@ -179,8 +179,7 @@ impl Attestors {
         }
         let attestation = Attestation {
             registration: settlement.registration,
-            serial: &settlement.issued.serial,
-            not_after: settlement.issued.not_after,
+            svid: &settlement.issued.record(),
             audit: settlement.audit,
             pins: settlement.pins,
         };

@@ -2,13 +2,14 @@
 
 use super::Refusal;
 use super::admission::{Admission, Admitted};
-use super::authority::{CertificateAuthority, Issued, is_reserved};
+use super::authority::{CertificateAuthority, Issued, Standing, is_reserved};
 use super::bans::Bans;
 use super::registrations::{Registrations, name};
 use crate::attest::{Attested, Attestors, Presented, Settlement};
 use crate::store::writer::{Write, Writer};
 use crate::store::{AuditRecord, GRANTED, Registration};
 use crate::telemetry::{Metrics, Throttle};
+use rustls_pki_types::CertificateDer;
 use sidewind_api::{MAX_CSR_BYTES, Reason, v1};
 use sidewind_identity::authority::{SignError, SvidTemplate};
 use sidewind_identity::{PeerIdentity, SpiffeId};
@@ -127,9 +128,8 @@ impl Issuer {
         audit.log();
         self.metrics.count_issued("attest");
         let registration = Arc::new(registration);
-        let (serial, not_after) = (issued.serial.clone(), issued.not_after);
         self.registrations
-            .add(Arc::clone(&registration), serial, not_after);
+            .add(Arc::clone(&registration), issued.record());
         Ok((
             self.response_to_workload(&issued, &registration),
             registration,
@@ -177,19 +177,27 @@ impl Issuer {
         check_csr_size(&request.csr)?;
         let issued = self.sign(&request.csr, &template(&registration), audit.at)?;
         note(audit, &registration, &issued);
-        let (serial, not_after) = (issued.serial.clone(), issued.not_after);
         self.writer.write(Write::Svid {
-            serial: serial.clone(),
+            svid: issued.record(),
             registration: registration.id.clone(),
-            not_after,
         });
         self.granted(audit.clone());
         self.registrations
-            .add(Arc::clone(&registration), serial, not_after);
+            .add(Arc::clone(&registration), issued.record());
         Ok((
             self.response_to_workload(&issued, &registration),
             registration,
         ))
+    }
+
+    /// Whether a verified certificate was signed here: it is on record, or the authority that it names as its issuer
+    /// has really signed it.
+    pub async fn has_issued(&self, peer: &PeerIdentity, certificate: &CertificateDer<'_>) -> bool {
+        let (authority, now) = (&self.authority, SystemTime::now());
+        self.registrations.is_on_record(peer)
+            || authority
+                .has_signed(certificate, &peer.issuer_key_id, now)
+                .await
     }
 
     /// The registration of a peer as far as this process knows it, without asking the store: to count its calls by.
@@ -206,8 +214,8 @@ impl Issuer {
     /// The registration that a peer's calls go by.
     ///
     /// # Errors
-    /// When the peer showed no certificate, or one that has ended, is banned or has no registration; and when
-    /// nobody can say, because the store is away.
+    /// When the peer showed no certificate, or one that has ended, is banned, has no registration or is not one of
+    /// those that an authority in use has signed; and when nobody can say, because the store is away.
     pub async fn registration_of(
         &self,
         peer: Option<&PeerIdentity>,
@@ -233,7 +241,19 @@ impl Issuer {
             ));
         }
         self.bans.check(&peer.id, &peer.serial_hex)?;
-        let found = self.registrations.find(peer).await;
+        let standing = self.authority.standing(&peer.issuer_key_id).await;
+        if standing == Standing::None {
+            return Err(Refusal::new(
+                Reason::NotRegistered,
+                format!(
+                    "no authority in use has signed the certificate of {}; attest again",
+                    peer.id
+                ),
+            ));
+        }
+        // Under a tainted authority a certificate that is not on record may be anybody's.
+        let by_name = standing == Standing::Good;
+        let found = self.registrations.find(peer, by_name).await;
         found
             .map_err(|error| Refusal::store(&error))?
             .ok_or_else(|| {

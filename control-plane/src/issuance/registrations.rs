@@ -1,6 +1,6 @@
 //! What each living certificate may be renewed to, in memory; and in the store, where other replicas issue too.
 
-use crate::store::{Registration, RegistrationId, Store, StoreError};
+use crate::store::{Registration, RegistrationId, Store, StoreError, SvidRecord};
 use sidewind_identity::{PeerIdentity, SpiffeId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +30,21 @@ struct Identity {
 struct Certificate {
     registration: Arc<Registration>,
     not_after: SystemTime,
+    /// Of its DER form, where it is known.
+    sha256: Option<[u8; 32]>,
+}
+
+/// What is noted of a peer's certificate.
+#[derive(Debug)]
+enum Noted {
+    /// Nothing.
+    Nothing,
+    /// Another certificate has its serial number.
+    Another,
+    /// A certificate with its serial number; nobody can say whether it is the same.
+    Perhaps(Arc<Registration>),
+    /// It was signed here.
+    Surely(Arc<Registration>),
 }
 
 #[derive(Debug)]
@@ -66,63 +81,100 @@ impl Registrations {
     }
 
     /// The registration that a peer's certificate came from. What this replica does not know is looked up in
-    /// the store that it shares with others.
+    /// the store that it shares with others. A certificate that is not on record, because its record was lost, goes
+    /// by the newest registration of its name, if the name alone is to be believed.
     ///
     /// # Errors
     /// When the store is away and nothing is known here of the peer's identity.
-    pub async fn find(&self, peer: &PeerIdentity) -> Result<Option<Arc<Registration>>, StoreError> {
-        if let Some(registration) = self.noted(peer) {
-            return Ok(Some(registration));
-        }
-        let Some(store) = &self.shared else {
-            return Ok(self.newest(peer));
+    pub async fn find(
+        &self,
+        peer: &PeerIdentity,
+        by_name: bool,
+    ) -> Result<Option<Arc<Registration>>, StoreError> {
+        let noted = self.noted(peer);
+        let Some(store) = self.shared.as_ref().filter(|_| noted.is_nothing()) else {
+            return Ok(self.judge(noted, peer, by_name));
         };
+        let newest = || self.newest(peer).filter(|_| by_name);
         let lookup = store.registration_of(&peer.serial_hex, &peer.id);
         let found = tokio::time::timeout(LOOKUP_TIME, lookup).await;
         match found.unwrap_or(Err(StoreError::Slow)) {
-            Ok(Some(registration)) => {
-                self.restore(registration, peer.serial_hex.clone(), peer.not_after);
-                Ok(self.noted(peer))
+            Ok(Some((registration, svid))) => {
+                self.restore(registration, svid);
+                Ok(self.judge(self.noted(peer), peer, by_name))
             }
-            Ok(None) => Ok(self.newest(peer)),
+            Ok(None) if !by_name => Ok(None),
+            Ok(None) => {
+                // Another replica may have registered it.
+                let lookup = store.newest_registration(&peer.id);
+                let found = tokio::time::timeout(LOOKUP_TIME, lookup).await;
+                match found.unwrap_or(Err(StoreError::Slow)) {
+                    Ok(Some(registration)) => Ok(Some(self.known(registration))),
+                    Ok(None) => Ok(newest()),
+                    Err(error) => newest().map(Some).ok_or(error),
+                }
+            }
             // Renewals need no store as long as anything is known of who asks.
-            Err(error) => match self.newest(peer) {
-                Some(registration) => Ok(Some(registration)),
-                None => Err(error),
-            },
+            Err(error) => newest().map(Some).ok_or(error),
         }
     }
 
     /// Takes a certificate of a registration that the store knows.
-    pub fn restore(&self, registration: Registration, serial: String, not_after: SystemTime) {
-        let mut tables = self.tables();
-        let known = tables
-            .by_spiffe_id
-            .get(&registration.spiffe_id)
-            .and_then(|identity| identity.living.get(&registration.id))
-            .map(|living| Arc::clone(&living.registration));
-        let registration = known.unwrap_or_else(|| Arc::new(registration));
-        tables.add(registration, serial, not_after);
+    pub fn restore(&self, registration: Registration, svid: SvidRecord) {
+        let registration = self.known(registration);
+        self.tables().add(registration, svid);
+    }
+
+    /// A registration, as it is known here if it is.
+    fn known(&self, registration: Registration) -> Arc<Registration> {
+        let tables = self.tables();
+        let identity = tables.by_spiffe_id.get(&registration.spiffe_id);
+        let living = identity.and_then(|identity| identity.living.get(&registration.id));
+        let known = living.map(|living| Arc::clone(&living.registration));
+        known.unwrap_or_else(|| Arc::new(registration))
     }
 
     /// Notes a new certificate of a registration.
-    pub fn add(&self, registration: Arc<Registration>, serial: String, not_after: SystemTime) {
-        self.tables().add(registration, serial, not_after);
+    pub fn add(&self, registration: Arc<Registration>, svid: SvidRecord) {
+        self.tables().add(registration, svid);
     }
 
-    /// The registration that a peer's certificate came from, as far as it is known here. A certificate that
-    /// is not noted, because the store was restored from an older copy, goes by the newest registration of its
-    /// identity.
+    /// Whether a peer's certificate is one that was signed here, as far as it is known without the store.
+    #[must_use]
+    pub fn is_on_record(&self, peer: &PeerIdentity) -> bool {
+        matches!(self.noted(peer), Noted::Surely(_))
+    }
+
+    /// The registration that a peer's certificate came from, as far as it is known here; else the newest of its name.
     #[must_use]
     pub fn of(&self, peer: &PeerIdentity) -> Option<Arc<Registration>> {
-        self.noted(peer).or_else(|| self.newest(peer))
+        self.judge(self.noted(peer), peer, true)
     }
 
-    fn noted(&self, peer: &PeerIdentity) -> Option<Arc<Registration>> {
+    fn judge(&self, noted: Noted, peer: &PeerIdentity, by_name: bool) -> Option<Arc<Registration>> {
+        match noted {
+            Noted::Surely(registration) => Some(registration),
+            // Whoever has the authority's key has copied the serial number.
+            Noted::Another => None,
+            Noted::Perhaps(registration) => Some(registration).filter(|_| by_name),
+            Noted::Nothing => self.newest(peer).filter(|_| by_name),
+        }
+    }
+
+    fn noted(&self, peer: &PeerIdentity) -> Noted {
         let tables = self.tables();
-        let certificate = tables.by_serial.get(&peer.serial_hex)?;
+        let Some(certificate) = tables.by_serial.get(&peer.serial_hex) else {
+            return Noted::Nothing;
+        };
         let registration = &certificate.registration;
-        (registration.spiffe_id == peer.id).then(|| Arc::clone(registration))
+        match certificate.sha256 {
+            _ if registration.spiffe_id != peer.id => Noted::Another,
+            None => Noted::Perhaps(Arc::clone(registration)),
+            Some(sha256) if sha256 == peer.certificate_sha256 => {
+                Noted::Surely(Arc::clone(registration))
+            }
+            Some(_) => Noted::Another,
+        }
     }
 
     fn newest(&self, peer: &PeerIdentity) -> Option<Arc<Registration>> {
@@ -167,8 +219,19 @@ impl Registrations {
     }
 }
 
+impl Noted {
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+}
+
 impl Tables {
-    fn add(&mut self, registration: Arc<Registration>, serial: String, not_after: SystemTime) {
+    fn add(&mut self, registration: Arc<Registration>, svid: SvidRecord) {
+        let SvidRecord {
+            serial,
+            not_after,
+            sha256,
+        } = svid;
         let identity = self
             .by_spiffe_id
             .entry(registration.spiffe_id.clone())
@@ -197,6 +260,7 @@ impl Tables {
         let certificate = Certificate {
             registration,
             not_after,
+            sha256,
         };
         self.by_serial.insert(serial, certificate);
     }
@@ -211,6 +275,7 @@ pub fn name(registration: &Registration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tests::{digest_of, each_store, svid, token_registration};
 
     fn registration(service: &str) -> Registration {
         let id = SpiffeId::parse("spiffe://example.org/x").unwrap();
@@ -226,7 +291,7 @@ mod tests {
             not_after: SystemTime::now(),
             serial_hex: serial.to_owned(),
             issuer_key_id: String::new(),
-            certificate_sha256: [0; 32],
+            certificate_sha256: digest_of(serial),
             subject: String::new(),
         }
     }
@@ -235,8 +300,8 @@ mod tests {
     fn a_certificate_goes_by_the_registration_that_it_came_from() {
         let registrations = Registrations::default();
         let now = SystemTime::now();
-        registrations.add(Arc::new(registration("a.x")), "01".to_owned(), now);
-        registrations.add(Arc::new(registration("b.x")), "02".to_owned(), now);
+        registrations.add(Arc::new(registration("a.x")), svid("01", now));
+        registrations.add(Arc::new(registration("b.x")), svid("02", now));
         let service = |serial, id| {
             let found = registrations.of(&peer(serial, id))?;
             Some(found.services[0].to_string())
@@ -247,16 +312,56 @@ mod tests {
         assert_eq!(service("01", "spiffe://example.org/y"), None);
     }
 
+    #[tokio::test]
+    async fn what_is_not_on_record_is_believed_where_its_name_alone_is() {
+        let now = SystemTime::now();
+        for store in each_store().await {
+            // What another replica, or this one before it was started, has signed.
+            let first = token_registration(&store, 1, "01").await;
+            let statement = "UPDATE svids SET sha256 = NULL WHERE serial = '03'";
+            token_registration(&store, 3, "03").await;
+            store.execute(statement).await;
+            let registrations = Registrations::of_store(&store);
+            for (registration, svid) in store.living_registrations(now).await.unwrap() {
+                if !store.is_shared() {
+                    registrations.restore(registration, svid);
+                }
+            }
+            let id = first.spiffe_id.as_str();
+            let mut copied = peer("01", id);
+            copied.certificate_sha256 = [9; 32];
+            // Whether it is believed on its name, and without.
+            let table = [
+                ("on record", peer("01", id), true, true),
+                ("its serial number copied", copied, false, false),
+                ("of an earlier version", peer("03", id), true, false),
+                ("not on record", peer("05", id), true, false),
+                (
+                    "nobody's",
+                    peer("05", "spiffe://example.org/y"),
+                    false,
+                    false,
+                ),
+            ];
+            for (name, peer, by_name, without) in table {
+                for (by_name, expected) in [(true, by_name), (false, without)] {
+                    let found = registrations.find(&peer, by_name).await.unwrap();
+                    assert_eq!(found.is_some(), expected, "{name}, {by_name}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_can_attest_again_is_forgotten_sooner_and_leaves_the_others() {
         let registrations = Registrations::default();
         let now = SystemTime::now();
-        registrations.add(Arc::new(registration("a.x")), "01".to_owned(), now);
+        registrations.add(Arc::new(registration("a.x")), svid("01", now));
         let of_pod = Registration {
             document: Some("data/x".to_owned()),
             ..registration("b.x")
         };
-        registrations.add(Arc::new(of_pod), "02".to_owned(), now);
+        registrations.add(Arc::new(of_pod), svid("02", now));
         let service = |serial| {
             let found = registrations.of(&peer(serial, "spiffe://example.org/x"));
             found.unwrap().services[0].to_string()
@@ -276,8 +381,8 @@ mod tests {
             services: vec!["b.x".parse().unwrap()],
             ..first.clone()
         };
-        registrations.add(Arc::new(first), "01".to_owned(), now);
-        registrations.add(Arc::new(changed), "02".to_owned(), now);
+        registrations.add(Arc::new(first), svid("01", now));
+        registrations.add(Arc::new(changed), svid("02", now));
         assert_eq!(registrations.all().len(), 1);
         for (serial, expected) in [("01", "a.x"), ("02", "b.x"), ("03", "b.x")] {
             let found = registrations.of(&peer(serial, "spiffe://example.org/x"));
@@ -289,7 +394,7 @@ mod tests {
     fn ended_registrations_are_forgotten_a_week_later() {
         let registrations = Registrations::default();
         let now = SystemTime::now();
-        registrations.add(Arc::new(registration("a.x")), "01".to_owned(), now);
+        registrations.add(Arc::new(registration("a.x")), svid("01", now));
         registrations.prune(now + GRACE);
         assert_eq!(registrations.all().len(), 1);
         registrations.prune(now + GRACE + Duration::from_secs(1));

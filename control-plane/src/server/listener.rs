@@ -5,6 +5,7 @@ mod preface;
 use super::Shutdown;
 use super::limits::{Buckets, Limits, source};
 use super::turnstile::MAX_HEADER_LIST_BYTES;
+use crate::issuance::issuer::Issuer;
 use crate::issuance::own::OwnIdentity;
 use crate::telemetry::{Metrics, Throttle};
 use preface::{Preface, PrefaceError};
@@ -133,6 +134,7 @@ impl Bounds {
 pub(crate) async fn accept(
     listener: TcpListener,
     own: Arc<OwnIdentity>,
+    issuer: Arc<Issuer>,
     accepted: mpsc::Sender<io::Result<Connection>>,
     bounds: Arc<Bounds>,
     shutdown: Shutdown,
@@ -159,9 +161,9 @@ pub(crate) async fn accept(
                 continue;
             }
         };
-        let (tls, accepted) = (own.tls(), accepted.clone());
+        let (tls, accepted, issuer) = (own.tls(), accepted.clone(), Arc::clone(&issuer));
         tokio::spawn(async move {
-            if let Some(connection) = handshake(stream, address, tls.into(), place).await {
+            if let Some(connection) = handshake(stream, address, tls.into(), &issuer, place).await {
                 // Nobody takes it during the shutdown.
                 let _ = accepted.send(Ok(connection)).await;
             }
@@ -173,6 +175,7 @@ async fn handshake(
     stream: TcpStream,
     address: SocketAddr,
     acceptor: TlsAcceptor,
+    issuer: &Issuer,
     mut place: Place,
 ) -> Option<Connection> {
     let bounds = Arc::clone(&place.bounds);
@@ -202,13 +205,22 @@ async fn handshake(
         }
     };
     let certificates = stream.get_ref().1.peer_certificates();
-    let peer = match certificates.map(|c| sidewind_identity::peer_identity(Some(c))) {
+    let leaf = certificates.and_then(|chain| Some(chain.first()?.clone().into_owned()));
+    let peer = match &leaf {
         None => None,
-        Some(Ok(peer)) => Some(Arc::new(peer)),
-        Some(Err(error)) => {
-            refused("handshake-failed", &error);
-            return None;
-        }
+        Some(leaf) => match sidewind_identity::peer_identity(Some(std::slice::from_ref(leaf))) {
+            Ok(mut peer) => {
+                if !issuer.has_issued(&peer, leaf).await {
+                    // It is refused by each call, with the reason.
+                    peer.issuer_key_id.clear();
+                }
+                Some(Arc::new(peer))
+            }
+            Err(error) => {
+                refused("handshake-failed", &error);
+                return None;
+            }
+        },
     };
     let time = match &peer {
         None => {

@@ -368,8 +368,6 @@ impl Rooms {
         let (sender, accepted) = mpsc::channel(ACCEPTED);
         let bounds = listener::Bounds::new(self.limits, Arc::clone(&self.metrics));
         let own = Arc::clone(&self.own);
-        let accepting = listener::accept(listener, own, sender, bounds, shutdown.clone());
-        let accepting = tokio::spawn(accepting);
         let attestors = Attestors::new(
             self.store.clone(),
             self.config.clone(),
@@ -385,6 +383,9 @@ impl Rooms {
             self.writer.clone(),
             Arc::clone(&self.metrics),
         ));
+        let (vouching, stopping) = (Arc::clone(&issuer), shutdown.clone());
+        let accepting = listener::accept(listener, own, vouching, sender, bounds, stopping);
+        let accepting = tokio::spawn(accepting);
         let metrics = Arc::clone(&self.metrics);
         let line = Arc::new(Line::new());
         let turnstile =
@@ -537,8 +538,8 @@ async fn restore_registrations(
     now: SystemTime,
 ) -> Result<Registrations, StoreError> {
     let registrations = Registrations::of_store(store);
-    for (registration, serial, not_after) in store.living_registrations(now).await? {
-        registrations.restore(registration, serial, not_after);
+    for (registration, svid) in store.living_registrations(now).await? {
+        registrations.restore(registration, svid);
     }
     Ok(registrations)
 }

@@ -1,7 +1,7 @@
 //! What comes of evidence that may be brought again: a registration, and facts that are held to.
 
 use super::settling::{Ground, Issuance, Settled};
-use super::{AuditRecord, Registration, Store, StoreError, unix_seconds};
+use super::{AuditRecord, Registration, Store, StoreError, SvidRecord, unix_seconds};
 use sqlx::AnyConnection;
 use std::time::SystemTime;
 
@@ -10,10 +10,8 @@ use std::time::SystemTime;
 pub struct Attestation<'a> {
     /// What it allows from now on.
     pub registration: &'a Registration,
-    /// Serial number of the first certificate.
-    pub serial: &'a str,
-    /// End of the first certificate.
-    pub not_after: SystemTime,
+    /// The first certificate.
+    pub svid: &'a SvidRecord,
     /// The record of the issuance.
     pub audit: &'a AuditRecord,
     /// Facts that are held to.
@@ -53,8 +51,7 @@ impl Store {
         let issuance = Issuance {
             ground: Ground::Facts(attestation.pins.to_vec()),
             registration: attestation.registration.clone(),
-            serial: attestation.serial.to_owned(),
-            not_after: attestation.not_after,
+            svid: attestation.svid.clone(),
             audit: attestation.audit.clone(),
         };
         Ok(match self.settle(issuance).await? {
@@ -91,7 +88,7 @@ pub(super) async fn hold(
 #[cfg(test)]
 mod tests {
     use super::super::audit::GRANTED;
-    use super::super::tests::empty_store;
+    use super::super::tests::{empty_store, svid};
     use super::*;
     use sidewind_identity::SpiffeId;
     use std::time::Duration;
@@ -114,8 +111,7 @@ mod tests {
         };
         let attestation = Attestation {
             registration: &registration,
-            serial,
-            not_after: now + Duration::from_secs(60),
+            svid: &svid(serial, now + Duration::from_secs(60)),
             audit: &audit,
             pins: &[pin],
         };
@@ -147,7 +143,7 @@ mod tests {
         let living = store.living_registrations(SystemTime::now()).await.unwrap();
         let serials: Vec<&str> = living
             .iter()
-            .map(|(_, serial, _)| serial.as_str())
+            .map(|(_, svid)| svid.serial.as_str())
             .collect();
         assert_eq!(serials.len(), 4, "{serials:?}");
     }

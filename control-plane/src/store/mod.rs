@@ -46,7 +46,7 @@ pub use health::Health;
 pub use jwt_keys::{JwtKeyChange, JwtKeyRecord, JwtKeyRecords, JwtKeyState};
 pub use keys::{KeyFileError, StoreKey};
 pub use notices::Topic;
-pub use registrations::{Registration, RegistrationId, TaskTerms};
+pub use registrations::{Registration, RegistrationId, SvidRecord, TaskTerms};
 pub use replicas::{ReplicaId, SharedWorkload};
 pub use restored::{Memory, Position};
 pub use state_dir::{StateDir, StateDirError, check_group_private, check_private, read_private};

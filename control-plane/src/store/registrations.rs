@@ -102,6 +102,17 @@ impl Registration {
     }
 }
 
+/// What is on record of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SvidRecord {
+    /// Its serial number in lower-case hexadecimal.
+    pub serial: String,
+    /// Its end.
+    pub not_after: SystemTime,
+    /// SHA-256 of its DER form; unknown for one that an earlier version has signed.
+    pub sha256: Option<[u8; 32]>,
+}
+
 /// The attestors whose registrations the store may hold.
 const ATTESTORS: &[&str] = &["join-token", "kubernetes", "oidc", "aws-iam", "x509"];
 
@@ -109,27 +120,25 @@ const ATTESTORS: &[&str] = &["join-token", "kubernetes", "oidc", "aws-iam", "x50
 pub(super) const COLUMNS: &str = "id, spiffe_id, attestor, svid_ttl_seconds, services, terms";
 
 impl Store {
-    /// Every registration with a certificate that has not ended, with the serial numbers and ends of
-    /// those certificates.
+    /// Every registration with a certificate that has not ended, with each of those certificates.
     ///
     /// # Errors
     /// When the store fails, or holds what cannot be read.
     pub async fn living_registrations(
         &self,
         now: SystemTime,
-    ) -> Result<Vec<(Registration, String, SystemTime)>, StoreError> {
+    ) -> Result<Vec<(Registration, SvidRecord)>, StoreError> {
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {COLUMNS}, serial, not_after FROM registrations JOIN svids ON registration = id
+            "SELECT {COLUMNS}, serial, not_after, sha256
+             FROM registrations JOIN svids ON registration = id
              WHERE not_after >= $1 ORDER BY created_at, id, not_after"
         )))
         .bind(unix_seconds(now))
         .fetch_all(&self.pool)
         .await?;
-        let living = |row: &AnyRow| {
-            let not_after = from_unix_seconds(row.try_get("not_after")?);
-            Ok((read(row)?, row.try_get("serial")?, not_after))
-        };
-        rows.iter().map(living).collect()
+        rows.iter()
+            .map(|row| Ok((read(row)?, read_svid(row)?)))
+            .collect()
     }
 }
 
@@ -159,9 +168,8 @@ pub(super) async fn insert(
 /// A certificate that came of a registration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NewSvid<'a> {
-    pub(super) serial: &'a str,
+    pub(super) svid: &'a SvidRecord,
     pub(super) registration: &'a RegistrationId,
-    pub(super) not_after: SystemTime,
 }
 
 /// Notes which certificates came of which registrations. One whose registration has been deleted meanwhile
@@ -174,18 +182,19 @@ pub(super) async fn insert_svids(
     for piece in pieces(svids) {
         // Both databases call the columns of VALUES so.
         let statement = format!(
-            "INSERT INTO svids (serial, registration, not_after)
-             SELECT column1, column2, column3 FROM (VALUES {}) AS fresh
+            "INSERT INTO svids (serial, registration, not_after, sha256)
+             SELECT column1, column2, column3, column4 FROM (VALUES {}) AS fresh
              WHERE EXISTS (SELECT 1 FROM registrations WHERE id = column2)
              ON CONFLICT (serial) DO NOTHING",
-            placeholders(piece.len(), 3)
+            placeholders(piece.len(), 4)
         );
         let mut query = sqlx::query(AssertSqlSafe(statement));
-        for svid in piece {
+        for NewSvid { svid, registration } in piece {
             query = query
-                .bind(svid.serial)
-                .bind(svid.registration.as_str())
-                .bind(unix_seconds(svid.not_after));
+                .bind(svid.serial.as_str())
+                .bind(registration.as_str())
+                .bind(unix_seconds(svid.not_after))
+                .bind(svid.sha256.as_ref().map(<[u8; 32]>::as_slice));
         }
         query.execute(&mut *connection).await?;
     }
@@ -247,6 +256,16 @@ pub(super) fn read(row: &AnyRow) -> Result<Registration, StoreError> {
     };
     terms::read(row.try_get("terms")?, &mut registration)?;
     Ok(registration)
+}
+
+/// Reads what is on record of a certificate.
+pub(super) fn read_svid(row: &AnyRow) -> Result<SvidRecord, StoreError> {
+    let sha256: Option<Vec<u8>> = row.try_get("sha256")?;
+    Ok(SvidRecord {
+        serial: row.try_get("serial")?,
+        not_after: from_unix_seconds(row.try_get("not_after")?),
+        sha256: sha256.and_then(|digest| digest.try_into().ok()),
+    })
 }
 
 pub(super) fn spiffe_id(row: &AnyRow, what: &'static str) -> Result<SpiffeId, StoreError> {

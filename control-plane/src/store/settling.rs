@@ -8,11 +8,11 @@
 use super::attestations::hold;
 use super::registrations::{NewSvid, insert as insert_registration, insert_svids, note_services};
 use super::{
-    AuditRecord, ChangedFact, PinnedFact, Registration, Store, StoreError, audit, unix_seconds,
+    AuditRecord, ChangedFact, PinnedFact, Registration, Store, StoreError, SvidRecord, audit,
+    unix_seconds,
 };
 use sqlx::{Any, Connection as _, Transaction};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 use tokio::sync::oneshot;
 
 /// Most attestations of one transaction.
@@ -43,8 +43,7 @@ pub(super) enum Settled {
 pub(super) struct Issuance {
     pub(super) ground: Ground,
     pub(super) registration: Registration,
-    pub(super) serial: String,
-    pub(super) not_after: SystemTime,
+    pub(super) svid: SvidRecord,
     pub(super) audit: AuditRecord,
 }
 
@@ -143,9 +142,8 @@ impl Store {
                 let now = issuance.audit.at;
                 insert_registration(&mut transaction, registration, now).await?;
                 svids.push(NewSvid {
-                    serial: &issuance.serial,
+                    svid: &issuance.svid,
                     registration: &registration.id,
-                    not_after: issuance.not_after,
                 });
                 records.push((audit::new_name(), &issuance.audit));
                 note_services(self, &mut transaction, &registration.services, now).await?;
@@ -156,7 +154,7 @@ impl Store {
             transaction.rollback().await?;
             return Ok(outcomes);
         };
-        let serial = first.serial.to_owned();
+        let serial = first.svid.serial.clone();
         insert_svids(&mut transaction, &svids).await?;
         let records: Vec<_> = records
             .iter()
@@ -209,17 +207,17 @@ async fn decide(
 #[cfg(test)]
 mod tests {
     use super::super::tests::{
-        MINUTE, audit_record, each_store, empty_store, insert_token, registration,
+        MINUTE, audit_record, each_store, empty_store, insert_token, registration, svid,
     };
     use super::*;
+    use std::time::SystemTime;
 
     fn issuance(ground: Ground, serial: &str) -> Issuance {
         let now = SystemTime::now();
         Issuance {
             ground,
             registration: registration(),
-            serial: serial.to_owned(),
-            not_after: now + MINUTE,
+            svid: svid(serial, now + MINUTE),
             audit: audit_record("attest", now),
         }
     }

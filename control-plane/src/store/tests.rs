@@ -38,6 +38,11 @@ impl TestStore {
 }
 
 impl Store {
+    /// Changes what is in it, behind its back.
+    pub(crate) async fn execute(&self, statement: &'static str) {
+        sqlx::query(statement).execute(&self.pool).await.unwrap();
+    }
+
     /// Caller and detail of every audit record, the oldest first.
     pub(crate) async fn audit_details(&self) -> Vec<(String, String)> {
         sqlx::query_as("SELECT caller, coalesce(detail, '') FROM audit ORDER BY id")
@@ -125,6 +130,22 @@ pub(crate) fn registration() -> Registration {
     }
 }
 
+/// A certificate with this serial number.
+pub(crate) fn svid(serial: &str, not_after: SystemTime) -> SvidRecord {
+    SvidRecord {
+        serial: serial.to_owned(),
+        not_after,
+        sha256: Some(digest_of(serial)),
+    }
+}
+
+/// What stands for the digest of such a certificate.
+pub(crate) fn digest_of(serial: &str) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest[..serial.len()].copy_from_slice(serial.as_bytes());
+    digest
+}
+
 /// Uses such a token, and gives back what came of it, if it was the first.
 pub(crate) async fn redeem(
     store: &Store,
@@ -136,8 +157,7 @@ pub(crate) async fn redeem(
     let redemption = Redemption {
         sha256: [byte; 32],
         registration: &registration,
-        serial,
-        not_after: at + MINUTE,
+        svid: &svid(serial, at + MINUTE),
         audit: &audit_record("attest", at),
     };
     let first = store.redeem_join_token(&redemption).await.unwrap();

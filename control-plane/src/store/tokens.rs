@@ -2,7 +2,7 @@
 
 use super::registrations::{seconds, services, services_to_json, spiffe_id, svid_ttl};
 use super::settling::{Ground, Issuance, Settled};
-use super::{AuditRecord, Registration, Store, StoreError, audit, unix_seconds};
+use super::{AuditRecord, Registration, Store, StoreError, SvidRecord, audit, unix_seconds};
 use sidewind_api::ServiceName;
 use sidewind_identity::{SpiffeId, TrustDomain};
 use sqlx::Row as _;
@@ -39,10 +39,8 @@ pub struct Redemption<'a> {
     pub sha256: [u8; 32],
     /// What it allows from now on.
     pub registration: &'a Registration,
-    /// Serial number of the first certificate.
-    pub serial: &'a str,
-    /// End of the first certificate.
-    pub not_after: SystemTime,
+    /// The first certificate.
+    pub svid: &'a SvidRecord,
     /// The record of the issuance.
     pub audit: &'a AuditRecord,
 }
@@ -121,8 +119,7 @@ impl Store {
         let issuance = Issuance {
             ground: Ground::JoinToken(redemption.sha256),
             registration: redemption.registration.clone(),
-            serial: redemption.serial.to_owned(),
-            not_after: redemption.not_after,
+            svid: redemption.svid.clone(),
             audit: redemption.audit.clone(),
         };
         Ok(self.settle(issuance).await? == Settled::Written)
@@ -149,7 +146,7 @@ fn domains(text: &str) -> Result<Vec<TrustDomain>, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{
-        MINUTE, TestStore, audit_record, each_store, insert_token, redeem, registration,
+        MINUTE, TestStore, audit_record, each_store, insert_token, redeem, registration, svid,
     };
     use super::*;
 
@@ -210,8 +207,7 @@ mod tests {
         let redemption = Redemption {
             sha256: [7; 32],
             registration: &registration,
-            serial: "01",
-            not_after: now + MINUTE,
+            svid: &svid("01", now + MINUTE),
             audit: &audit_record("attest", now),
         };
         let error = store.redeem_join_token(&redemption).await.unwrap_err();

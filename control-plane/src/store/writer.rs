@@ -4,7 +4,7 @@
 //! again; beyond the bound they are counted as lost and said aloud, and the renewals go on.
 
 use super::registrations::{NewSvid, insert_svids};
-use super::{AuditRecord, RegistrationId, Store, StoreError, Topic, audit, workloads};
+use super::{AuditRecord, RegistrationId, Store, StoreError, SvidRecord, Topic, audit, workloads};
 use crate::telemetry::Metrics;
 use sidewind_api::v1;
 use std::collections::BTreeMap;
@@ -19,12 +19,10 @@ pub enum Write {
     Audit(Box<AuditRecord>),
     /// A certificate that came of a registration.
     Svid {
-        /// Its serial number.
-        serial: String,
+        /// The certificate.
+        svid: SvidRecord,
         /// The registration.
         registration: RegistrationId,
-        /// Its end.
-        not_after: SystemTime,
     },
     /// A workload that registered.
     WorkloadCame(Box<v1::Workload>),
@@ -202,15 +200,7 @@ async fn commit(store: &Store, batch: &[Named]) -> Result<(), StoreError> {
     for Named { name, write } in batch {
         match write {
             Write::Audit(record) => records.push((name.as_str(), record.as_ref())),
-            Write::Svid {
-                serial,
-                registration,
-                not_after,
-            } => svids.push(NewSvid {
-                serial,
-                registration,
-                not_after: *not_after,
-            }),
+            Write::Svid { svid, registration } => svids.push(NewSvid { svid, registration }),
             Write::WorkloadCame(workload) => {
                 moves.insert((&*workload.spiffe_id, &*workload.instance_id), write);
             }

@@ -1,7 +1,7 @@
 //! What certificates are given for.
 
 use crate::support::{
-    ControlPlane, TRUST_DOMAIN, attest_request, hello, refusal, root_in, svid_of, until,
+    ControlPlane, TRUST_DOMAIN, attest_request, hello, refusal, signing_in, svid_of, until,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose,
@@ -250,7 +250,8 @@ async fn readiness_really_signs() {
     assert!((end - now.as_secs_f64() - 30.0 * day).abs() < 300.0);
 }
 
-/// A control plane on a root that is known here, so that certificates can be made that it did not issue.
+/// A control plane whose signing key is known here, so that certificates can be made that are not on its record: for it
+/// they are those whose record was lost.
 struct Forge {
     control_plane: ControlPlane,
     signing: SigningAuthority,
@@ -264,11 +265,12 @@ impl Forge {
         let begin = SystemTime::now() - Duration::from_secs(600);
         let root = generate_root(&trust_domain, 3 * month, begin).unwrap();
         let directory = Arc::new(tempfile::tempdir().unwrap());
-        let source = root_in(directory.path(), &root);
+        let signing = root.issue_intermediate(month, begin).unwrap();
+        let source = signing_in(directory.path(), &signing, &root);
         let change = |settings: &mut Settings| settings.root = source;
         Self {
             control_plane: ControlPlane::start_in(directory, change).await,
-            signing: root.issue_intermediate(month, begin).unwrap(),
+            signing,
         }
     }
 
@@ -293,7 +295,7 @@ impl Forge {
 async fn a_stream_ends_when_its_certificate_does() {
     let forge = Forge::start().await;
     let client = &forge.control_plane.client;
-    // Registers the identity; the forged certificate goes by that.
+    // Registers the identity; a certificate without record goes by that.
     client.svid(ORDERS, &[]).await;
     let short = forge.svid(ORDERS, Duration::from_secs(3));
     let mut stream = client.stream(&short, hello(vec![])).await.unwrap();

@@ -7,6 +7,7 @@
 //! - `tasks`: certificates of Airflow tasks
 //! - `discovery`, `policy`: what streams are sent
 //! - `bans`, `explain`, `authorities`: what the command line does and shows
+//! - `forged`: certificates by keys of authorities that were stolen
 //! - `replicas`: several control planes on one PostgreSQL database
 //! - `restored`: a database that was put back to an older copy
 //! - `bounds`, `turnstile`, `admin_port`: what strangers can cost, by connection and by call
@@ -26,6 +27,7 @@ mod discovery;
 mod explain;
 mod federation;
 mod floods;
+mod forged;
 mod intruders;
 mod issuance;
 mod issuers;

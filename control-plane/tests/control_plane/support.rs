@@ -15,7 +15,7 @@ use sidewind_control_plane::server::{
     BundleEndpoints, Limits, Server, Settings, ShutdownTrigger, StartError, shutdown,
 };
 use sidewind_control_plane::store::Location;
-use sidewind_identity::authority::RootAuthority;
+use sidewind_identity::authority::{RootAuthority, SigningAuthority};
 use sidewind_identity::{PrivateKey, Svid, TrustBundle, TrustBundles, TrustDomain, peer_identity};
 use std::io;
 use std::net::SocketAddr;
@@ -90,9 +90,30 @@ pub(crate) fn root_in(directory: &Path, root: &RootAuthority) -> RootSource {
     RootSource::Upstream(Arc::new(UpstreamFiles::new(paths)))
 }
 
+/// A signing authority that is given as files, and the root above it.
+pub(crate) fn signing_in(
+    directory: &Path,
+    signing: &SigningAuthority,
+    root: &RootAuthority,
+) -> RootSource {
+    let bundle = directory.join("upstream.pem");
+    std::fs::write(&bundle, root.certificate_pem()).unwrap();
+    let paths = Paths {
+        certificate: directory.join("signing.pem"),
+        key: directory.join("signing.key"),
+        upstream_bundle: Some(bundle),
+    };
+    write_pair(&paths, &signing.chain_pem(), signing.key());
+    RootSource::Upstream(Arc::new(UpstreamFiles::new(paths)))
+}
+
 pub(crate) fn write_root(paths: &Paths, root: &RootAuthority) {
-    std::fs::write(&paths.certificate, root.certificate_pem()).unwrap();
-    std::fs::write(&paths.key, root.key().to_pkcs8_pem().as_bytes()).unwrap();
+    write_pair(paths, &root.certificate_pem(), root.key());
+}
+
+fn write_pair(paths: &Paths, certificates: &str, key: &PrivateKey) {
+    std::fs::write(&paths.certificate, certificates).unwrap();
+    std::fs::write(&paths.key, key.to_pkcs8_pem().as_bytes()).unwrap();
     let private = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(&paths.key, private).unwrap();
 }

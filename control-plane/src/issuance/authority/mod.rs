@@ -6,6 +6,7 @@
 //! - `rotation`: steps made, each in one transaction with the record of it
 //! - `commands`: rotate, taint and revoke, as the command line asks for them
 //! - [`followers`]: who has the trust bundle by now
+//! - `issuers`: what the signature of an authority is worth
 //! - [`upstream`]: roots that are given and not generated
 //! - `signer`: what signs at present
 //!
@@ -16,6 +17,7 @@ mod changes;
 mod commands;
 mod error;
 pub mod followers;
+mod issuers;
 mod maker;
 mod plan;
 mod rotation;
@@ -27,9 +29,10 @@ pub use changes::Event;
 pub use commands::{Actor, RotateOptions, Rotation};
 pub use error::{AuthorityStartError, LifetimeError};
 pub use followers::Followers;
+pub use issuers::Standing;
 
 use super::jwt::{PublishedJwtKeys, REFRESH_HINT};
-use crate::store::{AuthorityRole, Store};
+use crate::store::{AuthorityRole, Store, SvidRecord};
 use arc_swap::ArcSwap;
 use followers::Waiting;
 use maker::Maker;
@@ -74,6 +77,20 @@ pub struct Issued {
     pub serial: String,
     /// Its end.
     pub not_after: SystemTime,
+    /// SHA-256 of its DER form.
+    pub sha256: [u8; 32],
+}
+
+impl Issued {
+    /// What is kept of it.
+    #[must_use]
+    pub fn record(&self) -> SvidRecord {
+        SvidRecord {
+            serial: self.serial.clone(),
+            not_after: self.not_after,
+            sha256: Some(self.sha256),
+        }
+    }
 }
 
 /// The certificate authority of a trust domain.
@@ -277,6 +294,7 @@ impl CertificateAuthority {
             chain,
             serial: identity.serial_hex,
             not_after: identity.not_after,
+            sha256: identity.certificate_sha256,
         })
     }
 

@@ -164,7 +164,7 @@ fn given_lifetime(offer: &Offer, slots: &Slots, now: SystemTime) -> Duration {
 }
 
 impl Maker {
-    async fn slots(&self) -> Result<Arc<Slots>, AuthorityStartError> {
+    pub(super) async fn slots(&self) -> Result<Arc<Slots>, AuthorityStartError> {
         Ok(Arc::new(Slots::read(self.store.authorities().await?)?))
     }
 
