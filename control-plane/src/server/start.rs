@@ -214,6 +214,7 @@ impl Server {
             tasks.spawn(watcher.run(metrics, take));
         }
         tasks.spawn(Arc::clone(&rooms).maintain());
+        tasks.spawn(Arc::clone(&rooms).maintain_bans());
         tasks.spawn(Arc::clone(&rooms.federation).run());
         for (listener, proof) in bundle_endpoints {
             if let Proof::Web(certificate) = &proof {
@@ -458,10 +459,9 @@ impl Rooms {
         let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut next_prune = tokio::time::Instant::now();
-        let mut news =
-            [Topic::Authorities, Topic::JwtKeys, Topic::Bans].map(|it| self.store.watch(it));
+        let mut news = [Topic::Authorities, Topic::JwtKeys].map(|it| self.store.watch(it));
         loop {
-            let [authorities, jwt_keys, bans] = &mut news;
+            let [authorities, jwt_keys] = &mut news;
             // Another replica may have made the change.
             tokio::select! {
                 _ = interval.tick() => {}
@@ -471,14 +471,6 @@ impl Rooms {
             }
             let now = SystemTime::now();
             self.authorities.maintain(now).await;
-            self.look_for_lost_bans();
-            match self.bans.maintain(now).await {
-                Ok(true) => self.registry.set_bans(self.bans.api()),
-                Ok(false) => {}
-                Err(error) => {
-                    lasting_fault("the bans cannot be read; those known stay in force", &error);
-                }
-            }
             self.maintain_jwt_keys(now).await;
             if tokio::time::Instant::now() >= next_prune {
                 next_prune = tokio::time::Instant::now() + PRUNE_INTERVAL;
@@ -490,6 +482,28 @@ impl Rooms {
                 }
             }
             self.measure();
+        }
+    }
+
+    /// Takes up bans that other replicas have made, and those that proxies know of. By itself: what authorities come from
+    /// may be slow to answer, and a ban waits for nobody. Runs until dropped.
+    async fn maintain_bans(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut news = self.store.watch(Topic::Bans);
+        loop {
+            tokio::select! {
+                _ = interval.tick() => {}
+                _ = news.changed() => {}
+            }
+            self.look_for_lost_bans();
+            match self.bans.maintain(SystemTime::now()).await {
+                Ok(true) => self.registry.set_bans(self.bans.api()),
+                Ok(false) => {}
+                Err(error) => {
+                    lasting_fault("the bans cannot be read; those known stay in force", &error);
+                }
+            }
         }
     }
 

@@ -1,14 +1,25 @@
 //! Several control planes on one PostgreSQL database.
 
 use crate::postgres::PostgresServer;
-use crate::support::{Client, ControlPlane, hello, port, refusal, svid_of, until, within};
-use sidewind_api::Reason;
+use crate::support::{
+    Client, ControlPlane, TRUST_DOMAIN, hello, port, refusal, root_in, svid_of, until, within,
+};
+use sidewind_api::v1::ban::Subject;
+use sidewind_api::v1::control_message::Message as ToProxy;
+use sidewind_api::{Reason, v1};
+use sidewind_control_plane::issuance::authority::RootSource;
+use sidewind_control_plane::issuance::authority::upstream::{Offer, Upstream, UpstreamError};
 use sidewind_control_plane::store::{Location, StoreKey};
-use sidewind_identity::PrivateKey;
+use sidewind_identity::authority::{SigningAuthority, generate_root};
+use sidewind_identity::{PrivateKey, TrustDomain};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 const ORDERS: &str = "spiffe://sidewind.local/ns/data/sa/orders";
 const WORKER: &str = "spiffe://sidewind.local/ns/airflow/sa/worker";
@@ -334,6 +345,101 @@ async fn a_replica_that_is_stopped_says_so_and_is_not_taken_for_one_that_died() 
     let left = query(&server, "SELECT id FROM replicas").await;
     assert_eq!(left.len(), 1);
 }
+
+/// A root in files, which does not answer any more once it is told so.
+#[derive(Debug)]
+struct Hanging {
+    files: Arc<dyn Upstream>,
+    hangs: AtomicBool,
+    asked: Semaphore,
+}
+
+#[tonic::async_trait]
+impl Upstream for Hanging {
+    async fn offer(
+        &self,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Arc<Offer>, UpstreamError> {
+        if self.hangs.load(Ordering::Relaxed) {
+            self.asked.add_permits(1);
+            std::future::pending::<()>().await;
+        }
+        self.files.offer(trust_domain, now).await
+    }
+
+    async fn issue(
+        &self,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<SigningAuthority, UpstreamError> {
+        self.files.issue(lifetime, now).await
+    }
+
+    fn name(&self) -> String {
+        self.files.name()
+    }
+}
+
+#[tokio::test]
+async fn a_ban_reaches_the_proxies_of_another_replica_within_a_second_whatever_that_waits_for() {
+    let server = PostgresServer::start().await;
+    let trust_domain = TrustDomain::parse(TRUST_DOMAIN).unwrap();
+    let year = Duration::from_secs(365 * 86_400);
+    let root = generate_root(&trust_domain, year, SystemTime::now()).unwrap();
+    let directories = [(); 2].map(|()| Arc::new(tempfile::tempdir().unwrap()));
+    let sources = directories.each_ref().map(|it| root_in(it.path(), &root));
+    let [RootSource::Upstream(of_one), RootSource::Upstream(of_two)] = sources else {
+        panic!("files are an upstream");
+    };
+    let of_two = Arc::new(Hanging {
+        files: of_two,
+        hangs: AtomicBool::new(false),
+        asked: Semaphore::new(0),
+    });
+    let [at_one, at_two] = directories;
+    let location = || Location::parse(&server.url()).unwrap();
+    let one = ControlPlane::start_in(at_one, |settings| {
+        (settings.store, settings.root) = (location(), RootSource::Upstream(of_one));
+    });
+    let one = one.await;
+    let upstream = Arc::clone(&of_two);
+    let two = ControlPlane::start_in(at_two, |settings| {
+        (settings.store, settings.root) = (location(), RootSource::Upstream(upstream));
+    });
+    let two = two.await;
+    let mut worker = two.client.proxy(WORKER, vec![]).await;
+    of_two.hangs.store(true, Ordering::Relaxed);
+    drop(within(of_two.asked.acquire()).await.unwrap());
+
+    let mut admin = one.client.admin_service().await;
+    let begun = Instant::now();
+    for number in 0..BANS {
+        let ban = v1::Ban {
+            subject: Some(Subject::SpiffeId(format!("{ORDERS}-{number}"))),
+            ..v1::Ban::default()
+        };
+        let request = v1::SetBanRequest {
+            ban: Some(ban),
+            lift: false,
+        };
+        let version = within(admin.set_ban(request))
+            .await
+            .unwrap()
+            .into_inner()
+            .version;
+        let bans = |message| match message {
+            ToProxy::Bans(bans) => Some(bans.version),
+            _ => None,
+        };
+        while worker.next_of(bans).await < version {}
+    }
+    // The numbers of changes are read every two seconds anyhow, and the bans every five.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(BANS), "{took:?} for {BANS} bans");
+}
+
+const BANS: u64 = 12;
 
 /// A certificate authority of a database's, and the certificate and key of its server for a name.
 fn certificates_for(name: &str, authority: &str) -> [String; 3] {
