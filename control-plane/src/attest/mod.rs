@@ -12,11 +12,13 @@ pub mod join_token;
 pub mod keys;
 pub mod kubernetes;
 pub mod oidc;
+mod places;
 pub mod selectors;
 #[cfg(test)]
 mod testing;
 pub mod x509;
 
+pub use places::ASKING_AT_ONCE;
 pub use selectors::{Selector, Selectors};
 
 use crate::config::Live;

@@ -4,14 +4,16 @@
 //! as much as what it came for, so that turning it away twice is what makes a crowd last. So those who are turned away
 //! get appointments, one after the other at the pace at which the line moves.
 
+use crate::attest::ASKING_AT_ONCE;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-/// Attestations under way at once.
+/// Attestations under way at once. Not all of them may wait for others.
 const AT_ONCE: u32 = 64;
+const _: () = assert!(ASKING_AT_ONCE < AT_ONCE as usize);
 /// How long the line may be: two thirds of the time that a proxy gives a call.
 const LONGEST_LINE: Duration = Duration::from_secs(10);
 /// How long somebody stands in line, should it move more slowly than it did.

@@ -396,3 +396,36 @@ pub(crate) fn oidc(token: &str) -> Evidence {
         token: token.to_owned(),
     })
 }
+
+/// More than stand in line before they are turned away, all with the same evidence, and then somebody with a join token.
+pub(crate) async fn while_a_crowd_waits(
+    control_plane: &ControlPlane,
+    stub: &Stub,
+    evidence: Evidence,
+) {
+    let control_plane = &control_plane;
+    let crowd = (0..CROWD).map(|_| attest(control_plane, evidence.clone()));
+    let crowd = futures_util::future::join_all(crowd);
+    let token = control_plane.client.token(JOINING, &[]).await;
+    let joining = async {
+        until(async || !stub.asked().is_empty()).await;
+        let csr = PrivateKey::generate().unwrap().csr_der().unwrap();
+        control_plane.client.attest(&token, csr).await.unwrap();
+    };
+    let (crowd, ()) = tokio::join!(crowd, joining);
+    for refused in crowd {
+        let (reason, message) = refusal(refused);
+        let expected = [Reason::EvidenceUnverifiable, Reason::Overloaded];
+        assert!(expected.contains(&reason), "{reason:?}: {message}");
+    }
+}
+
+const CROWD: usize = 250;
+const JOINING: &str = "spiffe://sidewind.local/ns/data/sa/joining";
+
+#[tokio::test]
+async fn while_an_api_server_does_not_answer_join_tokens_are_served() {
+    let (control_plane, stub) = with_cluster("", REGISTRATION).await;
+    stub.set(|_| Reply::none());
+    while_a_crowd_waits(&control_plane, &stub, kubernetes(TOKEN)).await;
+}

@@ -1,6 +1,6 @@
 //! OIDC tokens over the real API, against an issuer that answers as told.
 
-use crate::attestation::{attest, oidc, renew};
+use crate::attestation::{attest, oidc, renew, while_a_crowd_waits};
 use crate::signer::{Signer, jwks, now};
 use crate::stub::{Asked, Reply, Stub};
 use crate::support::{ControlPlane, refusal};
@@ -109,4 +109,15 @@ async fn an_issuer_that_is_away_or_lies_about_itself_lets_nobody_in() {
         assert_eq!(reason, Reason::EvidenceUnverifiable, "{name}: {message}");
         control_plane.stop().await;
     }
+}
+
+#[tokio::test]
+async fn while_an_issuer_does_not_answer_join_tokens_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let signer = Signer::es256("first");
+    let (stub, config) = with_issuer(directory.path(), &signer).await;
+    stub.set(|_| Reply::none());
+    let control_plane = ControlPlane::start_with(&config).await;
+    let token = signer.token(&claims(&stub.url(), "builder"));
+    while_a_crowd_waits(&control_plane, &stub, oidc(&token)).await;
 }

@@ -37,6 +37,11 @@ impl Reply {
         Self::status(200, body)
     }
 
+    /// No answer for as long as the client waits.
+    pub(crate) fn none() -> Self {
+        Self::status(0, "")
+    }
+
     pub(crate) fn status(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self {
             status,
@@ -122,6 +127,9 @@ async fn respond(
     let answer = Arc::clone(&answer.lock().unwrap());
     let reply = answer(&question);
     asked.lock().unwrap().push(question);
+    if reply.status == 0 {
+        std::future::pending::<()>().await;
+    }
     let mut response = Response::builder()
         .status(reply.status)
         .header("content-type", "application/json");

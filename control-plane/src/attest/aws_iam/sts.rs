@@ -2,6 +2,7 @@
 
 use super::answer::{self, Caller};
 use super::request::Signed;
+use crate::attest::places::{self, Places};
 use crate::https::{self, HttpsRequest, HttpsResponse};
 use crate::issuance::Refusal;
 use bytes::Bytes;
@@ -10,22 +11,19 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use sidewind_api::Reason;
 use sidewind_api::evidence::STS_BODY as BODY;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Requests under way at once: a slow STS must not take every place that other attestors need too.
-const AT_ONCE: usize = 24;
 
 /// Sends requests that have been judged.
 #[derive(Debug)]
 pub(super) struct Sts {
-    places: Semaphore,
+    places: Places,
 }
 
 impl Default for Sts {
     fn default() -> Self {
         Self {
-            places: Semaphore::new(AT_ONCE),
+            places: Places::new(places::STS),
         }
     }
 }
@@ -37,11 +35,7 @@ impl Sts {
     /// `evidence-refused` when STS refuses the request, `evidence-unverifiable` when it does not answer as it
     /// does.
     pub(super) async fn caller(&self, signed: &Signed<'_>) -> Result<Caller, Refusal> {
-        let turn = tokio::time::timeout(TIMEOUT, self.places.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
-            let message = "too many requests wait for STS; try again";
-            return Err(Refusal::new(Reason::Overloaded, message));
-        };
+        let _place = self.places.to_ask("STS").await?;
         let answer = https::send(request(signed)?).await.map_err(|error| {
             let what = format!("the STS of {}", signed.from.region.name());
             super::super::unverifiable("sts", &what, &error)

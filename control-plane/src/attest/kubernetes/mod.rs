@@ -10,6 +10,7 @@ mod offline;
 mod review;
 
 use super::keys::KeyCache;
+use super::places::{self, Places};
 use super::{Answer, Attested, Attestor, Facts, Presented, Selectors};
 use crate::config::Live;
 use crate::config::attestor_config::{ClusterCheck, KubernetesCluster};
@@ -25,6 +26,7 @@ use std::sync::Arc;
 pub struct KubernetesAttestor {
     config: Live,
     keys: Arc<KeyCache>,
+    api_servers: Places,
 }
 
 /// What a token and its pod say.
@@ -43,7 +45,12 @@ impl KubernetesAttestor {
     /// Takes tokens of the clusters of a configuration.
     #[must_use]
     pub fn new(config: Live, keys: Arc<KeyCache>) -> Self {
-        Self { config, keys }
+        let api_servers = Places::new(places::API_SERVERS);
+        Self {
+            config,
+            keys,
+            api_servers,
+        }
     }
 }
 
@@ -60,7 +67,10 @@ impl Attestor for KubernetesAttestor {
             let token = evidence.token.trim();
             check_form(token)?;
             let workload = match &cluster.check {
-                ClusterCheck::ApiServer(server) => review::check(cluster, server, token).await?,
+                ClusterCheck::ApiServer(server) => {
+                    let _place = self.api_servers.to_ask("the API server").await?;
+                    review::check(cluster, server, token).await?
+                }
                 ClusterCheck::Keys { issuer, keys } => {
                     let issuer = offline::Issuer {
                         cluster,
