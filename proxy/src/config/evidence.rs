@@ -123,13 +123,6 @@ pub(crate) enum EvidenceSource {
     },
 }
 
-impl EvidenceSource {
-    /// Whether it can be brought again and again.
-    pub(crate) fn is_repeatable(&self) -> bool {
-        !matches!(self, Self::JoinToken(_))
-    }
-}
-
 /// The one kind of evidence that is configured.
 pub(super) fn source(
     settings: EvidenceSettings,

@@ -210,7 +210,8 @@ impl IdentityTask {
             let renewed = issuing::renew(&self.dialler, &address, &bundles, &svid).await;
             // The certificate is good and worth nothing any more: evidence may be worth another.
             let attest = matches!(&renewed, Err(error) if error.needs_attestation());
-            if !attest || !self.config.evidence.is_repeatable() {
+            // A join token serves once: there must be another.
+            if !attest || self.evidence().is_err() {
                 return renewed;
             }
         }

@@ -65,14 +65,12 @@ fn the_evidence_that_is_configured_is_the_one_that_is_brought() {
     ] {
         let found = evidence(flags, variables).unwrap();
         assert_eq!(found, expected);
-        assert!(found.is_repeatable());
     }
     let token = evidence(&[], &[("SIDEWIND_JOIN_TOKEN", "t")]).unwrap();
     assert!(matches!(
         token,
         EvidenceSource::JoinToken(JoinTokenSource::Variable(_))
     ));
-    assert!(!token.is_repeatable());
 }
 
 #[test]

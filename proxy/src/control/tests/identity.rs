@@ -108,6 +108,30 @@ async fn an_expired_svid_is_replaced_by_a_new_token_without_a_restart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_token_is_used_as_soon_as_the_svid_is_worth_nothing_and_no_used_one_is() {
+    let world = World::new();
+    let mut fake = world.control_plane().await;
+    fake.behave(|behaviour| behaviour.svid_ttl = Duration::from_secs(3600));
+    let mut proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
+    let first = proxy.identity(1).await;
+    fake.behave(|behaviour| behaviour.forgets = true);
+    let status = proxy.status(|status| status.svid_failures > 2).await;
+    let error = status.identity_error.unwrap();
+    assert!(error.contains("forgotten"), "{error}");
+    while let Ok(seen) = fake.seen.try_recv() {
+        assert!(
+            !matches!(seen, Seen::AttestationRefused),
+            "with a used token"
+        );
+    }
+    fake.add_token("second");
+    std::fs::write(proxy.files.path().join("token"), "second\n").unwrap();
+    let second = proxy.identity(2).await;
+    assert!(first.not_after > world.time.now(), "long before the end");
+    assert_ne!(first.serial_hex, second.serial_hex);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outage_of_half_the_certificates_life_is_survived() {
     let world = World::new();
     let mut fake = world.control_plane().await;
