@@ -38,27 +38,44 @@ const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 /// Most peers whose last proof is remembered. Who is not remembered is cut off at the end of its certificate.
 const MAX_PROOFS: usize = 65_536;
 
-/// Until when peers have proved who they are. Shared by all workers: a peer's next connection may reach another.
+/// Until when peers have proved who they are, and by which certificate. Shared by all workers: a peer's next connection may reach another.
 /// Locked at handshakes and at the ends of certificates alone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Proofs(Arc<Mutex<HashMap<(SpiffeId, IpAddr), SystemTime>>>);
+pub(crate) struct Proofs(Arc<Mutex<HashMap<(SpiffeId, IpAddr), Proof>>>);
+
+/// The certificate of a peer that ends last.
+#[derive(Debug, Clone)]
+struct Proof {
+    until: SystemTime,
+    serial_hex: Arc<str>,
+}
 
 impl Proofs {
-    fn note(&self, id: &SpiffeId, address: IpAddr, until: SystemTime) {
+    fn note(&self, peer: &PeerIdentity, address: IpAddr) {
         let mut proofs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if proofs.len() >= MAX_PROOFS {
             let now = SystemTime::now();
-            proofs.retain(|_, until| *until >= now);
+            proofs.retain(|_, proof| proof.until >= now);
         }
-        if proofs.len() < MAX_PROOFS {
-            let known = proofs.entry((id.clone(), address)).or_insert(until);
-            *known = until.max(*known);
+        if proofs.len() >= MAX_PROOFS {
+            return;
+        }
+        let key = (peer.id.clone(), address);
+        if proofs
+            .get(&key)
+            .is_none_or(|known| known.until < peer.not_after)
+        {
+            let proof = Proof {
+                until: peer.not_after,
+                serial_hex: peer.serial_hex.as_str().into(),
+            };
+            proofs.insert(key, proof);
         }
     }
 
-    fn until(&self, id: &SpiffeId, address: IpAddr) -> Option<SystemTime> {
+    fn of(&self, id: &SpiffeId, address: IpAddr) -> Option<Proof> {
         let proofs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        proofs.get(&(id.clone(), address)).copied()
+        proofs.get(&(id.clone(), address)).cloned()
     }
 }
 
@@ -95,6 +112,8 @@ struct Seat {
     address: IpAddr,
     /// When a certificate ends that the connection rests on.
     end: Cell<SystemTime>,
+    /// Serial number of the certificate of a later handshake, if the connection rests on such a one by now.
+    proven_by: RefCell<Option<Arc<str>>>,
     standing: Cell<Standing>,
     waker: RefCell<Option<Waker>>,
     dialled: Option<Dialled>,
@@ -170,7 +189,7 @@ impl Census {
 
     /// Seats a connection that was accepted.
     pub(crate) fn accepted(&self, peer: &PeerIdentity, address: IpAddr) -> Member {
-        self.0.proofs.note(&peer.id, address, peer.not_after);
+        self.0.proofs.note(peer, address);
         self.seat(peer, address, peer.not_after, None)
     }
 
@@ -182,7 +201,7 @@ impl Census {
         own_end: SystemTime,
         state: Rc<ConnectionState>,
     ) -> Member {
-        self.0.proofs.note(&peer.id, endpoint.ip(), peer.not_after);
+        self.0.proofs.note(peer, endpoint.ip());
         let end = own_end.min(peer.not_after);
         let dialled = Dialled {
             endpoint,
@@ -206,6 +225,7 @@ impl Census {
             serial_hex: peer.serial_hex.clone(),
             address,
             end: Cell::new(end),
+            proven_by: RefCell::default(),
             standing: Cell::new(Standing::Good),
             waker: RefCell::default(),
             dialled,
@@ -249,15 +269,19 @@ impl Census {
     }
 
     fn standing(&self, seat: &Seat, bans: &BanList, now: SystemTime) -> Standing {
-        if bans.refuses(&seat.id, &seat.serial_hex) {
+        let is_banned = |serial: &str| bans.refuses(&seat.id, serial);
+        if is_banned(&seat.serial_hex) || seat.proven_by.borrow().as_deref().is_some_and(is_banned)
+        {
             return Standing::Banned;
         }
         // What the dialling side rests on is renewed by itself alone: its own certificate counts too.
         if seat.dialled.is_none()
             && seat.end.get() < now
-            && let Some(until) = self.0.proofs.until(&seat.id, seat.address)
+            && let Some(proof) = self.0.proofs.of(&seat.id, seat.address)
+            && proof.until > seat.end.get()
+            && !is_banned(&proof.serial_hex)
         {
-            seat.end.set(until.max(seat.end.get()));
+            seat.prolong(proof.until, proof.serial_hex);
         }
         let end = seat.end.get();
         if now > end + GRACE {
@@ -290,6 +314,12 @@ impl Seat {
         }
     }
 
+    /// Rests on another handshake from now on.
+    fn prolong(&self, end: SystemTime, serial_hex: Arc<str>) {
+        self.end.set(end);
+        self.proven_by.replace(Some(serial_hex));
+    }
+
     fn is_due(&self, now: SystemTime) -> bool {
         self.dialled.as_ref().is_some_and(|dialled| {
             let stays = matches!(self.standing.get(), Standing::Good | Standing::Ending);
@@ -315,12 +345,12 @@ impl Due {
         Some((dialled.endpoint, &dialled.state))
     }
 
-    /// Takes another handshake for proof, between certificates that both end at `end` or later; false when it
-    /// proves no more than was known.
-    pub(crate) fn prove(&self, end: SystemTime, now: SystemTime) -> bool {
+    /// Takes another handshake for proof, in which the peer showed this certificate, and both certificates end at `end`
+    /// or later; false when it proves no more than was known.
+    pub(crate) fn prove(&self, end: SystemTime, serial_hex: &str, now: SystemTime) -> bool {
         let is_newer = end > self.0.end.get();
         if is_newer {
-            self.0.end.set(end);
+            self.0.prolong(end, serial_hex.into());
             self.put_off(now);
         }
         is_newer

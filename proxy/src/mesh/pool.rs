@@ -202,8 +202,9 @@ impl MeshPool {
         }
         match self.connect(identity, endpoint, due.peer()).await {
             Ok(connection) => {
-                let end = identity.not_after.min(connection.peer().not_after);
-                if !due.prove(end, SystemTime::now()) {
+                let peer = connection.peer();
+                let end = identity.not_after.min(peer.not_after);
+                if !due.prove(end, &peer.serial_hex, SystemTime::now()) {
                     // Of no later certificates than the old one: the next try makes another.
                     let mut slots = self.0.slots.borrow_mut();
                     slots.remove(endpoint, connection.state());

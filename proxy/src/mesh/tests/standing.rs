@@ -164,6 +164,49 @@ async fn a_tunnel_outlives_the_certificates_that_it_was_made_under_because_the_t
 }
 
 #[tokio::test(flavor = "local")]
+async fn a_connection_goes_with_the_certificate_of_the_later_handshake_that_it_rests_on() {
+    let mut it = Tunnelled::new().await;
+    let review = it.census.review(after(HOUR - Duration::from_secs(120)));
+    let renewed = Realm::shared().identity_for("client", 2, 2 * HOUR);
+    it.pool.meet_again(&renewed, &review.due[0]).await;
+    let later = after(HOUR + Duration::from_secs(60));
+    assert_eq!(it.server.census.review(later).ended, 0);
+    it.server.bouncer.ban(&renewed.serial_hex);
+    // The first connection and the one of the later handshake.
+    assert_eq!(it.server.census.review(later).banned, 2);
+    assert!(!it.works().await);
+    until("the connections end", || it.server.open.get() == 0).await;
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_later_handshake_under_a_certificate_that_is_banned_prolongs_nothing() {
+    let mut it = Tunnelled::new().await;
+    let review = it.census.review(after(HOUR - Duration::from_secs(120)));
+    let renewed = Realm::shared().identity_for("client", 2, 2 * HOUR);
+    it.pool.meet_again(&renewed, &review.due[0]).await;
+    it.server.bouncer.ban(&renewed.serial_hex);
+    assert_eq!(it.server.census.review(SystemTime::now()).banned, 1);
+    assert!(
+        it.works().await,
+        "the first certificate is good for an hour"
+    );
+    let too_late = after(HOUR + Duration::from_secs(11));
+    assert_eq!(it.server.census.review(too_late).ended, 1);
+    assert!(!it.works().await);
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_dialled_connection_goes_with_the_certificate_that_its_server_showed_later() {
+    let mut it = Tunnelled::new().await;
+    let now = SystemTime::now();
+    let review = it.census.review(after(HOUR - Duration::from_secs(120)));
+    assert!(review.due[0].prove(after(2 * HOUR), "0bad", now));
+    it.bouncer.ban("0bad");
+    assert_eq!(it.census.review(now).banned, 1);
+    assert!(!it.works().await);
+}
+
+#[tokio::test(flavor = "local")]
 async fn meeting_again_under_the_same_certificate_proves_nothing() {
     let mut it = Tunnelled::new().await;
     let same = Realm::shared().identity_for("client", 2, HOUR / 2);
