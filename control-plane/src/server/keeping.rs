@@ -3,7 +3,7 @@
 use crate::registry::Registry;
 use crate::registry::sharing::Sharing;
 use crate::store::{Location, Memory, StateDir, Store, StoreError, StoreKey};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, lasting_fault};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
@@ -55,6 +55,12 @@ pub(super) async fn remember(store: Store, mut memory: Memory, metrics: Arc<Metr
         if matches!(compared, Ok(true)) {
             metrics.store_restored.inc();
         }
-        store.health().note(compared);
+        match compared {
+            // It answers, and what it answers is not to be relied on.
+            Err(error @ StoreError::DistrustedRoot { .. }) => {
+                lasting_fault("stop this process and restore a later copy", &error);
+            }
+            compared => store.health().note(compared),
+        }
     }
 }

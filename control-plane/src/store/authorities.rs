@@ -13,10 +13,12 @@ use std::time::{Duration, SystemTime};
 use zeroize::Zeroizing;
 
 mod laggards;
+mod remembered;
 #[cfg(test)]
 mod tests;
 
 pub use laggards::LaggardReport;
+pub use remembered::RememberedRoot;
 
 /// What an authority signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

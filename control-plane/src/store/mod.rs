@@ -36,7 +36,7 @@ pub use attestations::{Attestation, ChangedFact, PinnedFact};
 pub use audit::{AuditRecord, GRANTED};
 pub use authorities::{
     AuthorityChange, AuthorityRecord, AuthorityRecords, AuthorityRole, AuthorityState,
-    AuthorityStep, LaggardReport, NewAuthority,
+    AuthorityStep, LaggardReport, NewAuthority, RememberedRoot,
 };
 pub use bans::{BanRecord, BanRecords};
 pub use clocks::ClockDifferences;
@@ -77,6 +77,16 @@ pub enum StoreError {
     /// The keys in the store are sealed, and the key for them is another or not given.
     #[error(transparent)]
     Sealed(#[from] keys::SealedError),
+    /// An older copy was restored, and signs by what was distrusted since.
+    #[error(
+        "an older copy of the store was restored, in which the root certificate {key_id} is in use; it was revoked, or taken \
+         out of the trust bundle, after that copy was made. Restore a later copy. Only if this root is to be trusted again: \
+         delete store-position.json in the state directory of every replica, which is what remembers it"
+    )]
+    DistrustedRoot {
+        /// Its key identifier.
+        key_id: String,
+    },
     /// A row does not hold what it should.
     #[error("the store holds a {what} that cannot be read: {why}")]
     Corrupt {

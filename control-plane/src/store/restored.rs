@@ -6,10 +6,14 @@
 //!   takes the next bundle for an old one,
 //! - bans are counted in small steps from then on, so that the lists of the time that is lost, which proxies have, stay
 //!   later ones and are asked for whenever such a proxy returns,
+//! - roots that were distrusted in the time that is lost are revoked again, and those that came in it stay trusted; a copy
+//!   that signs by a distrusted one is refused,
 //! - join tokens that the copy has as unused are put out of use: some were used in the time that is lost,
 //! - it is said aloud, in the log, the audit and a metric.
 
-use super::{AuditRecord, StateDir, Store, StoreError, Topic, audit, bans, unix_seconds};
+use super::{
+    AuditRecord, RememberedRoot, StateDir, Store, StoreError, Topic, audit, bans, unix_seconds,
+};
 use crate::telemetry::Throttle;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -27,6 +31,9 @@ pub struct Position {
     /// Version of its list of bans.
     #[serde(default)]
     pub bans_version: u64,
+    /// The roots that are trusted.
+    #[serde(default)]
+    pub roots: Vec<RememberedRoot>,
 }
 
 /// The largest step by which the sequence follows what a proxy says that it has: a proxy is not trusted with
@@ -103,6 +110,8 @@ impl Store {
             record,
             bundle_sequence: self.bundle_sequence().await?,
             bans_version,
+            // After the sequence: no root that came by it is missing.
+            roots: self.trusted_roots().await?,
         })
     }
 
@@ -110,7 +119,7 @@ impl Store {
     /// older copy was restored.
     ///
     /// # Errors
-    /// When the store fails; then nothing has changed.
+    /// When the store fails, or signs by a root that was distrusted since; then nothing has changed.
     pub async fn make_up_for_loss(
         &self,
         before: &Position,
@@ -137,12 +146,16 @@ impl Store {
         .await?
         .rows_affected();
         bans::stand_in(&mut transaction, before.bans_version).await?;
+        let roots = self
+            .restore_roots(&mut transaction, &before.roots, before.bundle_sequence, now)
+            .await?;
+        let roots: String = roots.iter().map(|done| format!("; {done}")).collect();
         let record = AuditRecord {
             at: now,
             event: "store-restored",
             outcome: audit::NOTED,
             detail: Some(format!(
-                "an older copy of the store was restored: {lost} records are lost; {tokens} unused join tokens were put out of use"
+                "an older copy of the store was restored: {lost} records are lost; {tokens} unused join tokens were put out of use{roots}"
             )),
             spiffe_id: None,
             registration: None,
@@ -262,6 +275,7 @@ mod tests {
             record: 1_000,
             bundle_sequence: 9,
             bans_version: 0,
+            roots: Vec::new(),
         };
         let now = SystemTime::now();
         assert!(!store.make_up_for_loss(&before, now).await.unwrap());

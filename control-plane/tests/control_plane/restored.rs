@@ -83,6 +83,113 @@ async fn a_database_restored_from_yesterday_is_told_and_gives_no_certificate_twi
     assert!(message.contains("attest again"), "{message}");
 }
 
+async fn rotate_root(control_plane: &ControlPlane) {
+    let request = v1::RotateAuthorityRequest {
+        kind: v1::AuthorityKind::Root.into(),
+        dry_run: false,
+        force: true,
+    };
+    let mut admin = control_plane.client.admin_service().await;
+    admin.rotate_authority(request).await.unwrap();
+}
+
+/// Key identifier and state of each root, the oldest first.
+async fn roots(control_plane: &ControlPlane) -> Vec<(String, String)> {
+    let mut admin = control_plane.client.admin_service().await;
+    let answer = admin.get_authority(v1::GetAuthorityRequest {}).await;
+    let all = answer.unwrap().into_inner().authorities.into_iter();
+    let roots = all.filter(|it| it.role == "root");
+    roots.map(|it| (it.subject_key_id, it.state)).collect()
+}
+
+async fn revoke(control_plane: &ControlPlane, key_id: &str) {
+    let request = v1::RevokeAuthorityRequest {
+        subject_key_id: key_id.to_owned(),
+        force: true,
+    };
+    let mut admin = control_plane.client.admin_service().await;
+    admin.revoke_authority(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restored_database_brings_no_revoked_root_back_and_forgets_none_that_came_since() {
+    let control_plane = ControlPlane::start().await;
+    rotate_root(&control_plane).await;
+    rotate_root(&control_plane).await;
+    let directory = control_plane.stop().await;
+    let control_plane = ControlPlane::start_in(directory, |_| {}).await;
+    let svid = control_plane.client.svid(ORDERS, &[]).await;
+    let directory = control_plane.stop().await;
+    let state = directory.path().join("state");
+    let yesterday = std::fs::read(state.join("sidewind.db")).unwrap();
+
+    let control_plane = ControlPlane::start_in(directory, |_| {}).await;
+    let first = roots(&control_plane).await[0].0.clone();
+    revoke(&control_plane, &first).await;
+    rotate_root(&control_plane).await;
+    let before = roots(&control_plane).await;
+    let [_, second, third] = before.as_slice() else {
+        panic!("{before:?}");
+    };
+    let bundle = || std::fs::read_to_string(state.join("trust-bundle.pem")).unwrap();
+    let certificates = |pem: &str| -> BTreeSet<String> {
+        let all = pem.split_inclusive("-----END CERTIFICATE-----\n");
+        all.map(str::to_owned).collect()
+    };
+    let trusted = certificates(&bundle());
+    assert_eq!(trusted.len(), 2);
+    until(async || is_remembered(&control_plane, &state).await).await;
+    let directory = control_plane.stop().await;
+    restore(&state, &yesterday);
+
+    let control_plane = ControlPlane::start_in(directory, |_| {}).await;
+    let expected = [
+        (first.clone(), "revoked".to_owned()),
+        (second.0.clone(), "active".to_owned()),
+        (third.0.clone(), "old".to_owned()),
+    ];
+    assert_eq!(roots(&control_plane).await, expected);
+    assert_eq!(certificates(&bundle()), trusted);
+    control_plane.client.renew(&svid, csr()).await.unwrap();
+    let detail = "SELECT detail FROM audit WHERE event = 'store-restored'";
+    let detail: String = sqlx::query_scalar(detail)
+        .fetch_one(&control_plane.database().await)
+        .await
+        .unwrap();
+    for expected in [
+        format!("{first} was not trusted any more and is revoked"),
+        format!("{} had come since and stays trusted", third.0),
+    ] {
+        assert!(detail.contains(&expected), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn a_restored_database_that_signs_by_a_revoked_root_is_refused_each_time() {
+    let control_plane = ControlPlane::start().await;
+    let directory = control_plane.stop().await;
+    let state = directory.path().join("state");
+    let yesterday = std::fs::read(state.join("sidewind.db")).unwrap();
+    let control_plane = ControlPlane::start_in(directory, |_| {}).await;
+    let first = roots(&control_plane).await[0].0.clone();
+    rotate_root(&control_plane).await;
+    rotate_root(&control_plane).await;
+    revoke(&control_plane, &first).await;
+    until(async || is_remembered(&control_plane, &state).await).await;
+    let directory = control_plane.stop().await;
+    restore(&state, &yesterday);
+    for _ in 0..2 {
+        let settings = crate::support::settings(directory.path());
+        let refused = sidewind_control_plane::server::Server::start(settings).await;
+        let error = sidewind_control_plane::telemetry::chain(&refused.unwrap_err());
+        assert!(error.contains(&first), "{error}");
+        assert!(error.contains("Restore a later copy"), "{error}");
+    }
+    // The way out, for who knows better.
+    std::fs::remove_file(state.join("store-position.json")).unwrap();
+    ControlPlane::start_in(directory, |_| {}).await;
+}
+
 async fn ban(control_plane: &ControlPlane, id: &str) {
     let ban = v1::Ban {
         subject: Some(Subject::SpiffeId(id.to_owned())),

@@ -1,9 +1,11 @@
 //! Slots as they are kept.
 
-use super::super::tests::empty_store;
+use super::super::tests::{each_store, empty_store};
 use super::*;
 use AuthorityRole::{Root, Signing};
-use AuthorityState::{Active, Old, Prepared};
+use AuthorityState::{Active, Old, Prepared, Revoked};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 
 fn new(role: AuthorityRole, state: AuthorityState, name: &str) -> AuthorityChange {
     AuthorityChange::Insert(NewAuthority {
@@ -212,4 +214,58 @@ async fn authorities_from_before_there_were_slots_are_taken_over() {
         (b"two".to_vec(), "active".to_owned(), true, 11),
     ];
     assert_eq!(kept, expected);
+}
+
+#[tokio::test]
+async fn an_older_copy_gets_the_roots_that_were_trusted_and_those_that_came_later_stay() {
+    for store in each_store().await {
+        let now = SystemTime::now();
+        let changes = vec![
+            new(Root, Old, "distrusted"),
+            new(Root, Active, "in use"),
+            new(Root, Old, "trusted"),
+        ];
+        let made = store.change_authorities(step(0, changes, true)).await;
+        assert!(made.unwrap());
+        let mut before = store.position().await.unwrap();
+        before.record += 40;
+        before.roots.remove(0);
+        // As another replica remembers what came after this one was stopped.
+        let later = vec![new(Root, Prepared, "later")];
+        let made = store.change_authorities(step(1, later, true)).await;
+        assert!(made.unwrap());
+        let mut lost = before.clone();
+        lost.roots = lost.roots.iter().cloned().map(lost_root).collect();
+        before.roots.extend(lost.roots.split_off(1));
+        assert!(store.make_up_for_loss(&before, now).await.unwrap());
+        let records = store.authorities().await.unwrap();
+        let expected = [
+            ("distrusted".to_owned(), Revoked, false),
+            ("in use".to_owned(), Active, true),
+            ("trusted".to_owned(), Old, true),
+            ("later".to_owned(), Prepared, true),
+            ("lost trusted".to_owned(), Old, false),
+        ];
+        assert_eq!(names(&records), expected);
+        assert_eq!((records.version, records.bundle_sequence), (3, 2));
+
+        before.record += 40;
+        before.bundle_sequence = records.bundle_sequence;
+        before.roots.remove(0);
+        let refused = store.make_up_for_loss(&before, now).await.unwrap_err();
+        assert!(matches!(refused, StoreError::DistrustedRoot { .. }));
+        assert_eq!(store.authorities().await.unwrap(), records);
+    }
+}
+
+/// A root that the copy does not know.
+fn lost_root(root: RememberedRoot) -> RememberedRoot {
+    let known: serde_json::Value = serde_json::to_value(root).unwrap();
+    let certificate = known["certificate"].as_str().unwrap();
+    let name = BASE64.decode(certificate).unwrap();
+    let name = [b"lost ".as_slice(), &name].concat();
+    let lost = serde_json::json!({
+        "certificate": BASE64.encode(name), "not_after": known["not_after"],
+    });
+    serde_json::from_value(lost).unwrap()
 }
