@@ -39,6 +39,17 @@ impl Remote {
 }
 
 impl Registry {
+    /// The replica that has the stream of a workload, when it is another than this one.
+    #[must_use]
+    pub fn replica_of(&self, key: &WorkloadKey) -> Option<ReplicaId> {
+        let state = self.state();
+        if state.directory.stream_of(key).is_some() {
+            return None;
+        }
+        let remote = state.remote.workloads.get(key)?;
+        Some(remote.replica.clone())
+    }
+
     /// Takes what came to other replicas and left them. `lives` says of a replica whether it has shown that it
     /// does; workloads of one that has not are marked as not confirmed.
     pub fn take_remote(

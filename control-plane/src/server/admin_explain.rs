@@ -5,7 +5,7 @@ use crate::issuance::Refusal;
 use crate::issuance::authority::slots::Slot;
 use crate::registry::WorkloadKey;
 use crate::registry::acknowledgements::Acknowledged;
-use crate::store::from_unix_seconds;
+use crate::store::{ReplicaId, from_unix_seconds};
 use sidewind_api::{BanList, Reason, duration, v1};
 use sidewind_identity::{SpiffeId, SpiffeIdPattern, TrustDomain};
 use std::sync::Arc;
@@ -73,11 +73,18 @@ impl AdminApi {
         let issuer_key_id = self.registry.issuer_of(key).unwrap_or_default();
         let issuer = slots.iter().find(|slot| slot.key_id == issuer_key_id);
         let mut findings = vec![expiry(&workload)];
-        findings.extend(issuer_finding(&issuer_key_id, issuer));
-        findings.extend(self.bundle_finding(&workload, &said));
         let federation = self.registry.federation_of(key);
-        findings.extend(federation_findings(&federation, &said));
-        findings.extend(self.ban_findings(key, &said));
+        // What a proxy has is known where its stream is.
+        if let Some(replica) = self.registry.replica_of(key) {
+            findings.push(elsewhere(&replica, workload.confirmed));
+            findings.extend(self.ban_finding(key, ""));
+        } else {
+            findings.extend(issuer_finding(&issuer_key_id, issuer));
+            findings.extend(self.bundle_finding(&workload, &said));
+            findings.extend(federation_findings(&federation, &said));
+            findings.extend(self.ban_finding(key, &said.svid_serial));
+            findings.extend(self.list_finding(&said));
+        }
         findings.extend(call.map(|call| self.policy_finding(&key.spiffe_id, call)));
         let bundles = said.bundles.iter();
         let acknowledged = bundles.map(|(domain, sequence)| v1::BundleSequence {
@@ -125,20 +132,17 @@ impl AdminApi {
         }
     }
 
-    fn ban_findings(&self, key: &WorkloadKey, said: &Acknowledged) -> Vec<String> {
-        let bans = self.bans.api();
-        let (list, _) = BanList::from_api(&bans);
-        let mut findings = Vec::new();
-        if list.refuses(&key.spiffe_id, &said.svid_serial) {
-            findings.push("it is banned; `sidewind bans` says why".to_owned());
-        }
-        if said.bans_version < bans.version {
-            findings.push(format!(
-                "its proxy has list {} of the bans and not the present one, {}",
-                said.bans_version, bans.version
-            ));
-        }
-        findings
+    fn ban_finding(&self, key: &WorkloadKey, serial: &str) -> Option<String> {
+        let (list, _) = BanList::from_api(&self.bans.api());
+        list.refuses(&key.spiffe_id, serial)
+            .then(|| "it is banned; `sidewind bans` says why".to_owned())
+    }
+
+    fn list_finding(&self, said: &Acknowledged) -> Option<String> {
+        let (has, present) = (said.bans_version, self.bans.version());
+        (has < present).then(|| {
+            format!("its proxy has list {has} of the bans and not the present one, {present}")
+        })
     }
 
     /// Which rule lets a caller in, as its proxy decides it.
@@ -159,6 +163,19 @@ impl AdminApi {
             format!("{from} may call it by {}", matching.join(", and by "))
         }
     }
+}
+
+/// Where to ask.
+fn elsewhere(replica: &ReplicaId, confirmed: bool) -> String {
+    if !confirmed {
+        return format!(
+            "its proxy was connected to replica {replica}, of which nothing is heard just now"
+        );
+    }
+    format!(
+        "its proxy is connected to replica {replica}: which certificate, trust bundle and list of bans it has, that one \
+         knows (each logs its name at its start); ask `sidewind explain` there"
+    )
 }
 
 /// What is missing of the foreign bundles that the workload's registration names.

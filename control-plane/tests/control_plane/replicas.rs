@@ -346,6 +346,46 @@ async fn a_replica_that_is_stopped_says_so_and_is_not_taken_for_one_that_died() 
     assert_eq!(left.len(), 1);
 }
 
+#[tokio::test]
+async fn a_workload_whose_proxy_is_at_another_replica_is_explained_by_what_is_known_of_it_here() {
+    let server = PostgresServer::start().await;
+    let (one, two) = (replica(&server).await, replica(&server).await);
+    let orders = one.client.proxy(ORDERS, vec![]).await;
+    let explain = async |replica: &ControlPlane| {
+        let request = v1::ExplainRequest {
+            peer: ORDERS.to_owned(),
+            from: WORKER.to_owned(),
+            port: 0,
+        };
+        let mut admin = replica.client.admin_service().await;
+        let answer = within(admin.explain(request)).await.ok()?.into_inner();
+        Some(answer.explanations[0].findings.join("\n"))
+    };
+    until(async || {
+        let there = explain(&two).await.unwrap_or_default();
+        there.contains("is connected to replica")
+    })
+    .await;
+    let (here, there) = (explain(&one).await.unwrap(), explain(&two).await.unwrap());
+    let owner = query(&server, "SELECT replica FROM workloads")
+        .await
+        .remove(0);
+    assert!(here.contains("has not said which trust bundle"), "{here}");
+    assert!(!here.contains(&owner), "{here}");
+    assert!(
+        there.contains(&format!("is connected to replica {owner}")),
+        "{there}"
+    );
+    // What only the other one can know.
+    for unknown in ["has not said", "not connected", "has list"] {
+        assert!(!there.contains(unknown), "{unknown}: {there}");
+    }
+    for known in ["ends in", "may call it: no AuthorizationPolicy"] {
+        assert!(there.contains(known), "{known}: {there}");
+    }
+    drop(orders);
+}
+
 /// A root in files, which does not answer any more once it is told so.
 #[derive(Debug)]
 struct Hanging {
