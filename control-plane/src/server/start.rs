@@ -105,7 +105,8 @@ impl Server {
         let web = web.map(|it| Ok((it.listen, WebCertificate::read(it.certificate, it.key)?)));
         let web = web.transpose().map_err(StartError::WebCertificate)?;
         let mut background = JoinSet::new();
-        let (rooms, watcher) = Rooms::open(settings, &mut background).await?;
+        let has_partners = web.is_some() || spiffe.is_some();
+        let (rooms, watcher) = Rooms::open(settings, has_partners, &mut background).await?;
         let listen = async |address: SocketAddr| {
             let failed = |source| StartError::Listen {
                 what: address.to_string(),
@@ -251,6 +252,7 @@ impl Server {
 impl Rooms {
     async fn open(
         settings: Settings,
+        has_partners: bool,
         background: &mut JoinSet<()>,
     ) -> Result<(Self, Option<Watcher>), StartError> {
         let now = SystemTime::now();
@@ -272,7 +274,9 @@ impl Rooms {
         let authority =
             CertificateAuthority::open(store.clone(), domain, settings.root, now).await?;
         drop(alone);
-        let authority = authority.with_deadline(settings.rotation_deadline);
+        let authority = authority
+            .with_deadline(settings.rotation_deadline)
+            .with_partners(has_partners);
         check_lifetime(&authority, settings.svid_ttl).map_err(StartError::Lifetime)?;
         let jwt_keys = Arc::new(JwtKeys::open(store.clone(), now).await?);
         authority.set_jwt_keys(jwt_keys.published());
@@ -467,7 +471,6 @@ impl Rooms {
                 _ = interval.tick() => {}
                 _ = authorities.changed() => {}
                 _ = jwt_keys.changed() => {}
-                _ = bans.changed() => {}
             }
             let now = SystemTime::now();
             self.authorities.maintain(now).await;

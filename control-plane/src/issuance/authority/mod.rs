@@ -99,6 +99,8 @@ pub struct CertificateAuthority {
     maker: Maker,
     jwt_keys: ArcSwap<PublishedJwtKeys>,
     deadline: Duration,
+    /// Whether the bundle is served to other trust domains.
+    has_partners: bool,
     /// This process, among those that use the store.
     process: String,
     /// Whether others use the store at the same time.
@@ -149,6 +151,13 @@ impl CertificateAuthority {
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// The same where other trust domains fetch the bundle: a root that is given signs once they have had the time to.
+    #[must_use]
+    pub fn with_partners(mut self, has_partners: bool) -> Self {
+        self.has_partners = has_partners;
         self
     }
 

@@ -55,6 +55,8 @@ pub(super) struct View<'a> {
     pub(super) now: SystemTime,
     /// How long a prepared root waits for proxies; none: for as long as it takes.
     pub(super) deadline: Option<Duration>,
+    /// How long it takes until partners have the bundle as well; none where it is served to none.
+    pub(super) overlap: Option<Duration>,
 }
 
 /// What is to be done.
@@ -171,12 +173,20 @@ impl View<'_> {
         self.arrival == Arrival::Everywhere || self.deadline_of(root).is_some_and(is_over)
     }
 
+    /// Whether partners, who fetch the bundle and acknowledge nothing, have had the time to.
+    fn is_known_to_partners(&self, root: &Slot) -> bool {
+        self.overlap.is_none_or(|overlap| {
+            let published = self.now.duration_since(root.changed_at);
+            published.is_ok_and(|published| published >= overlap)
+        })
+    }
+
     fn root_activation(&self) -> Option<Step> {
         let candidate = self.candidate()?;
         let nothing_signs = self.usable_signing().is_none() && !self.can_issue();
         let is_due = match self.source {
             // Its owner has put it there to be used.
-            Source::Upstream { .. } => true,
+            Source::Upstream { .. } => self.is_known_to_partners(candidate),
             Source::Generated => self.slots.active(AuthorityRole::Root).is_none_or(|active| {
                 let sixth = active.lifetime() / REPLACED_AT_PART;
                 active.left(self.now) <= sixth.min(ROOT_ACTIVATED_BEFORE)

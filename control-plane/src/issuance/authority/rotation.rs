@@ -12,6 +12,7 @@ use super::{
     AuthorityStartError, CertificateAuthority, Current, Followers, ROTATION_DEADLINE, RootSource,
     Waiting,
 };
+use crate::issuance::jwt::plan::OVERLAP;
 use crate::store::{AuthorityRole, AuthorityState, AuthorityStep, Store};
 use crate::telemetry::{Throttle, lasting_fault};
 use arc_swap::ArcSwap;
@@ -76,6 +77,7 @@ pub(super) async fn open(
             arrival: Arrival::Waiting,
             now,
             deadline: None,
+            overlap: None,
         };
         let Some(step) = view.next() else { break };
         turn.offer_is_new &= step != Step::SettleOffer;
@@ -101,6 +103,7 @@ pub(super) async fn open(
         jwt_keys: ArcSwap::default(),
         is_shared,
         deadline: ROTATION_DEADLINE,
+        has_partners: false,
         process: uuid::Uuid::new_v4().to_string(),
         opened: now,
         current: ArcSwap::from_pointee(current),
@@ -334,6 +337,7 @@ impl CertificateAuthority {
             },
             now,
             deadline: (now >= self.opened + RETURN_TIME).then_some(self.deadline),
+            overlap: self.has_partners.then_some(OVERLAP),
         }
     }
 

@@ -76,6 +76,27 @@ async fn a_changed_pair_is_published_first_and_signs_when_every_live_proxy_knows
 }
 
 #[tokio::test]
+async fn where_partners_fetch_the_bundle_a_given_root_leaves_them_the_time_to() {
+    use crate::issuance::jwt::plan::OVERLAP;
+    let (_directory, store) = empty_store().await;
+    let (now, proxies) = (SystemTime::now(), Proxies::default());
+    let files = Files::of_root(&root(400 * DAY, now));
+    let authority = open(&store, files.source(), now).await.unwrap();
+    let authority = authority.with_partners(true);
+    files.write_root(&root(400 * DAY, now));
+    let prepared = now + HOUR;
+    assert_eq!(
+        authority.steps(prepared, &proxies).await,
+        [(Root, "prepared")]
+    );
+    // The store counts in seconds.
+    let early = prepared + OVERLAP - Duration::from_secs(2);
+    assert!(authority.steps(early, &proxies).await.is_empty());
+    let steps = authority.steps(prepared + OVERLAP, &proxies).await;
+    assert_eq!(steps, [(Root, "activated"), (Signing, "activated")]);
+}
+
+#[tokio::test]
 async fn after_the_deadline_a_root_signs_all_the_same_and_the_laggards_are_named() {
     let (_directory, store) = empty_store().await;
     let (now, proxies) = (SystemTime::now(), Proxies::default());
