@@ -243,3 +243,42 @@ fn to_api(ban: BanRecord) -> v1::Ban {
         since_unix: unix_seconds(ban.since),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::{audit_record, empty_store};
+
+    #[tokio::test]
+    async fn there_are_so_many_bans_and_no_more() {
+        let (_directory, store) = empty_store().await;
+        let now = SystemTime::now();
+        let number =
+            |number: usize| -> Banned { format!("spiffe://example.org/{number}").parse().unwrap() };
+        let all_but_one: Vec<_> = (1..MAX_BANS)
+            .map(|it| BanRecord {
+                banned: number(it),
+                reason: String::new(),
+                since: now,
+            })
+            .collect();
+        store.restore_bans(1, &all_but_one, now).await.unwrap();
+        let bans = Bans::open(store).await.unwrap();
+        let audit = audit_record("ban", now);
+        let change = async |banned, lift| {
+            let changed = bans.change(banned, String::new(), lift, &audit).await;
+            changed.map_err(|refusal| refusal.reason)
+        };
+        let rows = [
+            ("the last", MAX_BANS, false, Ok(())),
+            ("one more", MAX_BANS + 1, false, Err(Reason::LimitExceeded)),
+            ("one that is banned", 1, false, Ok(())),
+            ("none", 1, true, Ok(())),
+            ("the last again", MAX_BANS + 1, false, Ok(())),
+        ];
+        for (name, banned, lift, expected) in rows {
+            assert_eq!(change(number(banned), lift).await, expected, "{name}");
+        }
+        assert_eq!(bans.api().bans.len(), MAX_BANS);
+    }
+}

@@ -18,9 +18,18 @@ async fn change(
     subject: Subject,
     lift: bool,
 ) -> Result<u64, tonic::Status> {
+    change_for(control_plane, subject, lift, "its node was stolen").await
+}
+
+async fn change_for(
+    control_plane: &ControlPlane,
+    subject: Subject,
+    lift: bool,
+    reason: &str,
+) -> Result<u64, tonic::Status> {
     let ban = v1::Ban {
         subject: Some(subject),
-        reason: "its node was stolen".to_owned(),
+        reason: reason.to_owned(),
         since_unix: 0,
     };
     let request = v1::SetBanRequest {
@@ -112,6 +121,18 @@ async fn a_banned_certificate_is_refused_and_another_of_the_same_identity_is_not
     let (reason, _) = refusal(client.renew(&stolen, csr()).await);
     assert_eq!(reason, Reason::Banned);
     client.renew(&good, csr()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reason_has_256_bytes_at_most() {
+    let control_plane = ControlPlane::start().await;
+    let subject = || Subject::SpiffeId(ORDERS.to_owned());
+    let too_long = "x".repeat(257);
+    let (reason, message) = refusal(change_for(&control_plane, subject(), false, &too_long).await);
+    assert_eq!(reason, Reason::LimitExceeded);
+    assert!(message.contains("at most 256 bytes"), "{message}");
+    let longest = change_for(&control_plane, subject(), false, &too_long[1..]).await;
+    longest.unwrap();
 }
 
 /// A workload of another trust domain calls workloads here: it is these that cut it off.

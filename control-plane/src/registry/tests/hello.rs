@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_hello_is_checked_before_it_is_believed() {
     type Change = fn(&mut v1::ProxyHello);
-    let table: [(Change, &str); 11] = [
+    let table: [(Change, &str); 13] = [
         (
             |hello| hello.instance_id.clear(),
             "instance_id must be of 1 to 253",
@@ -13,6 +13,14 @@ fn a_hello_is_checked_before_it_is_believed() {
         (
             |hello| hello.instance_id = "a\nb".to_owned(),
             "instance_id must be of 1 to 253",
+        ),
+        (
+            |hello| hello.instance_id = "x".repeat(254),
+            "instance_id must be of 1 to 253",
+        ),
+        (
+            |hello| hello.version = "x".repeat(254),
+            "version must be of 1 to 253",
         ),
         (
             |hello| hello.workload_name = "x".repeat(254),
@@ -52,6 +60,13 @@ fn a_hello_is_checked_before_it_is_believed() {
         ),
     ];
     checked(&hello("a", &[(8080, "")]), "a", "10.0.0.1").unwrap();
+    let longest = v1::ProxyHello {
+        instance_id: "x".repeat(253),
+        workload_name: "x".repeat(253),
+        version: "x".repeat(253),
+        ..hello("a", &(1..=256).map(|port| (port, "")).collect::<Vec<_>>())
+    };
+    checked(&longest, "a", "10.0.0.1").unwrap();
     for (change, expected) in table {
         let mut bad = hello("a", &[(8080, "")]);
         change(&mut bad);

@@ -1,9 +1,10 @@
 //! Clients that do not do as they should, and very many of them.
 
 use bytes::Bytes;
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::super::proto::X509svidRequest;
+use super::super::proto::{ValidateJwtsvidRequest, X509svidRequest};
 use super::*;
 
 /// A client of the connection alone: nobody reads for it unless it does.
@@ -24,7 +25,7 @@ impl RawClient {
         &self,
         path: &str,
         headers: &[(&str, &str)],
-        body: &'static [u8],
+        body: impl Into<Bytes>,
     ) -> Result<http::Response<h2::RecvStream>, h2::Error> {
         let request = http::Request::post(format!("http://workload-api{path}"));
         let request = headers.iter().fold(request, |request, (name, value)| {
@@ -32,7 +33,7 @@ impl RawClient {
         });
         let mut requests = self.requests.clone().ready().await?;
         let (response, mut stream) = requests.send_request(request.body(()).unwrap(), false)?;
-        stream.send_data(Bytes::from_static(body), true)?;
+        stream.send_data(body.into(), true)?;
         response.await
     }
 }
@@ -99,6 +100,30 @@ async fn a_message_that_is_too_large_or_broken_is_refused() {
         let code = answer.headers()["grpc-status"].to_str().unwrap().to_owned();
         assert!(["8", "11", "13", "3"].contains(&code.as_str()), "{code}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_has_256_kibibytes_at_most() {
+    let world = World::new();
+    let client = RawClient::new(&world, 65_535).await;
+    let path = "/SpiffeWorkloadAPI/ValidateJWTSVID";
+    let status = async |bytes: usize| {
+        let mut request = ValidateJwtsvidRequest {
+            audience: "a".to_owned(),
+            svid: "x".repeat(bytes),
+        };
+        let beside = request.encoded_len() - bytes;
+        request.svid.truncate(bytes - beside);
+        assert_eq!(request.encoded_len(), bytes);
+        let mut body = vec![0];
+        body.extend(u32::try_from(bytes).unwrap().to_be_bytes());
+        body.extend(request.encode_to_vec());
+        let answer = client.call(path, &[GRPC, SECURED], body).await.unwrap();
+        answer.headers()["grpc-status"].to_str().unwrap().to_owned()
+    };
+    // That it is no token is found by reading it.
+    assert_eq!(status(256 * 1024).await, "3");
+    assert_eq!(status(256 * 1024 + 1).await, "11");
 }
 
 #[tokio::test(start_paused = true)]
