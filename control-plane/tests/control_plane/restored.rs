@@ -27,11 +27,11 @@ fn restore(state: &Path, copy: &[u8]) {
 
 /// Whether the state directory remembers all that the audit holds.
 async fn is_remembered(control_plane: &ControlPlane, state: &Path) -> bool {
+    let database = control_plane.database().await;
     let newest = sqlx::query_scalar("SELECT max(id) FROM audit");
-    let newest: i64 = newest
-        .fetch_one(&control_plane.database().await)
-        .await
-        .unwrap();
+    let newest: i64 = newest.fetch_one(&database).await.unwrap();
+    // A connection that closes later writes what it has in its log into the copy that is restored.
+    database.close().await;
     let remembered = std::fs::read(state.join("store-position.json")).unwrap();
     let remembered: serde_json::Value = serde_json::from_slice(&remembered).unwrap();
     remembered["record"].as_i64().unwrap() >= newest
