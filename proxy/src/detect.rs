@@ -226,7 +226,7 @@ fn classify_target(method: &[u8], target: &[u8]) -> Verdict {
 }
 
 /// `tchar` of RFC 9110, section 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
+pub(crate) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, rc::Rc, time::Duration};
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::{
@@ -99,18 +99,17 @@ impl PlaintextClient {
             let request = Request::from_parts(head, body);
             let response = self.send_http2(address, request).await;
             let response = response.map_err(|error| exchange.blame(error))?;
-            return clean_response(address, response, false);
+            return clean_response(address, response, None);
         }
         headers::request_to_http1(&mut head, Some(&authority))?;
         let request = Request::from_parts(head, body);
         if exchange.wants_upgrade() {
             let send = |request| self.send_alone(address, request);
-            let response = upgrade::relay(request, exchange, send).await?;
-            return clean_response(address, response, true);
+            return upgrade::relay(request, exchange, address, send).await;
         }
         let response = self.send_http1(address, request).await;
         let response = response.map_err(|error| exchange.blame(error))?;
-        clean_response(address, response, false)
+        clean_response(address, response, None)
     }
 
     async fn send_http1(
@@ -234,10 +233,11 @@ fn notice_vanished(stream: &tokio::net::TcpStream) {
 
 /// Refuses a response that two readers could take differently or that nobody asked for, and removes what concerned
 /// only the connection that it came by and what only proxies may say: callers' proxies believe `sidewind-error`.
+/// `upgrade` is the header of a request that asked to switch protocols.
 pub(crate) fn clean_response(
     address: SocketAddr,
     mut response: Response<Body>,
-    asked_to_upgrade: bool,
+    upgrade: Option<&HeaderMap>,
 ) -> Result<Response<Body>, ProxyError> {
     let invalid = |problem: &dyn std::fmt::Display| {
         let message = format_args!("{address} sent no valid HTTP: {problem}.");
@@ -245,8 +245,9 @@ pub(crate) fn clean_response(
     };
     let examined = examine_response(&response).map_err(|error| invalid(&error))?;
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if switched && !asked_to_upgrade {
-        return Err(invalid(&"it switches protocols unasked"));
+    let asked = |upgrade| headers::switches_as_asked(upgrade, response.headers());
+    if switched && !upgrade.is_some_and(asked) {
+        return Err(invalid(&"it switches to a protocol that was not asked for"));
     }
     examined.strip_reserved(response.headers_mut());
     let upgrade = if switched {
@@ -269,16 +270,31 @@ enum DialError {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderValue, header::UPGRADE};
+
     use super::*;
 
-    fn cleaned(status: u16, asked_to_upgrade: bool) -> Result<Response<Body>, ProxyError> {
-        let response = Response::builder()
+    fn cleaned(
+        status: u16,
+        switched: Option<&str>,
+        asked: Option<&str>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let upgrade = |protocols: &str| {
+            let value = HeaderValue::from_str(protocols).unwrap();
+            HeaderMap::from_iter([(UPGRADE, value)])
+        };
+        let mut response = Response::builder();
+        if let (Some(switched), Some(headers)) = (switched, response.headers_mut()) {
+            headers.extend(upgrade(switched));
+        }
+        let response = response
             .status(status)
             .header("sidewind-error", "connect-failed")
             .header("x-other", "stays")
             .body(Body::Empty)
             .unwrap();
-        clean_response(([10, 0, 0, 2], 80).into(), response, asked_to_upgrade)
+        let asked = asked.map(upgrade);
+        clean_response(([10, 0, 0, 2], 80).into(), response, asked.as_ref())
     }
 
     #[tokio::test]
@@ -300,15 +316,34 @@ mod tests {
 
     #[test]
     fn a_server_cannot_speak_as_a_proxy() {
-        let response = cleaned(503, false).unwrap();
+        let response = cleaned(503, None, None).unwrap();
         assert!(!response.headers().contains_key("sidewind-error"));
         assert!(response.headers().contains_key("x-other"));
     }
 
     #[test]
     fn protocols_are_switched_only_where_the_client_asked_for_it() {
-        assert!(cleaned(101, true).is_ok());
-        let error = cleaned(101, false).unwrap_err();
-        assert_eq!(error.code(), ErrorCode::UpstreamProtocol);
+        for (switched, asked) in [("websocket", "websocket"), ("WebSocket", "a/1, websocket")] {
+            let response = cleaned(101, Some(switched), Some(asked));
+            assert!(response.is_ok(), "{switched} for {asked}: {response:?}");
+        }
+        for (switched, asked) in [
+            (Some("websocket"), None),
+            (None, None),
+            (None, Some("websocket")),
+            (Some(""), Some("websocket")),
+            (Some("h2c"), Some("websocket")),
+            (Some("websocket, h2c"), Some("websocket")),
+            (Some("websocket/2"), Some("websocket")),
+        ] {
+            let error = cleaned(101, switched, asked).unwrap_err();
+            let code = error.code();
+            assert_eq!(
+                code,
+                ErrorCode::UpstreamProtocol,
+                "{switched:?} for {asked:?}"
+            );
+        }
+        assert!(cleaned(200, None, Some("websocket")).is_ok());
     }
 }

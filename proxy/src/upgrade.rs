@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -17,6 +18,7 @@ use crate::{
     errors::ProxyError,
     exchange::Exchange,
     http::{Body, BreakOff},
+    plaintext::clean_response,
 };
 
 /// An upgraded connection, which hyper gives back without its socket.
@@ -59,19 +61,22 @@ impl AsyncWrite for UpgradedIo {
     }
 }
 
-/// Sends a request that asks for an upgrade, by `send`, on a connection of its own. Where the server switches
-/// protocols, bytes are copied both ways for as long as both sides like; the exchange ends with that. Where one side
+/// Sends a request that asks for an upgrade to the server at `address`, by `send`, on a connection of its own. Where the
+/// server switches to what was asked for, bytes are copied both ways for as long as both sides like; the exchange ends with that. Where one side
 /// breaks, so does the other.
 pub(crate) async fn relay<F>(
     mut request: Request<Body>,
     exchange: &Rc<Exchange>,
+    address: SocketAddr,
     send: impl FnOnce(Request<Body>) -> F,
 ) -> Result<Response<Body>, ProxyError>
 where
     F: Future<Output = Result<Response<Body>, ProxyError>>,
 {
     let client = hyper::upgrade::on(&mut request);
-    let mut response = send(request).await?;
+    let asked = request.headers().clone();
+    let response = send(request).await?;
+    let mut response = clean_response(address, response, Some(&asked))?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let server = hyper::upgrade::on(&mut response);
         let extensions = response.extensions_mut();

@@ -101,8 +101,7 @@ impl EndpointDesc {
         if exchange.wants_upgrade() {
             let tunnelled =
                 |request| self.send_by_tunnel(worker, exchange, identity, mesh, request);
-            let response = upgrade::relay(request, exchange, tunnelled).await?;
-            return clean_response(self.address, response, true);
+            return upgrade::relay(request, exchange, self.address, tunnelled).await;
         }
         let connection = worker
             .mesh
@@ -115,7 +114,7 @@ impl EndpointDesc {
             let response = self
                 .send_by_tunnel(worker, exchange, identity, mesh, request)
                 .await?;
-            return clean_response(self.address, response, false);
+            return clean_response(self.address, response, None);
         }
         self.to_mesh(exchange, &mut request, http2)?;
         let (sender, lease) = connection.into_parts();

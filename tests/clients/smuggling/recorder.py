@@ -90,12 +90,27 @@ class Peer:
                 rest = self.http.trailing_data[0]
                 raw = self.raw[: len(self.raw) - len(rest)] if rest else self.raw
                 self.write_down(self.path(), raw, problems(raw))
+                if taken := self.takes():
+                    return self.switch(taken, rest)
                 if not self.answer([name for name, _ in event.headers]):
                     return False
                 self.reset(rest)
                 return True
             elif isinstance(event, h11.ConnectionClosed):
                 return False
+
+    def takes(self):
+        """What of HTTP's and TLS' own a request wants to go on with, which this server takes gladly."""
+        offered = b",".join(value for name, value in self.request.headers if name == b"upgrade")
+        return next((name for name in (b"h2", b"http/", b"tls/") if name in offered.lower()), None)
+
+    def switch(self, protocol, data):
+        said = b"h2c" if protocol == b"h2" else protocol + b"1.2"
+        self.sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: " + said + b"\r\n\r\n")
+        while data := data or self.sock.recv(65536):
+            self.write_down(self.path(), data, [f"went on after a switch to {said.decode()}"])
+            data = b""
+        return False
 
     def answer(self, trailers):
         path = self.path()

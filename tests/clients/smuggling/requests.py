@@ -11,6 +11,8 @@ ONE, TWO, EITHER = "one", "two", "either"
 
 POST = b"POST /c/N HTTP/1.1\r\nhost: orders-api.data\r\n"
 GET = b"GET /c/N HTTP/1.1\r\nhost: orders-api.data\r\n"
+# How a client of HTTP/2 begins, with SETTINGS.
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 SMUGGLED = b"GET /smuggled/N HTTP/1.1\r\nhost: orders-api.data\r\n\r\n"
 
 
@@ -165,7 +167,6 @@ def connections():
     yield "connection that names the host", get(b"connection: host"), ONE
     yield "connection that names credentials", get(b"connection: authorization, x-hop", b"authorization: kept", b"x-hop: gone"), ("without", "x-hop")
     yield "an upgrade that the server does not take", get(b"connection: upgrade", b"upgrade: websocket") + GET.replace(b"/c/N", b"/c/N/2") + b"\r\n", TWO
-    yield "an upgrade to h2c", get(b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMAAABkAAQAAP__"), ("without", "http2-settings")
     yield "an upgrade in HTTP/1.0", get(b"connection: upgrade", b"upgrade: websocket").replace(b"HTTP/1.1", b"HTTP/1.0"), ("without", "upgrade")
     yield "an expectation with a body at once", post(b"expect: 100-continue", b"content-length: 5", body=b"hello"), ONE
     yield "an expectation with chunks at once", chunked(b"5\r\nhello\r\n0\r\n\r\n", b"expect: 100-continue"), ONE
@@ -175,6 +176,22 @@ def connections():
     yield "identity that only proxies may set", get(b"x-forwarded-client-cert: forged", b"x_forwarded_client_cert: forged", b"sidewind-destination: forged"), ("without", "forged")
 
 
+def upgrades():
+    """What would come after a switch to HTTP or TLS nobody would judge: such a request goes on as one that asks for none."""
+    settings = b"http2-settings: AAMAAABkAAQAAP__"
+    plain = ("without", "upgrade http2-settings")
+    for protocols in [[b"h2c"], [b"H2C"], [b"h2"], [b"h2c-14"], [b"HTTP/2.0"], [b"http/1.1"], [b"TLS/1.2"], [b"websocket, h2c"], [b"h2c,websocket"],
+                      [b"websocket", b"h2c"], [b" , h2c"], [b"h2c;q=1"], [b'"h2c"']]:
+        fields = [b"upgrade: " + protocol for protocol in protocols]
+        name = f"an upgrade to {b' and '.join(protocols).decode()!r}"
+        yield f"{name}, with settings", get(b"connection: upgrade, http2-settings", *fields, settings) + HTTP2, plain
+        yield f"{name}, with settings that connection does not name", get(b"connection: upgrade", *fields, settings) + HTTP2, plain
+        yield f"{name}, without settings", get(b"connection: upgrade", *fields) + HTTP2, plain
+    yield "settings of HTTP/2 with another upgrade", get(b"connection: upgrade", b"upgrade: websocket", settings), ("without", "http2-settings")
+    yield "settings of HTTP/2 without an upgrade", get(settings), plain
+    yield "an upgrade to h2c with a body", post(b"connection: upgrade, http2-settings", b"upgrade: h2c", settings, b"content-length: 5", body=b"hello" + HTTP2), plain
+
+
 def cases():
-    for family in (lengths, encodings, lines, request_lines, hosts, chunks, connections):
+    for family in (lengths, encodings, lines, request_lines, hosts, chunks, connections, upgrades):
         yield from family()

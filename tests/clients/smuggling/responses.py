@@ -1,8 +1,8 @@
 """What hostile servers answer, each a case: the bytes of a response, and what must come of it: REFUSED (502 of the proxy's),
-CUT (refused, or the client sees that it is not whole), or TAKEN. `EITHER` may be refused or taken. Whatever comes of a case, the
-next requests get their own answers."""
+CUT (refused, or the client sees that it is not whole), or TAKEN. `EITHER` may be refused or taken. NOT_SWITCHED answers a client
+that asks for a WebSocket, and is refused. Whatever comes of a case, the next requests get their own answers."""
 
-REFUSED, CUT, TAKEN, EITHER = "refused", "cut", "taken", "either"
+REFUSED, CUT, TAKEN, EITHER, NOT_SWITCHED = "refused", "cut", "taken", "either", "not switched"
 
 OK = b"HTTP/1.1 200 OK\r\nx-case: poison\r\n"
 POISON = b"HTTP/1.1 200 OK\r\nx-case: poison\r\ncontent-length: 6\r\n\r\npoison"
@@ -54,6 +54,9 @@ def cases():
     yield "103 before the answer", "GET", b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + ok(b"content-length: 2", body=b"ok"), False, TAKEN
     yield "100 with a length", "GET", b"HTTP/1.1 100 Continue\r\ncontent-length: 60\r\n\r\n" + ok(b"content-length: 2", body=b"ok"), False, EITHER
     yield "a protocol switched unasked", "GET", b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n" + POISON, False, REFUSED
+    for what, fields in {"a switch to HTTP/2 for a WebSocket": b"upgrade: h2c\r\n", "a switch to two protocols for a WebSocket": b"upgrade: websocket, h2c\r\n",
+                         "a switch to nothing": b""}.items():
+        yield what, "GET", b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n" + fields + b"\r\n" + POISON, False, NOT_SWITCHED
     yield "interim responses without an end", "GET", b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 20_000, True, REFUSED
     # What comes after the answer is nobody's.
     yield "a second response after the first", "GET", ok(b"content-length: 2", body=b"ok" + POISON), False, TAKEN

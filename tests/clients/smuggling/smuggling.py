@@ -156,7 +156,7 @@ def judge(expected, got, seen):
         return f"{len(seen)} requests reached the server, answered with {statuses}"
     raw = seen[0]["raw"].lower()
     if kind == "without":
-        return f"{text} went through" if text in raw else None
+        return next((f"{gone} went through" for gone in text.split() if gone in raw), None)
     if kind == "host":
         return None if f"\r\nhost: {text}\r\n" in raw else "another host went through"
     if kind == "path":
@@ -168,7 +168,8 @@ def hostile_servers(arguments):
     address = split(arguments.address)
     for number, (name, method, _, _, expected) in enumerate(responses.cases()):
         answers = Answers(address, arguments.tls)
-        answers.send(f"{method} /r/{number} HTTP/1.1\r\nhost: orders-api.data\r\n\r\n".encode())
+        asks = "connection: upgrade\r\nupgrade: websocket\r\n" if expected == responses.NOT_SWITCHED else ""
+        answers.send(f"{method} /r/{number} HTTP/1.1\r\nhost: orders-api.data\r\n{asks}\r\n".encode())
         answer = answers.read(method)
         problem = judge_response(expected, answer)
         # The same connection, where it goes on, and others that may be given the same connection to the server.
@@ -198,6 +199,9 @@ def judge_response(expected, answer):
         return None if expected in (responses.CUT, responses.REFUSED, responses.EITHER) else "no answer"
     status, headers, body, whole = answer
     refused = status in (502, 503, 504) and b"sidewind-error" in headers
+    if expected == responses.NOT_SWITCHED:
+        # Through a tunnel the proxy beside the server is not told from the server.
+        return None if status == 502 else f"answered with {status}"
     if expected == responses.REFUSED:
         return None if refused else f"answered with {status}"
     if expected == responses.CUT:

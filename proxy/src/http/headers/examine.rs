@@ -7,6 +7,8 @@ use http::header::{
 use http::uri::Authority;
 use http::{Method, Request, Response, Version};
 
+use crate::detect::is_token_byte;
+
 /// Why a request is refused with 400. Each of them is a request that two servers could read differently, or that
 /// names no host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,7 +74,7 @@ pub(crate) struct Examined {
 
 const FOUND_CONNECTION: u8 = 1;
 const FOUND_KEEP_ALIVE: u8 = 1 << 1;
-const FOUND_PROXY: u8 = 1 << 2;
+const FOUND_OTHER: u8 = 1 << 2;
 const FOUND_TE: u8 = 1 << 3;
 const FOUND_TRANSFER_ENCODING: u8 = 1 << 4;
 const FOUND_UPGRADE: u8 = 1 << 5;
@@ -81,7 +83,8 @@ const FOUND_CONTENT_LENGTH: u8 = 1 << 7;
 
 /// Fields that only concern one connection (RFC 9110, section 7.6.1, and what older software sends), beside
 /// those with a bit of their own.
-const PROXY_FIELDS: [&str; 4] = [
+const OTHER_FIELDS: [&str; 5] = [
+    "http2-settings",
     "proxy-connection",
     "proxy-authenticate",
     "proxy-authorization",
@@ -223,9 +226,8 @@ impl Examined {
                 0
             }
             Some(b'h') if name == HOST => FOUND_HOST,
-            Some(b'h') if text == "http2-settings" => FOUND_UPGRADE,
             Some(b'k') if text == "keep-alive" => FOUND_KEEP_ALIVE,
-            Some(b'p') if PROXY_FIELDS.contains(&text) => FOUND_PROXY,
+            Some(b'h' | b'p') if OTHER_FIELDS.contains(&text) => FOUND_OTHER,
             Some(b't') if name == TE => FOUND_TE,
             Some(b't') if name == TRANSFER_ENCODING => FOUND_TRANSFER_ENCODING,
             Some(b'u') if name == UPGRADE => FOUND_UPGRADE,
@@ -255,6 +257,7 @@ impl Examined {
                 }
             }
         }
+        self.wants_upgrade = self.wants_upgrade && leaves_http(headers);
     }
 
     fn check_host<B>(&self, request: &Request<B>) -> Result<(), BadRequest> {
@@ -294,7 +297,8 @@ impl Examined {
         }
     }
 
-    /// True for a request that asks to switch protocols (WebSocket, mostly).
+    /// True for a request that asks to switch to a protocol in which nothing is asked that this proxy would judge
+    /// (WebSocket, mostly).
     pub(crate) fn wants_upgrade(&self) -> bool {
         self.wants_upgrade
     }
@@ -304,7 +308,7 @@ impl Examined {
     pub(crate) fn strip_hop_by_hop(&self, headers: &mut HeaderMap, upgrade: Upgrade) {
         const ANY: u8 = FOUND_CONNECTION
             | FOUND_KEEP_ALIVE
-            | FOUND_PROXY
+            | FOUND_OTHER
             | FOUND_TE
             | FOUND_TRANSFER_ENCODING
             | FOUND_UPGRADE;
@@ -317,8 +321,8 @@ impl Examined {
         if self.has(FOUND_KEEP_ALIVE) {
             headers.remove("keep-alive");
         }
-        if self.has(FOUND_PROXY) {
-            for name in PROXY_FIELDS {
+        if self.has(FOUND_OTHER) {
+            for name in OTHER_FIELDS {
                 headers.remove(name);
             }
         }
@@ -339,7 +343,6 @@ impl Examined {
         }
         if self.has(FOUND_UPGRADE) {
             headers.remove(UPGRADE);
-            headers.remove("http2-settings");
         }
     }
 
@@ -370,6 +373,39 @@ fn is_reserved(name: &str) -> bool {
             name.get(..prefix.len())
                 .is_some_and(|start| spelled(start, prefix))
         })
+}
+
+/// The protocols that `upgrade` names (RFC 9110, section 7.8).
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all(UPGRADE).iter();
+    let listed = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    listed
+        .map(<[u8]>::trim_ascii)
+        .filter(|protocol| !protocol.is_empty())
+}
+
+/// Whether `upgrade` names no protocol that carries requests: after a switch to HTTP/2 or TLS nobody would judge them.
+/// What is no name at all might be read as one.
+fn leaves_http(headers: &HeaderMap) -> bool {
+    protocols(headers).all(|protocol| {
+        let name = protocol.split(|byte| *byte == b'/').next();
+        let name = name.unwrap_or_default();
+        let carries_requests = name.eq_ignore_ascii_case(b"http")
+            || name.eq_ignore_ascii_case(b"tls")
+            // With `h2c` the drafts' `h2c-14`.
+            || matches!(name, [b'h' | b'H', b'2', ..]);
+        let is_name = |byte: &u8| is_token_byte(*byte) || *byte == b'/';
+        protocol.iter().all(is_name) && !carries_requests
+    })
+}
+
+/// Whether a response of 101 switches to one protocol, and that one is among those that a request's `upgrade` asked for.
+pub(crate) fn switches_as_asked(asked: &HeaderMap, response: &HeaderMap) -> bool {
+    let mut switched = protocols(response);
+    match (switched.next(), switched.next()) {
+        (Some(to), None) => protocols(asked).any(|protocol| protocol.eq_ignore_ascii_case(to)),
+        _ => false,
+    }
 }
 
 /// Options of `connection` that name no field, or a field that is dealt with anyway.

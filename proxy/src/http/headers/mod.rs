@@ -9,7 +9,9 @@ mod forwarded_client_cert;
 mod size;
 
 pub(crate) use convert::{AuthorityCache, request_to_http1, request_to_http2};
-pub(crate) use examine::{BadRequest, Upgrade, clean_trailers, examine_request, examine_response};
+pub(crate) use examine::{
+    BadRequest, Upgrade, clean_trailers, examine_request, examine_response, switches_as_asked,
+};
 pub(crate) use forwarded_client_cert::{FORWARDED_CLIENT_CERT, forwarded_client_cert};
 pub(crate) use size::header_list_bytes;
 

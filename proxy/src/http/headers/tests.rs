@@ -144,6 +144,44 @@ fn an_upgrade_that_is_passed_on_keeps_its_fields() {
 }
 
 #[test]
+fn no_upgrade_leads_to_where_nobody_judges_requests() {
+    for (protocols, passes) in [
+        (&["websocket"][..], true),
+        (&["WebSocket, a/1.0", "tcp"], true),
+        (&[",websocket , "], true),
+        (&["h2c"], false),
+        (&["H2"], false),
+        (&["h2c-14"], false),
+        (&["HTTP/2.0"], false),
+        (&["http"], false),
+        (&["TLS/1.2"], false),
+        (&["websocket, h2c"], false),
+        (&["websocket", "h2c"], false),
+        (&["h2c;q=1"], false),
+        (&["\"h2c\""], false),
+        (&["web socket"], false),
+    ] {
+        for option in ["upgrade", "Upgrade, HTTP2-Settings"] {
+            let mut given = vec![
+                ("host", "a"),
+                ("connection", option),
+                ("http2-settings", "AAMAAABk"),
+            ];
+            given.extend(protocols.iter().map(|protocol| ("upgrade", *protocol)));
+            let examined = examine_request(&http1(&given)).unwrap();
+            assert_eq!(examined.wants_upgrade(), passes, "{protocols:?}");
+            let mut expected = vec![("host", "a")];
+            if passes {
+                expected.push(("connection", "upgrade"));
+                expected.extend(protocols.iter().map(|protocol| ("upgrade", *protocol)));
+            }
+            expected.sort_unstable();
+            assert_eq!(stripped(&given, Upgrade::Keep), owned(&expected));
+        }
+    }
+}
+
+#[test]
 fn no_spelling_of_an_identity_field_passes() {
     for name in [
         "x-forwarded-client-cert",
