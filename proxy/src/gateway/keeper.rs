@@ -1,6 +1,6 @@
 //! Keeps the gateway's ports as its documents and certificates say; on the control thread.
 //!
-//! What is new is made whole before any of it is used. A port that stays keeps its sockets and connections, and its
+//! What is new is made whole before any of it is used, and a listener that cannot be made stays as it was. A port that stays keeps its sockets and connections, and its
 //! next request sees the new state; one that is new is opened for all workers at once; one that has gone is closed
 //! after what waited there was accepted.
 
@@ -19,13 +19,15 @@ use tokio::sync::watch;
 
 use super::{
     certificates::Certificates,
-    port::{Listener, ListenerError, Port, TlsEnds},
+    port::{Listener, ListenerError, Port},
 };
 use crate::{
     admin::{Component, Readiness},
     capture,
     config::{GatewayListenConfig, ListenAddress},
     errors::Chain,
+    retry::RetryPolicy,
+    route::RouteTable,
     telemetry::metrics::Metrics,
 };
 
@@ -87,6 +89,17 @@ pub(crate) struct Keeper {
     /// Once everything has been served, what is wrong with something later is told, and the rest goes on.
     was_ready: bool,
     told: Vec<String>,
+    /// A port is to be opened that could not be.
+    unopened: bool,
+}
+
+/// The sockets of a port, of each worker.
+type Sockets = Vec<Vec<TcpListener>>;
+
+/// A listener that cannot be served as its document says, by its name, and why.
+struct Failed {
+    listener: String,
+    reason: String,
 }
 
 impl Keeper {
@@ -110,6 +123,7 @@ impl Keeper {
             metrics,
             was_ready: false,
             told: Vec::new(),
+            unopened: false,
         }
     }
 
@@ -139,7 +153,7 @@ impl Keeper {
             let is_new = applied.as_ref() != Some(&wanted);
             let looked = self.look(&wanted).await;
             // What could not be opened is tried again.
-            if is_new || looked || !self.told.is_empty() {
+            if is_new || looked || self.unopened {
                 self.apply(&wanted);
                 applied = Some(wanted);
             }
@@ -187,7 +201,20 @@ impl Keeper {
             .problems()
             .map(|(name, problem)| format!("certificate {name}: {problem}"))
             .collect();
-        let ports = self.compile(wanted, &mut problems);
+        let (mut ports, mut failed) = self.compile(wanted);
+        let unmade = failed.len();
+        let mut opened = self.open_new(&mut ports, &mut failed);
+        self.unopened = failed.len() > unmade;
+        let mut kept = 0;
+        for Failed { listener, reason } in failed {
+            let goes_on = match self.keep(&listener, &mut ports) {
+                true => "; what was served before goes on",
+                false => "",
+            };
+            kept += usize::from(!goes_on.is_empty());
+            problems.push(format!("listener {listener}: {reason}{goes_on}"));
+        }
+        self.metrics.gateway.set_kept_listeners(kept);
         let gone: Vec<u16> = self
             .open
             .keys()
@@ -205,20 +232,15 @@ impl Keeper {
                 open.current.store(Arc::new(port));
                 continue;
             }
-            match self.bind(number) {
-                Ok(sockets) => {
-                    tracing::info!(port = number, tls = port.tls, "a gateway port is open");
-                    let open = OpenPort {
-                        number,
-                        current: ArcSwap::from_pointee(port),
-                        open: Arc::default(),
-                        sockets: Mutex::new(sockets),
-                        closed: watch::Sender::new(false),
-                    };
-                    self.open.insert(number, Arc::new(open));
-                }
-                Err(error) => problems.push(format!("port {number} cannot be opened: {error}")),
-            }
+            tracing::info!(port = number, tls = port.tls, "a gateway port is open");
+            let open = OpenPort {
+                number,
+                current: ArcSwap::from_pointee(port),
+                open: Arc::default(),
+                sockets: Mutex::new(opened.remove(&number).unwrap_or_default()),
+                closed: watch::Sender::new(false),
+            };
+            self.open.insert(number, Arc::new(open));
         }
         let open: OpenPorts = self.open.values().cloned().collect();
         self.ports.send_if_modified(|present| {
@@ -233,36 +255,84 @@ impl Keeper {
         self.tell(wanted, problems);
     }
 
-    fn compile(
-        &self,
-        wanted: &v1::GatewayConfig,
-        problems: &mut Vec<String>,
-    ) -> BTreeMap<u16, Port> {
-        let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+    /// What can be served as the documents say, by port, and what of them cannot.
+    fn compile(&self, wanted: &v1::GatewayConfig) -> (BTreeMap<u16, Port>, Vec<Failed>) {
+        let mut ports = BTreeMap::new();
+        let mut failed = Vec::new();
         for listener in &wanted.listeners {
             let added = u16::try_from(listener.port)
                 .ok()
                 .filter(|port| *port != 0)
                 .ok_or(ListenerError::Port(listener.port))
-                .and_then(|number| {
-                    let made = Listener::new(listener, &self.certificates, &self.provider)?;
-                    let tls = !matches!(made.ends, TlsEnds::Plain);
-                    ports
-                        .entry(number)
-                        .or_insert_with(|| Port::new(tls))
-                        .add(made)
-                });
+                .and_then(|number| add(&mut ports, number, Arc::new(self.make(listener)?)));
             if let Err(error) = added {
-                let (gateway, name) = (&listener.gateway, &listener.name);
-                problems.push(format!("listener {gateway}/{name}: {}", Chain(&error)));
+                failed.push(Failed {
+                    listener: Listener::name_of(listener),
+                    reason: Chain(&error).to_string(),
+                });
             }
         }
-        ports
+        (ports, failed)
+    }
+
+    fn make(&self, listener: &v1::GatewayListener) -> Result<Listener, ListenerError> {
+        let made = Listener::new(listener, &self.certificates, &self.provider)?;
+        // A listener that is new answers what its routes would say of requests with an error.
+        if let Some(routes) = &made.routes
+            && self.served(&made.name).is_some()
+        {
+            RouteTable::compile(routes, &|_| RetryPolicy::default())?;
+        }
+        Ok(made)
+    }
+
+    /// What is served under the name of a listener, and at which port.
+    fn served(&self, name: &str) -> Option<(u16, Arc<Listener>)> {
+        self.open.values().find_map(|open| {
+            let port = open.current();
+            let mut listeners = port.listeners().iter();
+            let listener = listeners.find(|listener| listener.name == name)?;
+            Some((open.number, Arc::clone(listener)))
+        })
+    }
+
+    /// Has what is served under a listener's name go on, where nothing has taken its place; false where it cannot.
+    fn keep(&self, name: &str, ports: &mut BTreeMap<u16, Port>) -> bool {
+        self.served(name)
+            .is_some_and(|(number, listener)| add(ports, number, listener).is_ok())
+    }
+
+    /// Opens those of the ports that are not open yet. One that cannot be opened is taken out, and its listeners with it.
+    fn open_new(
+        &self,
+        ports: &mut BTreeMap<u16, Port>,
+        failed: &mut Vec<Failed>,
+    ) -> BTreeMap<u16, Sockets> {
+        let mut opened = BTreeMap::new();
+        ports.retain(|number, port| {
+            if self.open.contains_key(number) {
+                return true;
+            }
+            match self.bind(*number) {
+                Ok(sockets) => {
+                    opened.insert(*number, sockets);
+                    true
+                }
+                Err(error) => {
+                    failed.extend(port.listeners().iter().map(|listener| Failed {
+                        listener: listener.name.clone(),
+                        reason: format!("port {number} cannot be opened: {error}"),
+                    }));
+                    false
+                }
+            }
+        });
+        opened
     }
 
     /// Opens a port at each address, for each worker.
-    fn bind(&self, number: u16) -> io::Result<Vec<Vec<TcpListener>>> {
-        let mut sockets: Vec<Vec<TcpListener>> = (0..self.workers).map(|_| Vec::new()).collect();
+    fn bind(&self, number: u16) -> io::Result<Sockets> {
+        let mut sockets: Sockets = (0..self.workers).map(|_| Vec::new()).collect();
         for ListenAddress { address, required } in &self.config.addresses {
             let address = SocketAddr::new(address.ip(), number);
             let missing = |error: &io::Error| !required && capture::is_unavailable(error);
@@ -302,3 +372,17 @@ impl Keeper {
         self.told = problems;
     }
 }
+
+/// Adds a listener to those of its port.
+fn add(
+    ports: &mut BTreeMap<u16, Port>,
+    number: u16,
+    listener: Arc<Listener>,
+) -> Result<(), ListenerError> {
+    let tls = listener.speaks_tls();
+    let port = ports.entry(number).or_insert_with(|| Port::new(tls));
+    port.add(listener)
+}
+
+#[cfg(test)]
+mod tests;

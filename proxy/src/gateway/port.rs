@@ -15,6 +15,7 @@ use super::{
     certificates::{Certificates, ServedCertificate},
     hosts::{HostPattern, narrowest},
 };
+use crate::route::RuleError;
 
 /// HTTP/2 first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -73,6 +74,8 @@ pub(super) enum ListenerError {
     NoCertificate,
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
+    #[error("its routes cannot be read")]
+    Routes(#[from] RuleError),
 }
 
 impl Port {
@@ -84,8 +87,11 @@ impl Port {
     }
 
     /// Adds a listener to those of its port.
-    pub(super) fn add(&mut self, listener: Listener) -> Result<(), ListenerError> {
-        if self.tls == matches!(listener.ends, TlsEnds::Plain) {
+    ///
+    /// # Errors
+    /// Where it does not go with the others.
+    pub(super) fn add(&mut self, listener: Arc<Listener>) -> Result<(), ListenerError> {
+        if self.tls != listener.speaks_tls() {
             return Err(ListenerError::Mixed);
         }
         if self
@@ -95,8 +101,12 @@ impl Port {
         {
             return Err(ListenerError::Taken);
         }
-        self.listeners.push(Arc::new(listener));
+        self.listeners.push(listener);
         Ok(())
+    }
+
+    pub(super) fn listeners(&self) -> &[Arc<Listener>] {
+        &self.listeners
     }
 
     /// The only listener of the port, where there are no others.
@@ -119,6 +129,16 @@ impl Port {
 }
 
 impl Listener {
+    /// Whether its clients speak TLS.
+    pub(super) fn speaks_tls(&self) -> bool {
+        !matches!(self.ends, TlsEnds::Plain)
+    }
+
+    /// Its name among those of all gateways.
+    pub(super) fn name_of(listener: &v1::GatewayListener) -> String {
+        format!("{}/{}", listener.gateway, listener.name)
+    }
+
     pub(super) fn new(
         listener: &v1::GatewayListener,
         certificates: &Certificates,
@@ -147,7 +167,7 @@ impl Listener {
             HeaderValue::try_from(format!("max-age={seconds}{subdomains}")).ok()
         });
         Ok(Self {
-            name: format!("{}/{}", listener.gateway, listener.name),
+            name: Self::name_of(listener),
             hosts: HostPattern::new(&listener.hostname),
             // Browsers are to ignore it over plain HTTP (RFC 6797, section 8.1).
             hsts: hsts.filter(|_| matches!(ends, TlsEnds::Here(_))),

@@ -10,6 +10,26 @@ use sidewind_tests::wait::{PATIENCE, eventually};
 use crate::edge::{Edge, GATEWAY, GATEWAY_ID, all, certificate, replace, start_gateway};
 use crate::support::Answer;
 
+/// A port with one listener.
+const OWN: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: { name: web, namespace: airflow }
+spec:
+  gatewayClassName: sidewind
+  listeners:
+    - name: https
+      port: 8443
+      protocol: HTTPS
+      tls: { certificateRefs: [{ name: airflow }] }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: api, namespace: airflow }
+spec:
+  parentRefs: [{ name: web }]
+  rules: [{ backendRefs: [{ name: api-server, namespace: airflow, port: 80 }] }]
+";
+
 #[test]
 fn clients_outside_are_served_over_tls_and_the_hop_behind_is_mutual_tls() {
     let edge = Edge::start();
@@ -400,6 +420,58 @@ fn ports_open_and_close_with_their_documents_and_the_others_go_on() {
         200
     );
     assert!(edge.gateway.is_ready());
+    // Its own one goes on as it was.
+    let modern = ["https://a.apps.example.com:8443/orders"];
+    assert_eq!(edge.ask(&modern).status, 200);
+    assert_eq!(kept(&edge), 1.0);
+}
+
+/// Listeners that go on as an earlier document had them.
+fn kept(edge: &Edge) -> f64 {
+    let metrics = edge.gateway.metrics();
+    metrics.sum("sidewind_gateway_kept_listeners", &[])
+}
+
+#[test]
+fn a_port_whose_only_listener_is_given_a_certificate_that_is_not_there_yet_goes_on() {
+    let edge = Edge::with(Mesh::plan().config("gateway.yaml", OWN), &[]);
+    let own = ["https://airflow.example.com:8443/orders"];
+    assert_eq!(edge.ask(&own).status, 200);
+    let renamed = OWN.replace("name: airflow }]", "name: renamed }]");
+    let (config, told) = (&edge.mesh.control_plane, "what was served before goes on");
+    config.write_config("gateway.yaml", &renamed);
+    eventually("the fault is told", PATIENCE, || {
+        let ready = edge.gateway.get("/ready").text();
+        ready.contains(told).then_some(())
+    });
+    eventually("it is in the log, too", PATIENCE, || {
+        edge.gateway.log().contains(told).then_some(())
+    });
+    assert_eq!(edge.ask(&own).status, 200);
+    assert!(edge.gateway.is_ready());
+    assert_eq!(kept(&edge), 1.0);
+    // And so does one that is to move to where somebody else is.
+    let taken = edge.host.place.listen((edge.host.address, 9443).into());
+    config.write_config("gateway.yaml", &OWN.replace("port: 8443", "port: 9443"));
+    eventually("the fault is told", PATIENCE, || {
+        let ready = edge.gateway.get("/ready").text();
+        ready.contains("port 9443 cannot be opened").then_some(())
+    });
+    assert_eq!(edge.ask(&own).status, 200);
+    // Until it can be served as its document says.
+    drop(taken);
+    eventually("the new port is open", PATIENCE, || {
+        (kept(&edge) == 0.0).then_some(())
+    });
+    let moved = ["https://airflow.example.com:9443/orders"];
+    assert_eq!(edge.ask(&moved).status, 200);
+    config.write_config("gateway.yaml", &renamed);
+    certificate(&edge.mesh, "renamed", "airflow.example.com");
+    eventually("it is back where the new document has it", PATIENCE, || {
+        let port = (edge.host.address, 9443).into();
+        (!edge.host.place.is_open(port)).then_some(())
+    });
+    assert_eq!(edge.ask(&own).status, 200);
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn listeners_of_a_port_are_told_apart_by_host_and_do_not_mix() {
         ("exact", "a.example.com"),
     ] {
         let listener = listener(name, hostname, v1::GatewayProtocol::Https);
-        port.add(made(&listener).unwrap()).unwrap();
+        port.add(Arc::new(made(&listener).unwrap())).unwrap();
     }
     for (host, expected) in [
         ("a.example.com", "airflow/web/exact"),
@@ -87,14 +87,16 @@ fn listeners_of_a_port_are_told_apart_by_host_and_do_not_mix() {
         v1::GatewayProtocol::Https,
     ))
     .unwrap();
-    assert!(matches!(port.add(same), Err(ListenerError::Taken)));
+    let added = port.add(Arc::new(same));
+    assert!(matches!(added, Err(ListenerError::Taken)));
     let plain = made(&listener(
         "plain",
         "c.example.com",
         v1::GatewayProtocol::Http,
     ))
     .unwrap();
-    assert!(matches!(port.add(plain), Err(ListenerError::Mixed)));
+    let added = port.add(Arc::new(plain));
+    assert!(matches!(added, Err(ListenerError::Mixed)));
     let mut none = listener("none", "", v1::GatewayProtocol::Https);
     none.certificates = vec!["missing".to_owned()];
     assert!(matches!(made(&none), Err(ListenerError::NoCertificate)));

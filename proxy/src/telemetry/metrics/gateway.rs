@@ -12,6 +12,7 @@ use super::{Computed, single, unix_seconds};
 #[derive(Debug)]
 pub(crate) struct GatewayFamilies {
     open_ports: Arc<Gauge>,
+    kept_listeners: Arc<Gauge>,
     loaded: Arc<Counter>,
     refused: Arc<Counter>,
     first_end: Arc<Gauge>,
@@ -33,6 +34,11 @@ impl GatewayFamilies {
                 "sidewind_gateway_open_ports",
                 "Ports that the gateway listens on",
             ),
+            kept_listeners: single(
+                registry,
+                "sidewind_gateway_kept_listeners",
+                "Listeners that go on as an earlier document had them, since they cannot be served as the present one says",
+            ),
             loaded: single(
                 registry,
                 "sidewind_gateway_certificates_loaded",
@@ -50,6 +56,12 @@ impl GatewayFamilies {
     pub(crate) fn set_open_ports(&self, ports: usize) {
         self.open_ports
             .set(i64::try_from(ports).unwrap_or(i64::MAX));
+    }
+
+    /// Says how many listeners go on as they were before their document changed.
+    pub(crate) fn set_kept_listeners(&self, listeners: usize) {
+        self.kept_listeners
+            .set(i64::try_from(listeners).unwrap_or(i64::MAX));
     }
 
     /// Counts what a look at the files found, and says when the first certificate ends.
