@@ -15,6 +15,7 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
     request::Parts, uri::Authority,
 };
+use hyper::upgrade::OnUpgrade;
 use sidewind_identity::SpiffeId;
 use tokio::time::Instant;
 
@@ -81,7 +82,9 @@ pub(crate) struct Exchange {
     patience: Patience,
     /// The same for the response's.
     response_bound: Cell<Option<Bound>>,
-    upgrade: Cell<bool>,
+    /// The client's connection, of a request that asks to go on with another protocol on it. It stays here while the
+    /// request is tried, which is one like any other until its server agrees.
+    upgrade: RefCell<Option<OnUpgrade>>,
     /// The Airflow task that the request comes from.
     task: RefCell<ConnectionTask>,
     /// Of a request in HTTP/2, as it came; in HTTP/1 no larger one is read. And how many it may have.
@@ -203,7 +206,7 @@ impl Exchange {
             broken_request: Cell::new(None),
             patience: origin.patience,
             response_bound: Cell::new(None),
-            upgrade: Cell::new(false),
+            upgrade: RefCell::default(),
             task: RefCell::new(origin.task.clone()),
             header_bytes: (header_bytes, origin.max_header_bytes),
             recorded: Cell::new(false),
@@ -233,7 +236,8 @@ impl Exchange {
             return Err(ProxyError::new(ErrorCode::Unsupported, message));
         }
         let upgrade = examined.wants_upgrade() && request.version() == Version::HTTP_11;
-        self.upgrade.set(upgrade);
+        let client = hyper::upgrade::on(&mut *request);
+        *self.upgrade.borrow_mut() = upgrade.then_some(client);
         let headers = request.headers_mut();
         examined.strip_reserved(headers);
         let kept = if upgrade {
@@ -297,7 +301,12 @@ impl Exchange {
 
     /// Whether the client asks to go on with another protocol than HTTP.
     pub(crate) fn wants_upgrade(&self) -> bool {
-        self.upgrade.get()
+        self.upgrade.borrow().is_some()
+    }
+
+    /// The client's connection, once the server has agreed to another protocol.
+    pub(crate) fn take_upgrade(&self) -> Option<OnUpgrade> {
+        self.upgrade.borrow_mut().take()
     }
 
     pub(crate) fn is_grpc(&self) -> bool {

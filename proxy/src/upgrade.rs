@@ -65,7 +65,7 @@ impl AsyncWrite for UpgradedIo {
 /// server switches to what was asked for, bytes are copied both ways for as long as both sides like; the exchange ends with that. Where one side
 /// breaks, so does the other.
 pub(crate) async fn relay<F>(
-    mut request: Request<Body>,
+    request: Request<Body>,
     exchange: &Rc<Exchange>,
     address: SocketAddr,
     send: impl FnOnce(Request<Body>) -> F,
@@ -73,11 +73,12 @@ pub(crate) async fn relay<F>(
 where
     F: Future<Output = Result<Response<Body>, ProxyError>>,
 {
-    let client = hyper::upgrade::on(&mut request);
     let asked = request.headers().clone();
     let response = send(request).await?;
     let mut response = clean_response(address, response, Some(&asked))?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = exchange.take_upgrade()
+    {
         let server = hyper::upgrade::on(&mut response);
         let extensions = response.extensions_mut();
         let server_break_off = extensions.remove::<BreakOff>().unwrap_or_default();

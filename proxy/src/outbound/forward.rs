@@ -173,9 +173,6 @@ impl Forward<'_> {
             secure: self.front.tls,
             policy: Rc::clone(&policy),
         };
-        if self.exchange.wants_upgrade() {
-            return balance.oneshot(request).await;
-        }
         let observer = Rc::clone(self.exchange) as Rc<dyn RetryObserver>;
         let retry = service.retry(policy).observed(observer);
         let retry = retry.since(self.exchange.started());

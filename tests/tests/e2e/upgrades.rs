@@ -6,12 +6,21 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use sidewind_tests::mesh::Mesh;
-use sidewind_tests::wait::PATIENCE;
+use sidewind_tests::wait::{PATIENCE, eventually};
 use socket2::SockRef;
 
 use crate::bad_input::send;
 
 const UPGRADE: &str = "connection: upgrade\r\nupgrade: websocket\r\n\r\n";
+
+const ENTRY: &str = "apiVersion: sidewind.dev/v1alpha1
+kind: ServiceEntry
+metadata: { name: orders, namespace: data }
+spec:
+  addresses: [10.96.0.10]
+  ports: [{ port: 80, protocol: http, targetPort: 8080 }]
+  service: orders-api.data
+";
 
 /// How a connection ended, as one end saw it: by an orderly end, or by an error.
 type End = Result<usize, ErrorKind>;
@@ -91,4 +100,48 @@ fn an_upgraded_connection_ends_at_one_end_as_it_does_at_the_other() {
             record.path() == "/breaks"
         });
     assert_eq!(record.error(), "upstream-reset", "{record}");
+}
+
+#[test]
+fn an_upgrade_goes_on_to_another_endpoint_where_one_has_died() {
+    let mut mesh = Mesh::plan().config("entry.yaml", ENTRY).start();
+    let [mut dies, deaf, api] = ["dies", "deaf", "api"].map(|name| {
+        let workload = mesh.workload("data", name);
+        workload.serves("orders-api.data:80=8080/http").start()
+    });
+    let task = mesh.workload("airflow", "task").start();
+    for server in [&dies, &api] {
+        let listener = server.place.listen((server.bind(), 8080).into()).unwrap();
+        let (ends, _) = sync_channel(0);
+        std::thread::spawn(move || serve(&listener, &ends));
+    }
+    let endpoints = || task.sidecar.get("/endpoints").text();
+    let switches = || {
+        let asked = format!("GET /ends HTTP/1.1\r\nhost: orders-api.data\r\n{UPGRADE}");
+        let mut stream = send(&task.place, ([10, 96, 0, 10], 80).into(), asked.as_bytes());
+        let head = read_head(&mut stream);
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        stream.read_exact(&mut [0; 5]).unwrap();
+        stream.write_all(b"!").unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    };
+    eventually("all three are known", PATIENCE, || {
+        switches();
+        let known = endpoints();
+        let all = [&dies, &deaf, &api];
+        all.iter()
+            .all(|one| known.contains(&one.at(8080).to_string()))
+            .then_some(())
+    });
+    // Nobody says any more who is there.
+    mesh.control_plane.kill();
+    dies.sidecar.process().kill();
+    for _ in 0..20 {
+        switches();
+    }
+    let known = endpoints();
+    assert!(known.contains(&dies.at(8080).to_string()), "{known}");
+    let retried = [("outcome", "retried")];
+    let metrics = task.sidecar.metrics();
+    assert!(metrics.sum("sidewind_retries_total", &retried) >= 2.0);
 }
