@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::mesh::Scratch;
 
@@ -73,11 +73,39 @@ pub(crate) async fn detect<T: AsyncRead + Unpin>(
     port: u16,
     limit: Duration,
 ) -> io::Result<Detection> {
-    let mut prefix = BytesMut::new();
     let known = ports::well_known(port);
+    let prefix = BytesMut::new();
     if known == Some(Speaks::Server) {
         return Ok(found(Detected::Opaque, prefix));
     }
+    read_until_known(io, prefix, known, limit).await
+}
+
+/// The same where HTTP alone is expected. A client that is silent is idle then, as it may be between two requests, and is
+/// waited for as long as `idle`; `limit` is for the rest of what it begins with. None where nothing came.
+///
+/// # Errors
+/// What reading gives.
+pub(crate) async fn detect_http<T: AsyncRead + Unpin>(
+    io: &mut T,
+    idle: Duration,
+    limit: Duration,
+) -> io::Result<Option<Detection>> {
+    let mut prefix = BytesMut::new();
+    let first = timeout(idle, read_some(io, &mut prefix)).await;
+    match first {
+        Err(_) | Ok(Ok(0)) => Ok(None),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(_)) => read_until_known(io, prefix, None, limit).await.map(Some),
+    }
+}
+
+async fn read_until_known<T: AsyncRead + Unpin>(
+    io: &mut T,
+    mut prefix: BytesMut,
+    known: Option<Speaks>,
+    limit: Duration,
+) -> io::Result<Detection> {
     let deadline = Instant::now() + limit;
     loop {
         let verdict = classify(&prefix);

@@ -48,6 +48,10 @@ pub(crate) async fn serve(
             return;
         }
     };
+    if declared && found.prefix.is_empty() && !found.timed_out {
+        tracing::debug!(%client, "a client closed its connection unused");
+        return;
+    }
     if declared && !is_http(&found) {
         return worker.refused(client, &not_http(port.address.port()));
     }

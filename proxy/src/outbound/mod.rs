@@ -118,7 +118,8 @@ async fn connection<T: Connection + Send + 'static>(
         Ok(Resolved::Outside) | Err(_) => (Declared::Detect, None),
     };
     let found = match Box::pin(protocol(&worker, &target, declared, &mut stream)).await {
-        Ok(found) => found,
+        Ok(Some(found)) => found,
+        Ok(None) => return,
         Err(error) => {
             tracing::debug!(%client, %target, %error, "a client closed its connection unused");
             return;
@@ -206,42 +207,39 @@ fn is_for_a_proxy(beginning: &[u8]) -> bool {
             .is_some_and(|target| target.starts_with(b"http://") || target.starts_with(b"https://"))
 }
 
-/// What the client speaks: as the service declares, else by its first bytes.
+/// What the client speaks: as the service declares, else by its first bytes. None where it is HTTP of which nothing came.
 async fn protocol<T: Connection>(
     worker: &Worker,
     target: &Target,
     declared: Declared,
     stream: &mut T,
-) -> std::io::Result<Detection> {
+) -> std::io::Result<Option<Detection>> {
     let declared_as = |protocol| Detection {
         protocol,
         prefix: bytes::BytesMut::new(),
         timed_out: false,
     };
-    // Declared HTTP is still read, to tell HTTP/1 from HTTP/2; port 0 is in no table of opaque ports.
-    let port = match declared {
-        Declared::Tcp => return Ok(declared_as(Detected::Opaque)),
-        Declared::Tls => return Ok(declared_as(Detected::Tls { server_name: None })),
-        Declared::Http => 0,
-        Declared::Detect => target.port(),
-    };
     let limit = worker.config.traffic.detect_timeout;
-    let found = detect::detect(stream, port, limit).await?;
-    if found.timed_out && declared == Declared::Http && !found.prefix.is_empty() {
+    let mut found = match declared {
+        Declared::Tcp => return Ok(Some(declared_as(Detected::Opaque))),
+        Declared::Tls => return Ok(Some(declared_as(Detected::Tls { server_name: None }))),
+        // Still read, to tell HTTP/1 from HTTP/2.
+        Declared::Http => {
+            let idle = worker.config.limits.client_idle_timeout;
+            match detect::detect_http(stream, idle, limit).await? {
+                Some(found) => found,
+                None => return Ok(None),
+            }
+        }
+        Declared::Detect => detect::detect(stream, target.port(), limit).await?,
+    };
+    if is_for_a_proxy(&found.prefix) {
+        found.protocol = Detected::Opaque;
+    } else if found.timed_out && declared == Declared::Http {
         // The beginning of a request line, whose client is slow.
-        return Ok(Detection {
-            protocol: Detected::Http1,
-            ..found
-        });
-    }
-    if found.timed_out {
+        found.protocol = Detected::Http1;
+    } else if found.timed_out {
         worker.silent_client(target, limit);
     }
-    if is_for_a_proxy(&found.prefix) {
-        return Ok(Detection {
-            protocol: Detected::Opaque,
-            ..found
-        });
-    }
-    Ok(found)
+    Ok(Some(found))
 }

@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use sidewind_tests::lan::Host;
 use sidewind_tests::mesh::{Mesh, Workload};
 use sidewind_tests::place::Place;
+use sidewind_tests::wait::{PATIENCE, eventually};
 
 use crate::bad_input::{read_to_close, send};
 
@@ -207,4 +209,79 @@ fn connect_is_for_proxies_and_refused_where_there_is_none() {
         answer.contains("\r\nsidewind-error: unsupported\r\n"),
         "{answer}"
     );
+}
+
+const MARKED: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: orders, namespace: data }
+spec:
+  parentRefs: [{ kind: Service, group: \"\", name: orders-api, port: 8080 }]
+  rules:
+    - filters:
+        - type: ResponseHeaderModifier
+          responseHeaderModifier: { set: [{ name: x-route, value: marked }] }
+";
+
+#[test]
+fn a_client_that_is_silent_before_it_asks_gets_all_that_a_route_says() {
+    let mut mesh = Mesh::plan().config("route.yaml", MARKED).start();
+    let api = mesh.workload("data", "orders-api");
+    let api = api.serves("orders-api.data=8080/http").start();
+    let listener = api.place.listen((api.bind(), 8080).into()).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    let task = mesh.workload("airflow", "task");
+    let task = task.flag("--detect-timeout", "100ms").start();
+    let mut stream = send(&task.place, api.at(8080), b"");
+    // As a pool that connects before it has anything to ask; longer than a protocol is looked for.
+    stream
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    let silence = stream.peek(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(silence, Err(std::io::ErrorKind::WouldBlock));
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let asked = "GET /late HTTP/1.1\r\nhost: orders-api.data\r\nconnection: close\r\n\r\n";
+    stream.write_all(asked.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("\r\nx-route: marked\r\n"), "{answer}");
+    let record = task
+        .sidecar
+        .wait_for_access("the call", |record| record.is_request());
+    let (path, route) = (record.path(), record.text("route"));
+    assert_eq!((path.as_str(), route.as_str()), ("/late", "data/orders"));
+    let log = task.sidecar.log();
+    assert!(!log.contains("a client said nothing"), "{log}");
+}
+
+#[test]
+fn a_client_that_connects_and_goes_is_no_complaint_and_one_that_speaks_something_else_is() {
+    let story = Story::begin();
+    let (place, address) = (&story.outside.place, story.api.at(8080));
+    for _ in 0..5 {
+        drop(send(place, address, b""));
+    }
+    let answer = read_to_close(send(place, address, b"\0\x01\x02\x03\r\n"));
+    assert!(answer.is_some_and(|answer| answer.is_empty()));
+    let labels = [("direction", "inbound"), ("code", "bad-request")];
+    let refused = || {
+        story
+            .api
+            .sidecar
+            .metrics()
+            .sum("sidewind_errors_total", &labels)
+    };
+    eventually("what is no HTTP is counted", PATIENCE, || {
+        (refused() >= 1.0).then_some(())
+    });
+    let orders = story.curl(
+        place,
+        &["-o", "/dev/null", "-w", "%{response_code}"],
+        &["/orders"],
+    );
+    assert_eq!((orders.as_str(), refused()), ("200", 1.0));
 }
