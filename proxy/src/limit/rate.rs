@@ -1,7 +1,7 @@
 //! The rate limits of a service.
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use http::Request;
@@ -22,6 +22,16 @@ pub(crate) struct Asker<'a> {
 }
 
 impl Asker<'_> {
+    /// What has a bucket of its own among addresses: of IPv6 the first half, whose rest a client chooses at will.
+    fn network(&self) -> Option<IpAddr> {
+        self.address.map(|address| match address.to_canonical() {
+            IpAddr::V6(address) => {
+                Ipv6Addr::from_bits(address.to_bits() >> u64::BITS << u64::BITS).into()
+            }
+            address => address,
+        })
+    }
+
     /// Whether it is one of these routes that matched, or a rule of one.
     fn is_of(&self, routes: &[String]) -> bool {
         let Some(name) = self.route else {
@@ -116,9 +126,9 @@ impl RateLimit {
             // Whoever has no identity is told apart by address.
             v1::RateLimitKey::SourceIdentity => match asker.identity {
                 Some(identity) => self.random.hash_one(identity),
-                None => self.random.hash_one(asker.address),
+                None => self.random.hash_one(asker.network()),
             },
-            _ => self.random.hash_one(asker.address),
+            _ => self.random.hash_one(asker.network()),
         }
     }
 }

@@ -94,6 +94,39 @@ fn asker(address: u8, identity: Option<&str>) -> Asker<'_> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_with_many_ipv6_addresses_has_one_bucket() {
+    let limits = |key| {
+        let limits = Limits::default();
+        let rates = [limit(key)];
+        limits
+            .of("inbound 80", "orders.data", None, &rates)
+            .unwrap()
+    };
+    for key in [
+        v1::RateLimitKey::SourceAddress,
+        v1::RateLimitKey::SourceIdentity,
+    ] {
+        let limits = limits(key);
+        for (address, passes) in [
+            ("2001:db8:0:1::1", true),
+            ("2001:db8:0:1::2", false),
+            ("2001:db8:0:1:ffff:ffff:ffff:ffff", false),
+            ("2001:db8:0:2::1", true),
+            ("192.0.2.1", true),
+            ("::ffff:192.0.2.1", false),
+            ("::ffff:192.0.2.2", true),
+        ] {
+            let asker = Asker {
+                address: Some(address.parse().unwrap()),
+                ..Asker::default()
+            };
+            let admitted = limits.admit(&request("POST", "/login"), 0, &asker).await;
+            assert_eq!(admitted.is_ok(), passes, "{key:?}: {address}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_source_has_its_own_bucket_and_only_what_is_named_is_counted() {
     use v1::RateLimitKey::{Service, SourceAddress, SourceIdentity};
     let (a, b) = (

@@ -2,10 +2,12 @@
 
 use std::{
     cell::{Cell, RefCell},
+    net::IpAddr,
     rc::Rc,
     sync::Arc,
 };
 
+use http::HeaderMap;
 use sidewind_api::v1;
 
 use super::destination::Declared;
@@ -16,7 +18,7 @@ use crate::{
     },
     config::Config,
     errors::{ErrorCode, ProxyError},
-    exchange::Exchange,
+    exchange::{Exchange, Party},
     health::{HealthSettings, ServiceHealth},
     http::Body,
     limit::{Limits, ServiceLimits},
@@ -119,10 +121,15 @@ impl Service {
         RetryLayer::new(policy, Arc::clone(&self.budget), Rc::clone(&self.queue))
     }
 
-    /// An endpoint for a connection, another than those `tried` where there is one.
-    pub(crate) fn pick(&self, tried: &Tried) -> Option<Pick> {
+    /// An endpoint for a connection of `source`, another than those `tried` where there is one.
+    pub(crate) fn pick(&self, source: &Party, tried: &Tried) -> Option<Pick> {
+        let settings = Rc::clone(&self.settings.borrow());
         self.endpoints.pick(&Selection {
             tried: Some(tried),
+            hash: settings
+                .hash
+                .as_ref()
+                .and_then(|it| hash_of(it, source, None)),
             // Nothing was sent yet, so that another endpoint is as good.
             repeatable: true,
             ..Selection::default()
@@ -139,15 +146,8 @@ impl Service {
     ) -> Option<Chosen> {
         let settings = Rc::clone(&self.settings.borrow());
         let headers = request.headers();
-        let source = exchange.source();
-        let hash = settings.hash.as_ref().and_then(|source_of| {
-            Some(balance::hash(match source_of {
-                HashSource::Header(name) => headers.get(name)?.as_bytes(),
-                HashSource::Cookie(name) => balance::cookie(headers, name)?,
-                HashSource::Identity => source.id.as_ref()?.as_str().as_bytes(),
-                HashSource::Address => return Some(address_hash(source.address?.ip())),
-            }))
-        });
+        let hash = settings.hash.as_ref();
+        let hash = hash.and_then(|it| hash_of(it, exchange.source(), Some(headers)));
         let sticky = policy.sticky.as_ref().or(settings.sticky.as_ref());
         let named = sticky.and_then(|sticky| Affinity::of_request(headers, sticky));
         let repeatable = retry::is_repeatable(request, policy);
@@ -243,11 +243,17 @@ impl Chosen {
     }
 }
 
-fn address_hash(ip: std::net::IpAddr) -> u64 {
-    match ip {
-        std::net::IpAddr::V4(ip) => balance::hash(&ip.octets()),
-        std::net::IpAddr::V6(ip) => balance::hash(&ip.octets()),
-    }
+/// What a policy hashes of a request, or of a connection that has no headers; none where it has nothing of the kind.
+fn hash_of(what: &HashSource, source: &Party, headers: Option<&HeaderMap>) -> Option<u64> {
+    Some(match what {
+        HashSource::Header(name) => balance::hash(headers?.get(name)?.as_bytes()),
+        HashSource::Cookie(name) => balance::hash(balance::cookie(headers?, name)?),
+        HashSource::Identity => balance::hash(source.id.as_ref()?.as_str().as_bytes()),
+        HashSource::Address => match source.address?.ip() {
+            IpAddr::V4(ip) => balance::hash(&ip.octets()),
+            IpAddr::V6(ip) => balance::hash(&ip.octets()),
+        },
+    })
 }
 
 fn limits_of(service: &v1::Service, limits: &Limits) -> Option<Rc<ServiceLimits>> {
@@ -288,4 +294,46 @@ fn endpoints(service: &v1::Service) -> Vec<EndpointDesc> {
             .ok()
     };
     service.endpoints.iter().filter_map(readable).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(number: u8) -> Party {
+        Party {
+            address: Some(([10, 0, 0, number], 40_000 + u16::from(number)).into()),
+            id: format!("spiffe://sidewind.local/ns/airflow/sa/task-{number}")
+                .parse()
+                .ok(),
+        }
+    }
+
+    #[test]
+    fn clients_are_told_apart_by_identity_and_address_and_requests_by_what_they_say() {
+        let headers = HeaderMap::from_iter([
+            (http::header::COOKIE, "key=a".parse().unwrap()),
+            (http::HeaderName::from_static("x-key"), "a".parse().unwrap()),
+        ]);
+        for what in [HashSource::Identity, HashSource::Address] {
+            let hashes: std::collections::HashSet<_> = (0..100)
+                .map(|number| hash_of(&what, &source(number), None).unwrap())
+                .collect();
+            assert_eq!(hashes.len(), 100, "{what:?}");
+            // Another connection of the same client.
+            let mut again = source(7);
+            again.address = Some(([10, 0, 0, 7], 50_000).into());
+            let of = |source: &Party| hash_of(&what, source, Some(&headers));
+            assert_eq!(of(&again), of(&source(7)), "{what:?}");
+            assert_eq!(of(&again), hash_of(&what, &again, None), "{what:?}");
+            assert_eq!(of(&Party::default()), None, "{what:?}");
+        }
+        let by_header = HashSource::Header(http::HeaderName::from_static("x-key"));
+        for what in [by_header, HashSource::Cookie("key".into())] {
+            let of = |number| hash_of(&what, &source(number), Some(&headers));
+            assert_eq!(of(1), of(2), "{what:?}");
+            assert_eq!(of(1), Some(balance::hash(b"a")), "{what:?}");
+            assert_eq!(hash_of(&what, &source(1), None), None, "{what:?}");
+        }
+    }
 }

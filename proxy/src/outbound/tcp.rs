@@ -212,7 +212,7 @@ async fn connect_to_service(
     let mut last = None;
     let tried = Tried::default();
     while journey.attempts < MAX_TRIES {
-        let Some(pick) = service.pick(&tried) else {
+        let Some(pick) = service.pick(&journey.source, &tried) else {
             break;
         };
         journey.attempts += 1;

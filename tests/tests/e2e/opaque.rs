@@ -1,10 +1,11 @@
 //! Connections that are not HTTP, carried byte by byte.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use sidewind_tests::mesh::{Mesh, Workload};
+use sidewind_tests::mesh::{Mesh, MeshPlan, Workload};
 use sidewind_tests::wait::{PATIENCE, eventually};
 use tokio::time::Instant;
 
@@ -126,6 +127,108 @@ fn a_client_that_stays_silent_becomes_opaque_after_about_a_second() {
         record.error().is_empty() && record.text("protocol") == "tcp",
         "{record}"
     );
+    // What is to be done about it is said, and not for each connection.
+    let mut again = dial(&client, server.at(7000));
+    again.read_exact(&mut greeting).unwrap();
+    let remedy = "declare the port's protocol as tcp to spare its connections the wait";
+    let log = client.sidecar.log();
+    assert_eq!(log.matches(remedy).count(), 1, "{log}");
+}
+
+/// Three servers of one service, at an address that no host has; each says which it is.
+fn fleet(plan: MeshPlan) -> (Mesh, Vec<Workload>, Workload) {
+    let mut mesh = plan.config("entry.yaml", ENTRY).start();
+    let servers = ["a", "b", "c"].map(|name| {
+        let server = mesh.workload("data", name);
+        let server = server.serves("server.data=7000/tcp").start();
+        serve(&server, 7000, say_where);
+        server
+    });
+    let client = mesh.workload("airflow", "task").start();
+    (mesh, servers.into(), client)
+}
+
+const ENTRY: &str = "apiVersion: sidewind.dev/v1alpha1
+kind: ServiceEntry
+metadata: { name: server, namespace: data }
+spec:
+  addresses: [10.96.0.10]
+  ports: [{ port: 7000, protocol: tcp }]
+  service: server.data
+";
+
+fn say_where(mut stream: TcpStream) {
+    let address = stream.local_addr().expect("a socket");
+    let _ = stream.write_all(address.to_string().as_bytes());
+}
+
+/// Which of the [`fleet`] a connection goes to.
+fn ask_where(client: &Workload) -> String {
+    let mut said = String::new();
+    let mut stream = dial(client, ([10, 96, 0, 10], 7000).into());
+    stream.read_to_string(&mut said).expect("who it is");
+    said
+}
+
+/// Waits until connections go to all of the servers.
+fn wait_for_all(client: &Workload, servers: &[Workload]) {
+    let mut seen = BTreeSet::new();
+    eventually("all are known", PATIENCE, || {
+        seen.insert(ask_where(client));
+        (seen.len() == servers.len()).then_some(())
+    });
+}
+
+#[test]
+fn connections_are_balanced_by_who_makes_them_where_the_policy_says_so() {
+    let policy = |source: &str| {
+        format!(
+            "apiVersion: sidewind.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{ name: server, namespace: data }}
+spec:
+  targetRefs: [{{ kind: Service, name: server }}]
+  balance: {{ algorithm: {source} }}
+"
+        )
+    };
+    let plan = Mesh::plan().config("traffic.yaml", &policy("roundRobin"));
+    let (mesh, servers, client) = fleet(plan);
+    wait_for_all(&client, &servers);
+    for source in ["identity", "address"] {
+        let hash = format!("consistentHash, hash: {{ source: {source} }}");
+        let config = &mesh.control_plane;
+        config.write_config("traffic.yaml", &policy(&hash));
+        eventually("the same client goes to the same server", PATIENCE, || {
+            let seen: BTreeSet<String> = (0..12).map(|_| ask_where(&client)).collect();
+            (seen.len() == 1).then_some(())
+        });
+        config.write_config("traffic.yaml", &policy("roundRobin"));
+        wait_for_all(&client, &servers);
+    }
+}
+
+#[test]
+fn a_connection_goes_on_to_another_endpoint_where_one_has_died() {
+    let (mut mesh, mut servers, client) = fleet(Mesh::plan());
+    wait_for_all(&client, &servers);
+    // Nobody says any more who is there.
+    mesh.control_plane.kill();
+    let mut dead = servers.remove(0);
+    dead.sidecar.process().kill();
+    for _ in 0..20 {
+        let said = ask_where(&client);
+        let alive = servers
+            .iter()
+            .any(|server| server.at(7000).to_string() == said);
+        assert!(alive, "{said:?}");
+    }
+    let known = client.sidecar.get("/endpoints").text();
+    assert!(known.contains(&dead.at(7000).to_string()), "{known}");
+    let tried_again = client.sidecar.wait_for_access("a second try", |record| {
+        !record.is_request() && record.number("attempts") > 1
+    });
+    assert_eq!(tried_again.error(), "", "{tried_again}");
 }
 
 #[test]
