@@ -71,6 +71,44 @@ fn a_rate_limit_at_the_caller_spares_the_service() {
     assert_eq!(metrics.sum("sidewind_requests_total", &inbound), 2.0);
 }
 
+/// Two routes of the API, one of them for the orders alone.
+const ROUTES: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: orders, namespace: data }
+spec:
+  parentRefs: [{ kind: Service, group: \"\", name: orders-api, port: 8080 }]
+  rules: [{ matches: [{ path: { type: Exact, value: /orders } }] }]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: rest, namespace: data }
+spec:
+  parentRefs: [{ kind: Service, group: \"\", name: orders-api, port: 8080 }]
+  rules: [{ matches: [{ path: { type: PathPrefix, value: / } }] }]
+";
+
+#[test]
+fn a_rate_limit_is_of_the_routes_that_it_names_or_of_each_route() {
+    let limits = "  rateLimits:
+    - { name: orders, requests: 2, per: 1h, at: caller, routes: [data/orders] }
+    - { name: each, requests: 4, per: 1h, at: caller, key: route }";
+    let plan = Mesh::plan().config("traffic.yaml", &policy(limits));
+    let plan = plan.config("routes.yaml", ROUTES);
+    let pair = Pair::serving(plan, "orders-api.data=8080/http");
+    for (path, passed, limit) in [("/orders", 2, "orders"), ("/echo", 4, "each")] {
+        for _ in 0..passed {
+            assert_eq!(pair.ask(path, &[]).status, 200, "{path}");
+        }
+        let answer = pair.ask(path, &[]);
+        assert_eq!(answer.status, 429, "{path}");
+        assert!(answer.body.contains(limit), "{answer:?}");
+        let refused = [("service", "orders-api.data"), ("limit", limit)];
+        let metrics = pair.task.sidecar.metrics();
+        let refused = metrics.sum("sidewind_limited_requests_total", &refused);
+        assert_eq!(refused, 1.0, "{limit}");
+    }
+}
+
 #[test]
 fn requests_at_once_have_a_bound_and_the_rest_is_told_at_once() {
     let pair = with("  limits: { server: { maxRequests: 1 } }");

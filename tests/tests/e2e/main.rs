@@ -55,5 +55,6 @@ mod tasks;
 mod telemetry;
 mod transparent;
 mod upgrades;
+mod workers;
 mod workload_api;
 mod x509;

@@ -1,5 +1,6 @@
 //! Requests go where routes say.
 
+use sidewind_tests::clients::Clients;
 use sidewind_tests::mesh::{Mesh, Workload};
 use sidewind_tests::process::Process;
 use sidewind_tests::wait::{PATIENCE, eventually};
@@ -245,4 +246,68 @@ fn each_rule_has_its_own_timeout() {
     let Answer { status, error, .. } = pair.ask("/slow?ms=3000", &[]);
     assert_eq!((status, error.as_str()), (504, "request-timeout"));
     assert_eq!(pair.ask("/slow?ms=300", &[]).status, 200);
+}
+
+const CALLS: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: { name: calls, namespace: data }
+spec:
+  parentRefs: [{ kind: Service, group: \"\", name: calls, port: 50051 }]
+  rules:
+    - matches: [{ method: { service: calls.Calls, method: Begun } }]
+      backendRefs: [{ name: calls-next, port: 50051 }]
+    - matches: [{ method: { service: calls.Calls, method: Slow } }]
+";
+
+#[test]
+fn grpc_calls_go_where_a_grpc_route_says() {
+    let mut mesh = Mesh::plan().config("route.yaml", CALLS).start();
+    let clients = Clients::install(&mesh.scratch);
+    let [(api, _server), (next, _next_server)] = ["calls", "calls-next"].map(|name| {
+        let serve = format!("{name}.data=50051/grpc");
+        let workload = mesh.workload("data", name).serves(&serve).start();
+        let at = format!("{}:50051", workload.bind());
+        let server = clients.script(&workload.place, "calls.py");
+        let server = server.args(["serve", &at]).user(workload.uid());
+        let mut server = server.start(name, &mesh.scratch);
+        let local = workload.local(50_051);
+        server.wait_until("the server listens", PATIENCE, || {
+            workload.place.is_open(local)
+        });
+        (workload, server)
+    });
+    let task = mesh.workload("airflow", "task").start();
+    let call = |method: &str| {
+        let target = api.at(50_051).to_string();
+        let call = clients.script(&task.place, "calls.py");
+        let call = call.args(["call", &target, method, "1", "30"]);
+        call.user(task.uid()).finish().success()
+    };
+    let no_route = "UNIMPLEMENTED calls.data: No rule of the routes";
+    for (method, said, service, server) in [
+        (
+            "Begun",
+            "UNAVAILABLE call 1",
+            "calls-next.data",
+            Some(&next),
+        ),
+        ("Slow", "OK", "calls.data", Some(&api)),
+        ("Flaky", no_route, "calls.data", None),
+    ] {
+        let answer = call(method);
+        assert!(answer.starts_with(said), "{method}: {answer}");
+        let path = format!("/calls.Calls/{method}");
+        let record = task
+            .sidecar
+            .wait_for_access(&path, |record| record.path() == path);
+        assert_eq!(record.text("service"), service, "{record}");
+        let Some(server) = server else {
+            assert_eq!(record.error(), "no-route", "{record}");
+            continue;
+        };
+        assert_eq!(record.text("route"), "data/calls", "{record}");
+        server
+            .sidecar
+            .wait_for_access(&path, |record| record.path() == path);
+    }
 }

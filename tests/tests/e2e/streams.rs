@@ -62,15 +62,46 @@ fn websockets_and_every_kind_of_grpc_stream_pass() {
     assert!(counted >= 4.0, "{counted}");
 }
 
+/// How both services are called, another way with each change.
+fn traffic(change: u64) -> String {
+    let algorithm = ["peakEwma", "roundRobin", "leastRequest"][change as usize % 3];
+    let of = |service: &str, port: u16| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ name: {service}, namespace: data }}
+spec:
+  parentRefs: [{{ kind: Service, group: \"\", name: {service}, port: {port} }}]
+  rules:
+    - filters:
+        - type: ResponseHeaderModifier
+          responseHeaderModifier: {{ set: [{{ name: x-change, value: \"{change}\" }}] }}
+---
+apiVersion: sidewind.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{ name: {service}, namespace: data }}
+spec:
+  targetRefs: [{{ kind: Service, name: {service} }}]
+  balance: {{ algorithm: {algorithm} }}
+  limits: {{ caller: {{ maxRequests: {limit} }}, server: {{ maxRequests: {limit} }} }}
+---
+",
+            limit = 100 + change
+        )
+    };
+    of("orders-api", 8080) + &of("orders-grpc", 8090)
+}
+
 /// Holds a WebSocket and a gRPC stream open, a message a second on each, while certificates of a minute are renewed and
-/// policies replaced.
+/// policies, routes and what is said of traffic replaced.
 fn streams_last(seconds: u64, rotations: usize) {
     let policy = |change: u64| {
         let other = format!("spiffe://sidewind.local/ns/airflow/sa/other-{change}");
         allow(API_ID, &[TASK_ID, &other], "")
     };
     let plan = Mesh::plan().flag("--svid-ttl", "60s");
-    let story = Story::with(plan.config("policy.yaml", &policy(0)));
+    let plan = plan.config("policy.yaml", &policy(0));
+    let story = Story::with(plan.config("traffic.yaml", &traffic(0)));
     let client = story.clients.script(&story.task.place, "streams/client.py");
     let client = client
         .args(["hold", &seconds.to_string()])
@@ -91,9 +122,18 @@ fn streams_last(seconds: u64, rotations: usize) {
         if begun.elapsed().as_secs() / 5 > changes {
             changes += 1;
             let yaml = policy(changes);
-            story.mesh.control_plane.write_config("policy.yaml", &yaml);
+            let config = &story.mesh.control_plane;
+            config.write_config("policy.yaml", &yaml);
+            config.write_config("traffic.yaml", &traffic(changes));
         }
         (!client.is_running()).then_some(())
+    });
+    let newest = format!("x-change: {changes}\r\n");
+    eventually("the changes have come through", PATIENCE, || {
+        // The server wants a WebSocket; what it says of anything else comes by the route, too.
+        let url = format!("http://{}/", story.api.at(8080));
+        let answer = story.task.curl(&["-i"]).arg(url).finish().success();
+        answer.contains(&newest).then_some(())
     });
     let log = client.log();
     let status = client.wait(PATIENCE);

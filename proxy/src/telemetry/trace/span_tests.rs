@@ -5,6 +5,7 @@ use opentelemetry::Value;
 
 use super::*;
 use crate::errors::ErrorCode;
+use crate::telemetry::FailedAttempt;
 
 fn context() -> TraceContext {
     TraceContext {
@@ -91,6 +92,59 @@ fn attributes_follow_the_semantic_conventions() {
         Some("10.0.0.1")
     );
     assert_eq!(inbound.span_kind, SpanKind::Server);
+}
+
+#[test]
+fn each_attempt_that_another_followed_is_an_event_of_the_span() {
+    let failed = |failed, began, duration| FailedAttempt {
+        endpoint: Some(([10, 0, 0, 8], 8080).into()),
+        failed,
+        began: Duration::from_millis(began),
+        duration: Duration::from_millis(duration),
+    };
+    let attempts = [
+        failed(Failed::Error(Some(ErrorCode::ConnectFailed)), 0, 20),
+        failed(Failed::Response(StatusCode::BAD_GATEWAY, None), 50, 30),
+        failed(Failed::Response(StatusCode::OK, Some(14)), 100, 40),
+    ];
+    let record = RequestRecord {
+        failed_attempts: &attempts,
+        ..request(Direction::Outbound)
+    };
+    let span = request_span(&record, &context());
+    let seen: Vec<_> = span.events.iter().map(told).collect();
+    let at = "network.peer.address=10.0.0.8 network.peer.port=8080";
+    let expected = [
+        (20, "0", "error.type=connect-failed"),
+        (80, "1", "http.response.status_code=502"),
+        (
+            140,
+            "2",
+            "http.response.status_code=200 rpc.grpc.status_code=14",
+        ),
+    ];
+    let expected = expected.map(|(after, index, failed)| {
+        let attributes = format!("http.request.resend_count={index} {at} {failed}");
+        (after, attributes)
+    });
+    assert_eq!(seen, expected);
+    assert!(
+        request_span(&request(Direction::Outbound), &context())
+            .events
+            .is_empty()
+    );
+}
+
+/// How many milliseconds after the request an event was, and its attributes.
+fn told(event: &Event) -> (u128, String) {
+    assert_eq!(event.name, "attempt failed");
+    let started = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+    let after = event.timestamp.duration_since(started).unwrap();
+    let attributes = event.attributes.iter();
+    let attributes: Vec<_> = attributes
+        .map(|pair| format!("{}={}", pair.key, pair.value))
+        .collect();
+    (after.as_millis(), attributes.join(" "))
 }
 
 #[test]
