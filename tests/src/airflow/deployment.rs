@@ -14,7 +14,7 @@ use super::settings::{
 use super::{Installed, Release, Rest};
 use crate::access_log::AccessRecord;
 use crate::invocation::Invocation;
-use crate::mesh::{Mesh, Sidecar};
+use crate::mesh::{Mesh, SIDECAR_UID, Sidecar};
 use crate::place::Place;
 use crate::process::Process;
 use crate::wait::{PATIENCE, eventually, within};
@@ -47,6 +47,7 @@ pub struct Plan {
     trace_endpoint: Option<String>,
     recorded: bool,
     faulty: bool,
+    plugin: bool,
 }
 
 impl Plan {
@@ -63,6 +64,7 @@ impl Plan {
             trace_endpoint: None,
             recorded: false,
             faulty: false,
+            plugin: false,
         }
     }
 
@@ -101,6 +103,12 @@ impl Plan {
         self
     }
 
+    /// Has Airflow's plugin tell the sidecar of tasks, which has no privilege then.
+    pub fn by_plugin(mut self) -> Self {
+        self.plugin = true;
+        self
+    }
+
     /// The same without a mesh.
     pub fn unmeshed(mut self) -> Self {
         self.meshed = false;
@@ -123,6 +131,32 @@ impl Plan {
     #[track_caller]
     pub fn start_telling(self, tell: &mut dyn FnMut(&str)) -> Deployment {
         Deployment::start(self, tell)
+    }
+}
+
+/// Puts the plugin where Python finds it, with what an installed package says of itself.
+fn install_plugin(directory: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../airflow-plugin");
+    let project = std::fs::read_to_string(source.join("pyproject.toml")).expect("the repository");
+    let entry = project
+        .lines()
+        .find(|line| line.starts_with("sidewind = "))
+        .expect("an entry point")
+        .replace('"', "");
+    let (package, about) = (
+        directory.join("sidewind_airflow"),
+        directory.join("sidewind_airflow-0.1.0.dist-info"),
+    );
+    for made in [directory, &package, &about] {
+        std::fs::create_dir(made).expect("a directory of one's own");
+    }
+    let metadata = "Metadata-Version: 2.1\nName: sidewind-airflow\nVersion: 0.1.0\n";
+    let entries = format!("[airflow.plugins]\n{entry}\n");
+    std::fs::write(about.join("METADATA"), metadata).expect("a file of one's own");
+    std::fs::write(about.join("entry_points.txt"), entries).expect("a file of one's own");
+    for file in ["__init__.py", "listener.py", "plugin.py", "reporter.py"] {
+        let from = source.join("sidewind_airflow").join(file);
+        std::fs::copy(from, package.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
 }
 
@@ -187,6 +221,19 @@ impl Deployment {
         for path in [&dags, &passwords_file] {
             chown(path, Some(Machine::uid()), Some(Machine::uid())).expect("root gives files away");
         }
+        if self.plan.plugin {
+            install_plugin(&self.plugin());
+        }
+    }
+
+    /// Where Airflow finds its plugin.
+    fn plugin(&self) -> PathBuf {
+        self.shared.join("plugin")
+    }
+
+    /// Where the plugin finds the sidecar.
+    fn task_socket(&self) -> PathBuf {
+        self.mesh.scratch.join("sidewind/task.sock")
     }
 
     /// Whose tasks are to be found: the worker's, or the scheduler's own.
@@ -233,8 +280,16 @@ impl Deployment {
     #[track_caller]
     fn add(&mut self, namespace: &str, name: &str, serves: &[&str]) {
         let identity = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
-        let looks = self.runs_tasks(name);
+        let looks = self.runs_tasks(name) && !self.plan.plugin;
         let mut flags = Vec::new();
+        if self.runs_tasks(name) && self.plan.plugin {
+            self.mesh.scratch.directory("sidewind", Some(SIDECAR_UID));
+            flags.extend([
+                ("--task-lookup", "plugin".to_owned()),
+                ("--task-socket", self.task_socket().display().to_string()),
+                ("--task-lookup-timeout", "1s".to_owned()),
+            ]);
+        }
         if looks {
             let logs = self.home(name).join("logs").display().to_string();
             flags.extend([
@@ -425,6 +480,11 @@ impl Deployment {
         for (variable, value) in environment(plan.release, plan.executor, &home, &self.shared) {
             airflow = airflow.env(variable, value);
         }
+        if plan.plugin && self.runs_tasks(name) {
+            airflow = airflow
+                .env("SIDEWIND_TASK_SOCKET", self.task_socket())
+                .env("PYTHONPATH", self.plugin());
+        }
         if !plan.faulty {
             // What two cores that do other things too may need for an answer; 5 s by default.
             airflow = airflow.env("AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT", "60");
@@ -582,6 +642,18 @@ impl Deployment {
             "select task_id, map_index, try_number, state from task_instance \
              where dag_id = '{dag_id}' and run_id = '{run_id}' order by 1, 2"
         ))
+    }
+
+    /// Sets one of Airflow's variables, without its API servers.
+    ///
+    /// # Panics
+    /// When the database refuses it.
+    #[track_caller]
+    pub fn set_variable(&self, key: &str, value: &str) {
+        self.query(&format!(
+            "insert into variable (key, val, is_encrypted) values ('{key}', '{value}', false) \
+             on conflict (key) do update set val = excluded.val, is_encrypted = false"
+        ));
     }
 
     /// Rows of a query to Airflow's database, one a line, with `|` between the columns.

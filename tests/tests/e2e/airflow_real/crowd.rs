@@ -28,6 +28,18 @@ fn on_airflow_2_each_connection_of_sixteen_parallel_tasks_is_of_its_task() {
     each_connection_is_of_its_task(&airflow, "scheduler", &run_id);
 }
 
+#[test]
+fn by_the_plugin_each_connection_of_sixteen_parallel_tasks_is_of_its_task_without_a_privilege() {
+    let plan = Plan::celery(&["crowd.py"]).concurrency(16).by_plugin();
+    let mut airflow = plan.start();
+    let rest = airflow.login();
+    rest.trigger("crowd", "plugged", RUN_PATIENCE);
+    all_are_shown_and_let_go(&airflow, "worker", "plugged");
+    let state = airflow.wait_for_run("crowd", "plugged", RUN_PATIENCE);
+    assert_eq!(state, "success", "{}", airflow.tasks("crowd", "plugged"));
+    each_connection_is_of_its_task(&airflow, "worker", "plugged");
+}
+
 /// What the test itself holds: the last one, that lets all others go.
 const LAST: &str = "test";
 

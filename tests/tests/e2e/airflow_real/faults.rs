@@ -66,7 +66,7 @@ impl Stage {
             .map(|number| format!("{what}_{number}"))
             .collect();
         let (early, late) = runs.split_at(runs.len() / 2);
-        self.say("on");
+        self.airflow.set_variable("stage", "on");
         self.trigger(early);
         // Or they have failed already, which is not for this to judge.
         let under_way = format!(
@@ -79,7 +79,7 @@ impl Stage {
         let began = Instant::now();
         self.trigger(late);
         fault(&mut self.airflow);
-        self.say("over");
+        self.airflow.set_variable("stage", "over");
         let mut failed = Vec::new();
         for run in &runs {
             if self.airflow.wait_for_run("patient", run, PATIENCE) != "success" {
@@ -99,15 +99,6 @@ impl Stage {
         for run in runs {
             self.rest.trigger("patient", run, PATIENCE);
         }
-    }
-
-    /// Tells the tasks whether to go on, without the API servers.
-    #[track_caller]
-    fn say(&self, stage: &str) {
-        self.airflow.query(&format!(
-            "insert into variable (key, val, is_encrypted) values ('stage', '{stage}', false) \
-             on conflict (key) do update set val = excluded.val, is_encrypted = false"
-        ));
     }
 
     /// In how many tries of tasks a variable had not what is stored.
