@@ -1,5 +1,6 @@
 //! A real Airflow: what passes between its components, and whose it is.
 
+mod away;
 mod crowd;
 mod faults;
 mod story;

@@ -167,7 +167,7 @@ fn sixteen_tasks_are_told_apart_while_the_control_plane_is_away(
 
 /// Connections to Redis and PostgreSQL that Airflow keeps: the worker's and the scheduler's. PostgreSQL's are kept by the
 /// scheduler beside short ones; those that were there before a DAG ran and still are.
-fn long_lived(airflow: &Deployment) -> BTreeSet<String> {
+pub(super) fn long_lived(airflow: &Deployment) -> BTreeSet<String> {
     let first = open_connections(airflow);
     // Longer than Celery's results are asked for on a connection of their own.
     let still = within(Duration::from_secs(3), || None::<()>);
@@ -183,7 +183,7 @@ fn long_lived(airflow: &Deployment) -> BTreeSet<String> {
 }
 
 /// Each as `machine local peer`.
-fn open_connections(airflow: &Deployment) -> BTreeSet<String> {
+pub(super) fn open_connections(airflow: &Deployment) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for name in ["worker", "scheduler"] {
         let ss = airflow.machine(name).place.program("ss");
