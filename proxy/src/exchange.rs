@@ -66,6 +66,8 @@ pub(crate) struct Exchange {
     service: OnceCell<Rc<str>>,
     endpoint: Cell<Option<SocketAddr>>,
     tls: Cell<bool>,
+    /// It was sent somewhere whose proxy has not proved who it is. Two tries may be under way at once.
+    went_in_plain: Cell<bool>,
     attempts: Cell<u32>,
     /// When the present attempt began, after `started`; 0 for the first.
     attempt_began: Cell<Duration>,
@@ -194,6 +196,7 @@ impl Exchange {
             service: OnceCell::new(),
             endpoint: Cell::new(None),
             tls: Cell::new(origin.tls),
+            went_in_plain: Cell::new(false),
             attempts: Cell::new(0),
             attempt_began: Cell::default(),
             failed_attempts: RefCell::default(),
@@ -358,6 +361,8 @@ impl Exchange {
         self.endpoint.set(Some(endpoint));
         if self.direction != Direction::Inbound {
             self.tls.set(id.is_some());
+            self.went_in_plain
+                .set(self.went_in_plain.get() || id.is_none());
             *self.destination.borrow_mut() = Party {
                 address: Some(endpoint),
                 id: id.cloned(),
@@ -372,9 +377,9 @@ impl Exchange {
         }
     }
 
-    /// Whether the last proxy that the request was sent to has proved who it is.
+    /// Whether every proxy that the request was sent to has proved who it is.
     pub(crate) fn went_by_mesh(&self) -> bool {
-        self.tls.get()
+        self.tls.get() && !self.went_in_plain.get()
     }
 
     /// Lays a failure where it belongs: when the request's own body broke off, no endpoint is to blame for what became

@@ -13,6 +13,7 @@ use std::{
 };
 
 use sidewind_identity::SpiffeId;
+use tokio::time::Instant;
 
 use super::{ConnectionTask, Standing, Vouched};
 use crate::{
@@ -21,11 +22,8 @@ use crate::{
     telemetry::{Telemetry, logs::Throttle, metrics::TaskCaller as Outcome},
 };
 
-/// How long it is waited for whose a connection is: the search itself is bounded by less.
-const STANDING_WAIT: Duration = Duration::from_secs(1);
-
-/// How long a request waits for its task's identity, below the time after which clients give up.
-const IDENTITY_WAIT: Duration = Duration::from_secs(3);
+/// How long a request waits until it is known whose it is, and for its task's identity: below the time after which clients give up.
+const WAIT: Duration = Duration::from_secs(3);
 
 /// When a client may try again whose task has no identity just now.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -96,8 +94,9 @@ impl Callers {
             }
             None => {}
         }
-        let (outcome, result) = match task.standing(STANDING_WAIT).await {
-            Standing::Task(vouched) => match self.get(&vouched, terms).await {
+        let until = Instant::now() + WAIT;
+        let (outcome, result) = match task.standing(WAIT).await {
+            Standing::Task(vouched) => match self.get(&vouched, terms, until).await {
                 Ok((caller, identity)) => {
                     task.set_caller(Caller::Task(caller));
                     (Outcome::Task, Ok(identity))
@@ -136,6 +135,7 @@ impl Callers {
         &self,
         vouched: &Vouched,
         terms: TaskTerms,
+        until: Instant,
     ) -> Result<(Rc<TaskCaller>, Arc<MeshIdentity>), ProxyError> {
         let name = Name {
             dag_id: vouched.task.dag_id.as_str().into(),
@@ -155,7 +155,7 @@ impl Callers {
         });
         let task = &vouched.task;
         let asking = (self.tasks).task_identity(&task.dag_id, &task.task_id, evidence);
-        let answer = tokio::time::timeout(IDENTITY_WAIT, asking).await;
+        let answer = tokio::time::timeout_at(until, asking).await;
         let subject = format!("The Airflow task {} of {}", task.task_id, task.dag_id);
         let unavailable = |cause: String| {
             let message = format_args!("{subject} has no certificate just now.");
@@ -172,8 +172,8 @@ impl Callers {
             }
             Ok(Err(error)) => return Err(unavailable(error.to_string())),
             Err(_) => {
-                let cause = format!("the control plane has not answered within {IDENTITY_WAIT:?}");
-                return Err(unavailable(cause));
+                let cause = "the control plane has not answered in time";
+                return Err(unavailable(cause.to_owned()));
             }
         };
         let caller = Rc::new(TaskCaller(identity));
@@ -341,9 +341,9 @@ mod tests {
         for (says, code) in cases {
             let tasks = TaskIdentities::answered(move |_, _| says().map(Err));
             let callers = callers(false, tasks);
-            let began = tokio::time::Instant::now();
+            let began = Instant::now();
             assert_eq!(id(&callers, &of(task())).await, Err(code));
-            assert!(began.elapsed() <= IDENTITY_WAIT);
+            assert!(began.elapsed() <= WAIT);
         }
     }
 

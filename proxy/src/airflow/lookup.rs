@@ -38,7 +38,7 @@ use crate::{
 /// Connections that wait for their turn. One that finds no place stays unattributed.
 const MAX_WAITING: usize = 1024;
 
-/// How long one search may take, unless there is more to read than anybody's processes have.
+/// How much processor time one search may take: there is more to read then than anybody's processes have.
 const SEARCH_TIME: Duration = Duration::from_millis(50);
 
 /// Tasks run as another user than the proxy; whoever reaches the socket may say what he likes of his own connections.

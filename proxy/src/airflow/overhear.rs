@@ -34,8 +34,8 @@ const MAX_REQUEST_BYTES: usize = 4 * 1024;
 /// Longest token that is kept. Airflow's have some 500 bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// Exchanges whose bodies are copied at once, by all workers.
-const MAX_COPIES: usize = 64;
+/// Exchanges whose bodies are copied at once, by all workers: tasks that begin while no API server answers wait together.
+const MAX_COPIES: usize = 256;
 
 /// What was overheard of a task instance.
 #[derive(Debug)]

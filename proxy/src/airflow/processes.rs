@@ -6,8 +6,10 @@
 
 use std::{collections::HashMap, os::fd::OwnedFd, time::Duration};
 
-use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, open, seek};
-use tokio::time::Instant;
+use rustix::{
+    fs::{Mode, OFlags, RawDir, SeekFrom, open, seek},
+    time::{ClockId, clock_gettime},
+};
 
 use super::{
     attempt_log::AttemptLogs,
@@ -27,6 +29,13 @@ const MAX_CONTROL_GROUPS: usize = 64;
 
 /// Files between two looks at the clock.
 const FILES_PER_LOOK: u32 = 256;
+
+/// The processor time that this thread has had.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // It is never negative.
+    Duration::try_from(time).unwrap_or_default()
+}
 
 /// Why no owner was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +81,8 @@ pub(super) struct Processes {
     roots: HashMap<Vec<u8>, (Pid, u64)>,
     last_created: Option<Vec<u8>>,
     searches: u64,
-    /// How long one search may take; beyond it the connection stays unattributed.
+    /// How much processor time one search may take; beyond it the connection stays unattributed. Of the time on the wall a busy
+    /// machine takes some away, for which nobody is to lose a name.
     search_time: Duration,
     buffers: Buffers,
     logs: AttemptLogs,
@@ -109,7 +119,7 @@ impl Processes {
     /// The owner of a socket, and its ancestors.
     pub(super) fn owner(&mut self, inode: u32) -> Result<Vec<Holder>, NotFound> {
         self.searches += 1;
-        let until = Instant::now() + self.search_time;
+        let until = processor_time() + self.search_time;
         let socket = format!("socket:[{inode}]").into_bytes();
         self.refresh();
         let mut denied = false;
@@ -183,7 +193,7 @@ impl Processes {
         supervisor: ProcessKey,
         runner: Pid,
     ) -> Option<(ProcessKey, TaskContext)> {
-        let until = Instant::now() + self.search_time;
+        let until = processor_time() + self.search_time;
         self.refresh();
         let is_child = |process: &Process| process.parent() == Some(supervisor.pid);
         let runner = self.living(runner).filter(|it| is_child(it))?.key();
@@ -210,7 +220,7 @@ impl Processes {
     }
 
     /// Reads one process's open files.
-    fn look(&mut self, pid: Pid, socket: &[u8], until: Instant) -> Option<(Read, Option<Holder>)> {
+    fn look(&mut self, pid: Pid, socket: &[u8], until: Duration) -> Option<(Read, Option<Holder>)> {
         let known = self.known.get_mut(&pid)?;
         known.is_new = false;
         let mut holder = Holder {
@@ -234,7 +244,7 @@ impl Processes {
                 holder.logs.push(task);
             }
             files += 1;
-            timed_out = files.is_multiple_of(FILES_PER_LOOK) && Instant::now() > until;
+            timed_out = files.is_multiple_of(FILES_PER_LOOK) && processor_time() > until;
             !timed_out
         });
         if read == Read::Gone {
@@ -251,7 +261,7 @@ impl Processes {
         &mut self,
         found: Holder,
         socket: &[u8],
-        until: Instant,
+        until: Duration,
     ) -> Result<Vec<Holder>, NotFound> {
         let mut chain = vec![found];
         while let Some(last) = chain.last()
