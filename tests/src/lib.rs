@@ -8,6 +8,7 @@
 //! | [`mesh`] | a control plane and workloads with sidecars |
 //! | [`workloads`], [`database`] | unmodified servers; a PostgreSQL for control planes |
 //! | [`airflow`] | a real Airflow, each component beside a sidecar |
+//! | [`registered`] | a workload that a document registers |
 //! | [`renewals`] | many identities that are renewed all the time, without a proxy each |
 //! | [`load`], [`http`] | requests: a steady stream of them, or one exact one |
 //! | [`attesting`], [`aws`] | a client that attests step by step; STS and ECS around it |
@@ -42,6 +43,7 @@ pub mod metrics;
 pub mod peer;
 pub mod place;
 pub mod process;
+pub mod registered;
 pub mod relay;
 pub mod renewals;
 pub mod scratch;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::faults::{Fault, Faulty};
 use super::ground::{Gateway, Machine, MachinePlan, name_api_servers, share_out};
 use super::settings::{
-    API_PORT, CONNECTION_PASSWORD, DATABASE_PASSWORD, Executor, REDIS_PASSWORD, environment,
-    passwords,
+    API_PORT, CONNECTION_PASSWORD, DATABASE_PASSWORD, Executor, JWT_SECRET, REDIS_PASSWORD,
+    environment, passwords,
 };
 use super::{Installed, Release, Rest};
 use crate::access_log::AccessRecord;
@@ -17,6 +17,7 @@ use crate::invocation::Invocation;
 use crate::mesh::{Mesh, SIDECAR_UID, Sidecar};
 use crate::place::Place;
 use crate::process::Process;
+use crate::registered::Registered;
 use crate::wait::{PATIENCE, eventually, within};
 use crate::wire::{Recording, Wire};
 use crate::workloads::{postgres_program, user_number};
@@ -48,6 +49,7 @@ pub struct Plan {
     recorded: bool,
     faulty: bool,
     plugin: bool,
+    task_identities: bool,
 }
 
 impl Plan {
@@ -65,6 +67,7 @@ impl Plan {
             recorded: false,
             faulty: false,
             plugin: false,
+            task_identities: false,
         }
     }
 
@@ -81,6 +84,12 @@ impl Plan {
     /// How many tasks the worker runs at once.
     pub fn concurrency(mut self, tasks: u32) -> Self {
         self.concurrency = tasks;
+        self
+    }
+
+    /// Has each task have an identity of its own, on the word of Airflow's tokens.
+    pub fn task_identities(mut self) -> Self {
+        self.task_identities = true;
         self
     }
 
@@ -277,6 +286,19 @@ impl Deployment {
         self.add("data", "orders-api", &["orders-api.data=8000/http"]);
     }
 
+    /// By what the worker proves itself whose tasks have identities: nothing of a join token lets them.
+    #[track_caller]
+    fn evidence(&self) -> Vec<String> {
+        let secret = (self.mesh.scratch).write_secret("airflow-jwt-secret", JWT_SECRET, None);
+        let registered = Registered {
+            spiffe_id: "spiffe://sidewind.local/ns/airflow/sa/worker",
+            services: &[],
+            tasks: "{ airflow: production }",
+            airflow_secret: &secret,
+        };
+        registered.flags(&self.mesh)
+    }
+
     #[track_caller]
     fn add(&mut self, namespace: &str, name: &str, serves: &[&str]) {
         let identity = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
@@ -299,6 +321,11 @@ impl Deployment {
                 ("--task-lookup-timeout", "1s".to_owned()),
             ]);
         }
+        let mut evidence = Vec::new();
+        if looks && self.plan.task_identities {
+            evidence = self.evidence();
+            flags.push(("--execution-api-service", "api-server.airflow".to_owned()));
+        }
         if namespace == "data" {
             flags.push(("--task-context-from", TASKS.to_owned()));
         }
@@ -315,6 +342,7 @@ impl Deployment {
             flags,
             looks,
             svid_ttl: ttl.as_deref(),
+            evidence: &evidence,
         };
         let machine = Machine::start(&mut self.mesh, self.plan.meshed, plan);
         self.machines.push(machine);

@@ -35,6 +35,8 @@ pub(super) struct MachinePlan<'p> {
     /// Whether the sidecar may see whose sockets are whose.
     pub(super) looks: bool,
     pub(super) svid_ttl: Option<&'p str>,
+    /// By which flags it proves itself; by a join token where there are none.
+    pub(super) evidence: &'p [String],
 }
 
 /// A host that a component runs on, with its sidecar where there is a mesh.
@@ -80,6 +82,10 @@ impl Machine {
         }
         if let Some(ttl) = plan.svid_ttl {
             workload = workload.svid_ttl(ttl);
+        }
+        if !plan.evidence.is_empty() {
+            let evidence: Vec<&str> = plan.evidence.iter().map(String::as_str).collect();
+            workload = workload.attested_by(&evidence);
         }
         let workload = workload.start();
         Self {

@@ -15,7 +15,8 @@ pub enum Executor {
 
 pub(super) const DATABASE_PASSWORD: &str = "pg-wind-0117";
 pub(super) const REDIS_PASSWORD: &str = "redis-wind-0118";
-const JWT_SECRET: &str = "jwt-wind-0119-jwt-wind-0119-jwt-wind-0119-jwt-wind-0119-jwt-wind-0119";
+pub(super) const JWT_SECRET: &str =
+    "jwt-wind-0119-jwt-wind-0119-jwt-wind-0119-jwt-wind-0119-jwt-wind-0119";
 const API_SECRET: &str = "api-wind-0120";
 
 /// The password of the connection that tasks use.

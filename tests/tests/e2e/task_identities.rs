@@ -4,14 +4,12 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
-};
 use serde_json::Value;
 use sidewind_tests::access_log::AccessRecord;
 use sidewind_tests::invocation::Invocation;
-use sidewind_tests::mesh::{Mesh, SIDECAR_UID, WORKLOAD_UID, Workload};
+use sidewind_tests::mesh::{Mesh, WORKLOAD_UID, Workload};
 use sidewind_tests::process::Process;
+use sidewind_tests::registered::Registered;
 use sidewind_tests::wait::{PATIENCE, eventually};
 use sidewind_tests::workloads;
 
@@ -76,7 +74,13 @@ impl Stage {
         let callers = [&[payroll.as_str()], wanted.callers].concat();
         let policy = allow(PAYROLL_API, &callers, "");
         let mut mesh = Mesh::plan().config("policy.yaml", &policy).start();
-        let evidence = enroll(&mesh, wanted.tasks);
+        let evidence = Registered {
+            spiffe_id: WORKER,
+            services: &["worker.airflow"],
+            tasks: wanted.tasks,
+            airflow_secret: &mesh.scratch.write_secret("airflow-secret", SECRET, None),
+        };
+        let evidence = evidence.flags(&mesh);
         let evidence: Vec<&str> = evidence.iter().map(String::as_str).collect();
         let api = mesh
             .workload("data", "payroll-api")
@@ -176,53 +180,6 @@ fn answers(printed: &str) -> HashMap<String, Value> {
         (format!("{}/{}", name("dag"), name("task")), said)
     });
     lines.collect()
-}
-
-/// Makes a certificate of another authority worth the worker's identity, as join tokens allow no tasks, and gives the flags
-/// that show it.
-fn enroll(mesh: &Mesh, tasks: &str) -> [String; 4] {
-    let mut ca = CertificateParams::default();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
-    let roots = mesh.scratch.write("old.pem", ca.pem());
-    let secret = mesh.scratch.write_secret("airflow-secret", SECRET, None);
-    let documents = format!(
-        "apiVersion: sidewind.dev/v1alpha1
-kind: AttestorConfig
-metadata: {{ name: old-ca }}
-spec:
-  x509: [{{ authority: old, caFile: {roots:?} }}]
-  airflow: [{{ name: production, secretFile: {secret:?} }}]
----
-apiVersion: sidewind.dev/v1alpha1
-kind: Registration
-metadata: {{ name: worker, namespace: airflow }}
-spec:
-  selectors: {{ x509: {{ authority: old, subjectCn: worker }} }}
-  spiffeId: {WORKER}
-  services: [worker.airflow]
-  taskIdentities: {tasks}
-"
-    );
-    mesh.control_plane.write_config("worker.yaml", &documents);
-    eventually("the control plane has the registration", PATIENCE, || {
-        let log = mesh.control_plane.log();
-        log.contains(r#""registrations":1"#).then_some(())
-    });
-    let key = KeyPair::generate().unwrap();
-    let mut leaf = CertificateParams::default();
-    leaf.distinguished_name.push(DnType::CommonName, "worker");
-    let leaf = leaf.signed_by(&key, &ca).unwrap();
-    let certificate = mesh.scratch.write("worker.pem", leaf.pem());
-    let key = (mesh.scratch).write_secret("worker.key", key.serialize_pem(), Some(SIDECAR_UID));
-    let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
-    [
-        "--x509-cert-file".into(),
-        certificate,
-        "--x509-key-file".into(),
-        key,
-    ]
 }
 
 fn header<'v>(said: &'v Value, name: &str) -> &'v str {

@@ -3,4 +3,5 @@
 mod away;
 mod crowd;
 mod faults;
+mod payroll;
 mod story;
