@@ -7,7 +7,7 @@ use crate::registry::WorkloadKey;
 use crate::registry::acknowledgements::Acknowledged;
 use crate::store::{ReplicaId, from_unix_seconds};
 use sidewind_api::{BanList, Reason, duration, v1};
-use sidewind_identity::{SpiffeId, SpiffeIdPattern, TrustDomain};
+use sidewind_identity::{SpiffeId, SpiffeIdPattern, TaskId, TrustDomain};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -28,6 +28,8 @@ impl AdminApi {
     ) -> Result<v1::ExplainResponse, Refusal> {
         let call = call(request)?;
         let peer = request.peer.as_str();
+        // An Airflow task is in no list: what there is of it is its worker.
+        let task = SpiffeId::parse(peer).ok().and_then(|id| TaskId::of(&id));
         let mut explanations = Vec::new();
         for workload in self.registry.workloads() {
             let Ok(id) = SpiffeId::parse(&workload.spiffe_id) else {
@@ -44,7 +46,10 @@ impl AdminApi {
                 &workload.address,
                 &said.svid_serial,
             ]
-            .contains(&&request.peer);
+            .contains(&&request.peer)
+                || task
+                    .as_ref()
+                    .is_some_and(|task| task.worker.as_str() == workload.spiffe_id);
             if is_meant && !peer.is_empty() {
                 explanations.push(self.explain_one(workload, &key, said, call.as_ref()));
             }
@@ -156,8 +161,10 @@ impl AdminApi {
         let matching = rules.filter(|rule| names(rule, from) && has_port(rule, *port));
         let matching: Vec<_> = matching.map(described).collect();
         if matching.is_empty() {
+            let sources = policy.rules.iter().flat_map(|rule| &rule.sources);
+            let besides = task_hint(from, sources.map(String::as_str));
             format!(
-                "{from} may not call it: no rule of a policy that selects it names the caller and port"
+                "{from} may not call it: no rule of a policy that selects it names the caller and port{besides}"
             )
         } else {
             format!("{from} may call it by {}", matching.join(", and by "))
@@ -176,6 +183,23 @@ fn elsewhere(replica: &ReplicaId, confirmed: bool) -> String {
         "its proxy is connected to replica {replica}: which certificate, trust bundle and list of bans it has, that one \
          knows (each logs its name at its start); ask `sidewind explain` there"
     )
+}
+
+/// That rules name an Airflow worker's tasks and not the worker itself, or the other way round: neither means the other.
+fn task_hint<'s>(from: &SpiffeId, mut sources: impl Iterator<Item = &'s str>) -> String {
+    let is_task_of_it = |source: &&str| {
+        let below = source.strip_prefix(from.as_str());
+        below.is_some_and(|below| below.starts_with("/dag/"))
+    };
+    match TaskId::of(from) {
+        Some(task) => sources
+            .find(|source| *source == task.worker.as_str())
+            .map(|worker| format!("; one names {worker}, which does not mean its Airflow tasks")),
+        None => sources
+            .find(is_task_of_it)
+            .map(|tasks| format!("; one names Airflow tasks of it, {tasks}")),
+    }
+    .unwrap_or_default()
 }
 
 /// What is missing of the foreign bundles that the workload's registration names.

@@ -94,3 +94,29 @@ async fn what_a_proxy_has_not_got_yet_is_a_finding() {
     .await;
     drop(orders);
 }
+
+#[tokio::test]
+async fn a_task_is_explained_by_its_worker_and_what_means_only_one_of_the_two_is_said() {
+    let policy = POLICY.replace("sa/*", "sa/worker/dag/payroll/task/*");
+    let by_worker = POLICY.replace("sa/*", "sa/worker");
+    let charge = format!("{WORKER}/dag/payroll/task/charge");
+    for (policy, from, expected) in [
+        (
+            &policy,
+            charge.as_str(),
+            "may call it by policy data/orders",
+        ),
+        (&policy, WORKER, "one names Airflow tasks of it"),
+        (&by_worker, WORKER, "may call it by policy data/orders"),
+        (&by_worker, &charge, "which does not mean its Airflow tasks"),
+    ] {
+        let control_plane = ControlPlane::start_with(policy).await;
+        let _orders = control_plane.client.proxy(ORDERS, vec![]).await;
+        let worker = control_plane.client.proxy(WORKER, vec![]).await;
+        let explained = explain(&control_plane, ORDERS, from, 8080).await.unwrap();
+        let finding = explained.findings.last().unwrap();
+        assert!(finding.contains(expected), "{finding}");
+        let explained = explain(&control_plane, &charge, "", 0).await.unwrap();
+        assert_eq!(explained.svid_serial, worker.svid.serial_hex());
+    }
+}
