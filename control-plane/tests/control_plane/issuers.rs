@@ -119,5 +119,5 @@ async fn while_an_issuer_does_not_answer_join_tokens_are_served() {
     stub.set(|_| Reply::none());
     let control_plane = ControlPlane::start_with(&config).await;
     let token = signer.token(&claims(&stub.url(), "builder"));
-    while_a_crowd_waits(&control_plane, &stub, oidc(&token)).await;
+    while_a_crowd_waits(&control_plane, &stub, 1, oidc(&token)).await;
 }
