@@ -25,6 +25,9 @@ struct Inner<T> {
     buffer: Option<Scratch>,
     start: usize,
     end: usize,
+    /// Something was written that may still wait in the transport: TLS takes bytes that the socket does not, when that is full
+    /// or the task has had its turn, and sends them when it is flushed.
+    unflushed: bool,
     /// A write was refused because the buffer was full.
     refused_write: bool,
 }
@@ -51,6 +54,7 @@ impl<T: AsyncWrite + Unpin> Gathering<T> {
             buffer: None,
             start: 0,
             end: 0,
+            unflushed: false,
             refused_write: false,
         })))
     }
@@ -80,9 +84,14 @@ impl<T: AsyncWrite + Unpin> Inner<T> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.start += written;
+            self.unflushed = true;
         }
         (self.start, self.end) = (0, 0);
         self.buffer = None;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -167,6 +176,8 @@ mod tests {
     /// Takes so many bytes, and counts writes.
     struct Socket {
         room: usize,
+        /// It has taken all, and flushes nothing.
+        holds: bool,
         writes: usize,
         sent: Vec<u8>,
         closed: bool,
@@ -189,7 +200,10 @@ mod tests {
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
+            match self.holds {
+                true => Poll::Pending,
+                false => Poll::Ready(Ok(())),
+            }
         }
 
         fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -201,6 +215,7 @@ mod tests {
     fn socket(room: usize) -> Gathering<Socket> {
         Gathering::new(Socket {
             room,
+            holds: false,
             writes: 0,
             sent: Vec::new(),
             closed: false,
@@ -255,6 +270,21 @@ mod tests {
         assert!(sent.len() >= taken * frame.len());
         let expected: Vec<u8> = frame.iter().copied().cycle().take(sent.len()).collect();
         assert!(sent == expected);
+    }
+
+    #[test]
+    fn what_the_transport_holds_back_is_flushed_when_it_can_be() {
+        let mut gathering = socket(usize::MAX);
+        gathering.0.borrow_mut().io.holds = true;
+        assert!(write(&mut gathering, b"the last of it"));
+        let mut cx = Context::from_waker(Waker::noop());
+        // Nothing more is written, and still it is not done.
+        for _ in 0..2 {
+            assert!(gathering.poll_flush_gathered(&mut cx).is_pending());
+        }
+        gathering.0.borrow_mut().io.holds = false;
+        assert!(gathering.poll_flush_gathered(&mut cx).is_ready());
+        assert_eq!(gathering.0.borrow().io.writes, 1);
     }
 
     #[test]
