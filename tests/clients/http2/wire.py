@@ -4,6 +4,7 @@ is said."""
 import socket
 import ssl
 import struct
+import threading
 
 import hpack
 from hyperframe.frame import Frame
@@ -70,6 +71,62 @@ class Closed(Exception):
     """The other side closed the connection, or cut it off."""
 
 
+class Tls:
+    """TLS over a socket that one thread may read while another writes, which Python's own TLS sockets are not made for."""
+
+    def __init__(self, sock, context, name):
+        self.sock, self.using, self.sending = sock, threading.Lock(), threading.Lock()
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.session = context.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
+        while True:
+            try:
+                self.session.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self.flush()
+                self.feed()
+        self.flush()
+
+    def feed(self):
+        data = self.sock.recv(65536)
+        with self.using:
+            if data:
+                self.incoming.write(data)
+            else:
+                self.incoming.write_eof()
+
+    def flush(self):
+        # In the order in which it was encrypted.
+        with self.sending:
+            with self.using:
+                data = self.outgoing.read()
+            if data:
+                self.sock.sendall(data)
+
+    def recv(self, length):
+        while True:
+            try:
+                with self.using:
+                    return self.session.read(length)
+            except ssl.SSLWantReadError:
+                self.feed()
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    def sendall(self, data):
+        data = memoryview(data)
+        while data:
+            with self.using:
+                data = data[self.session.write(data) :]
+            self.flush()
+
+    def settimeout(self, timeout):
+        self.sock.settimeout(timeout)
+
+    def close(self):
+        self.sock.close()
+
+
 class Connection:
     """Frames both ways over a socket, with a deadline for each read."""
 
@@ -88,9 +145,10 @@ class Connection:
             context.set_alpn_protocols([alpn])
             if identity is not None:
                 context.load_cert_chain(identity)
-            sock = context.wrap_socket(sock, server_hostname="orders-api.data")
-            if sock.selected_alpn_protocol() != alpn:
-                raise AssertionError(f"ALPN chose {sock.selected_alpn_protocol()!r} and not {alpn!r}")
+            sock = Tls(sock, context, "orders-api.data")
+            chosen = sock.session.selected_alpn_protocol()
+            if chosen != alpn:
+                raise AssertionError(f"ALPN chose {chosen!r} and not {alpn!r}")
         return cls(sock, timeout)
 
     def send(self, data):

@@ -55,7 +55,9 @@ impl Secrets {
         self.add(name, hex(scalar).to_uppercase());
         let numbers: Vec<String> = scalar.iter().map(u8::to_string).collect();
         self.add(name, numbers.join(", "));
-        for line in pem.lines().filter(|line| !line.starts_with('-')) {
+        // Each holds 48 bytes; what comes behind the scalar is the public key, which certificates hold too.
+        let lines = pem.lines().filter(|line| !line.starts_with('-'));
+        for line in lines.take((at + scalar.len()).div_ceil(48)) {
             self.add(name, line);
         }
     }
