@@ -227,6 +227,14 @@ async fn gone(neighbours: Option<Neighbours>) {
     }
 }
 
+/// Ends when nothing of the workload is left after SIGTERM; never where its processes are not looked at.
+async fn ended(neighbours: Option<Neighbours>) {
+    match neighbours {
+        Some(neighbours) => neighbours.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Drains until the workload is gone, as far as that can be seen; `over` says that it is.
 async fn drain_for_workload(
     trigger: &DrainTrigger,
@@ -244,7 +252,7 @@ async fn drain_for_workload(
     if !over {
         tokio::select! {
             () = drain_work(trigger, signals, grace, quiet) => return,
-            () = gone(neighbours) => {}
+            () = ended(neighbours) => {}
         }
     }
     let left = left.saturating_duration_since(Instant::now());

@@ -40,10 +40,18 @@ impl Neighbours {
 
     /// Ends when there have been processes beside this one and there are none any more.
     pub(crate) async fn gone(self) {
-        let mut seen = false;
+        self.none_left(Path::new("/proc"), false).await;
+    }
+
+    /// The same once all are told to end: whoever has gone before the first look is gone, too.
+    pub(crate) async fn ended(self) {
+        self.none_left(Path::new("/proc"), true).await;
+    }
+
+    async fn none_left(self, proc: &Path, mut seen: bool) {
         let mut none = 0;
         loop {
-            match self.look(Path::new("/proc")) {
+            match self.look(proc) {
                 Ok(true) => (seen, none) = (true, 0),
                 Ok(false) => none += 1,
                 // What cannot be seen may well be there.
@@ -100,5 +108,16 @@ mod tests {
             assert_eq!(neighbours.look(proc.path()).unwrap(), expected, "{number}");
         }
         assert!(neighbours.look(&proc.path().join("none")).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_never_seen_is_waited_for_until_all_are_told_to_end() {
+        let proc = tempfile::tempdir().unwrap();
+        let neighbours = Neighbours { own: 7 };
+        let minute = Duration::from_secs(60);
+        let not_begun = neighbours.none_left(proc.path(), false);
+        assert!(tokio::time::timeout(minute, not_begun).await.is_err());
+        let told = neighbours.none_left(proc.path(), true);
+        tokio::time::timeout(minute, told).await.unwrap();
     }
 }
