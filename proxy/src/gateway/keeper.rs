@@ -1,8 +1,8 @@
 //! Keeps the gateway's ports as its documents and certificates say; on the control thread.
 //!
-//! What is new is made whole before any of it is used, and a listener that cannot be made stays as it was. A port that stays keeps its sockets and connections, and its
-//! next request sees the new state; one that is new is opened for all workers at once; one that has gone is closed
-//! after what waited there was accepted.
+//! What is new is made whole before any of it is used, and a listener that cannot be made stays as it was. A port that
+//! stays keeps its sockets and connections, and its next request sees the new state; one that is new is opened for all
+//! workers at once; one that has gone is closed after what waited there was accepted.
 
 use std::{
     collections::BTreeMap,
