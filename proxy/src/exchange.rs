@@ -25,22 +25,25 @@ use crate::{
     complaints::{check_header_list, complain},
     config::Patience,
     drain::Active,
-    errors::{Chain, ErrorCode, ProxyError},
+    errors::{ErrorCode, ProxyError},
     http::{
-        Body, BodyEnd, BodyError, BodyWatcher, Bound, LEAST_BYTES,
+        Body, BodyWatcher, Bound,
         headers::{AuthorityCache, BadRequest, Upgrade, examine_request, header_list_bytes},
     },
     limit::{Admitted, Asker, Permit, ServiceLimits},
     mesh::StreamLease,
-    retry::{Failed, RetryObserver},
     telemetry::{
-        Direction, FailedAttempt, Peer, Protocol, RequestRecord, TaskContext, Telemetry,
-        logs::Throttle,
-        metrics::{HoldOutcome, RetryOutcome, RetryReason},
+        Direction, FailedAttempt, Peer, Protocol, TaskContext, Telemetry,
         trace::{TraceContext, TraceParent, received_parent},
     },
     worker::Worker,
 };
+
+mod attempts;
+mod bodies;
+mod record;
+
+use self::{attempts::FirstAttempt, bodies::RequestWatcher};
 
 /// What is known of a request, filled in by the stages that it passes.
 #[derive(Debug)]
@@ -271,32 +274,6 @@ impl Exchange {
         self.started
     }
 
-    /// Notes that a request of Airflow's own was answered after all, if it took more than one try.
-    pub(crate) fn note_if_saved(&self) {
-        static SAVED: Throttle = Throttle::new();
-        let attempts = self.attempts.get();
-        if attempts < 2 || self.failed_attempts.borrow().is_empty() {
-            return;
-        }
-        let task = self.task.borrow();
-        let task = task.now();
-        self.telemetry.metrics().task_saved(task);
-        if let Some(suppressed) = SAVED.admit() {
-            let nobody = TaskContext::default();
-            let task = task.unwrap_or(&nobody);
-            tracing::info!(
-                dag_id = task.dag_id,
-                task_id = task.task_id,
-                run_id = task.run_id,
-                path = self.uri.path(),
-                attempts,
-                waited = ?self.started.elapsed(),
-                suppressed,
-                "a request to Airflow's API server got through after an outage"
-            );
-        }
-    }
-
     /// Who asks.
     pub(crate) fn source(&self) -> &Party {
         &self.source
@@ -353,48 +330,6 @@ impl Exchange {
         }
     }
 
-    /// Notes that the request is sent to `endpoint`, whose proxy proved `id`, or in plaintext without one.
-    pub(crate) fn sent_to(&self, endpoint: SocketAddr, id: Option<&SpiffeId>) {
-        if self.attempts.replace(self.attempts.get() + 1) > 0 {
-            self.attempt_began.set(self.started.elapsed());
-        }
-        self.endpoint.set(Some(endpoint));
-        if self.direction != Direction::Inbound {
-            self.tls.set(id.is_some());
-            self.went_in_plain
-                .set(self.went_in_plain.get() || id.is_none());
-            *self.destination.borrow_mut() = Party {
-                address: Some(endpoint),
-                id: id.cloned(),
-            };
-        }
-    }
-
-    /// Notes as whom the request is sent.
-    pub(crate) fn sent_as(&self, id: &SpiffeId) {
-        if self.source.id.as_ref() != Some(id) {
-            let _ = self.caller.set(id.clone());
-        }
-    }
-
-    /// Whether every proxy that the request was sent to has proved who it is.
-    pub(crate) fn went_by_mesh(&self) -> bool {
-        self.tls.get() && !self.went_in_plain.get()
-    }
-
-    /// Lays a failure where it belongs: when the request's own body broke off, no endpoint is to blame for what became
-    /// of the request.
-    pub(crate) fn blame(&self, error: ProxyError) -> ProxyError {
-        match self.broken_request.get() {
-            Some(ErrorCode::BadRequest) => {
-                let message = "The request was refused: its body is not as it must be.";
-                ProxyError::new(ErrorCode::BadRequest, message).with_source(error)
-            }
-            Some(code) => ProxyError::new(code, code.doc()).with_source(error),
-            None => error,
-        }
-    }
-
     /// The response that ends the exchange: `result`, or what the proxy itself says of its failure.
     pub(crate) fn end(
         self: &Rc<Self>,
@@ -418,20 +353,6 @@ impl Exchange {
         }
         self.response_bound.set(self.bound_of(response.body()));
         response.map(|body| body.watched(Rc::clone(self) as Rc<dyn BodyWatcher>))
-    }
-
-    /// How long more of a response's body may be waited for.
-    fn bound_of(&self, body: &Body) -> Option<Bound> {
-        if self.is_grpc() || matches!(body, Body::Empty | Body::Full(_)) {
-            return None;
-        }
-        match http_body::Body::size_hint(body).exact() {
-            Some(_) => self.patience.body.map(|limit| Bound {
-                limit,
-                least: LEAST_BYTES,
-            }),
-            None => self.patience.stream.map(|limit| Bound { limit, least: 1 }),
-        }
     }
 
     /// Notes how an upgraded connection ended before both sides had closed it.
@@ -491,271 +412,10 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whether the request's body was longer than it may be, and was cut off for that.
-    pub(crate) fn body_was_cut(&self) -> bool {
-        let limit = self.max_request_bytes.get();
-        limit != 0 && self.request_bytes.get() > limit
-    }
-
-    /// Whether it was cut off for a bound of these limits.
-    pub(crate) fn body_was_cut_by(&self, limits: &ServiceLimits) -> bool {
-        self.body_was_cut() && self.max_request_bytes.get() == limits.max_body_bytes()
-    }
-
-    /// Counts bytes of the request's body.
-    pub(crate) fn count_request_bytes(&self, bytes: u64) {
-        self.request_bytes.set(self.request_bytes.get() + bytes);
-    }
-
-    /// Counts bytes of the response's body.
-    pub(crate) fn count_response_bytes(&self, bytes: u64) {
-        self.response_bytes.set(self.response_bytes.get() + bytes);
-    }
-
-    fn note_grpc_status(&self, headers: &HeaderMap) {
-        let status = headers
-            .get("grpc-status")
-            .and_then(|value| value.to_str().ok());
-        if let Some(status) = status.and_then(|status| status.parse().ok()) {
-            self.grpc_status.set(Some(status));
-        }
-    }
-
     fn fail(&self, code: ErrorCode, detail: impl FnOnce() -> String) {
         self.error
             .borrow_mut()
             .get_or_insert_with(|| (code, detail()));
-    }
-
-    /// Ends in being dropped, before something that was to come.
-    fn cut_off(&self, before: &str) {
-        let error = self.telemetry.cut_off();
-        self.fail(error.code(), || {
-            format!("{} That was before {before}.", error.message())
-        });
-    }
-
-    fn record(&self) {
-        if self.recorded.replace(true) {
-            return;
-        }
-        drop(self.lease.take());
-        drop(self.pick.take());
-        drop(self.places.take());
-        let error = self.error.borrow();
-        let destination = self.destination.borrow();
-        let task = self.task.borrow();
-        let host = self.host.as_ref().and_then(|host| host.to_str().ok());
-        let authority = self.uri.authority().map(|authority| authority.as_str());
-        let source = Peer {
-            address: self.source.address,
-            spiffe_id: (self.caller.get())
-                .or(self.source.id.as_ref())
-                .map(SpiffeId::as_str),
-        };
-        let record = RequestRecord {
-            started: self.started_at,
-            duration: self.started.elapsed(),
-            path: self.uri.path_and_query().map_or("", |path| path.as_str()),
-            authority: authority.or(host).unwrap_or_default(),
-            status: self.status.get(),
-            grpc_status: self.grpc_status.get(),
-            error: error.as_ref().map(|(code, _)| *code),
-            error_detail: error.as_ref().map(|(_, detail)| detail.as_str()),
-            service: self.service.get().map_or("", |service| service),
-            endpoint: self.endpoint.get(),
-            source,
-            destination: destination.as_peer(),
-            tls: self.tls.get(),
-            attempts: self.attempts.get(),
-            failed_attempts: &self.failed_attempts.borrow(),
-            route: self.route.get().map_or("", |route| route),
-            request_bytes: self.request_bytes.get(),
-            response_bytes: self.response_bytes.get(),
-            trace: Some(self.trace.get()),
-            tracestate: self
-                .tracestate
-                .as_ref()
-                .and_then(|state| state.to_str().ok()),
-            user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
-            task: task.now(),
-            ..RequestRecord::new(self.direction, self.protocol, &self.method)
-        };
-        self.telemetry.finish_request(&record);
-    }
-}
-
-/// How many failed attempts of one request are written down; the rest is counted.
-const MAX_FAILED_ATTEMPTS: usize = 16;
-
-impl RetryObserver for Exchange {
-    fn retried(&self, failed: Failed) {
-        tracing::debug!(
-            attempt = self.attempts.get(),
-            ?failed,
-            "a request is tried again"
-        );
-        self.note_failed(self.endpoint.get(), failed, self.attempt_began.get());
-        self.note_retry(failed, RetryOutcome::Retried);
-    }
-
-    fn budget_exhausted(&self, failed: Failed) {
-        self.note_retry(failed, RetryOutcome::BudgetExhausted);
-    }
-
-    fn held(&self, has_place: bool) {
-        let service = self.service.get().map_or("", |service| service);
-        let outcome = match has_place {
-            true => HoldOutcome::Held,
-            false => HoldOutcome::Refused,
-        };
-        self.telemetry.metrics().held(service, outcome);
-    }
-
-    fn second_begins(&self) {
-        *self.first.borrow_mut() = Some(FirstAttempt {
-            endpoint: self.endpoint.get(),
-            destination: self.destination.borrow().clone(),
-            tls: self.tls.get(),
-            began: self.attempt_began.get(),
-            lease: self.lease.take(),
-        });
-    }
-
-    fn settled(&self, other: Failed, first_counts: bool) {
-        let Some(first) = self.first.take() else {
-            return;
-        };
-        self.note_retry(other, RetryOutcome::Retried);
-        if !first_counts {
-            return self.note_failed(first.endpoint, other, first.began);
-        }
-        self.endpoint.set(first.endpoint);
-        *self.destination.borrow_mut() = first.destination;
-        self.tls.set(first.tls);
-        self.attempt_began.set(first.began);
-        *self.lease.borrow_mut() = first.lease;
-    }
-}
-
-/// What is known of an attempt beside which another one has begun.
-#[derive(Debug)]
-struct FirstAttempt {
-    endpoint: Option<SocketAddr>,
-    destination: Party,
-    tls: bool,
-    began: Duration,
-    lease: Option<StreamLease>,
-}
-
-impl Exchange {
-    fn note_failed(&self, endpoint: Option<SocketAddr>, failed: Failed, began: Duration) {
-        let mut attempts = self.failed_attempts.borrow_mut();
-        if attempts.len() < MAX_FAILED_ATTEMPTS {
-            attempts.push(FailedAttempt {
-                endpoint,
-                failed,
-                began,
-                duration: self.started.elapsed().saturating_sub(began),
-            });
-        }
-    }
-
-    fn note_retry(&self, failed: Failed, outcome: RetryOutcome) {
-        let reason = match failed {
-            Failed::Response(_, Some(_)) => RetryReason::GrpcStatus,
-            Failed::Response(_, None) => RetryReason::Status,
-            Failed::Error(_) => RetryReason::ConnectFailed,
-        };
-        let destination = self.destination.borrow();
-        let peer = destination.id.as_ref().map(SpiffeId::as_str);
-        let service = self.service.get().map_or("", |service| service);
-        self.telemetry
-            .metrics()
-            .request_handles(self.direction, service, peer, self.tls.get())
-            .retry(reason, outcome);
-    }
-}
-
-/// Counts the bytes of the request's body.
-struct RequestWatcher(Rc<Exchange>);
-
-impl BodyWatcher for RequestWatcher {
-    fn data(&self, bytes: usize) {
-        self.0.count_request_bytes(bytes as u64);
-    }
-
-    fn is_too_long(&self) -> bool {
-        self.0.body_was_cut()
-    }
-
-    fn patience(&self) -> Option<Bound> {
-        // Of calls that stream, either side may be silent for as long as it likes.
-        let limit = self.0.patience.body.filter(|_| !self.0.is_grpc())?;
-        Some(Bound {
-            limit,
-            least: LEAST_BYTES,
-        })
-    }
-
-    fn end(&self, end: BodyEnd<'_>) {
-        if let BodyEnd::Failed(error) = end {
-            let code = match error {
-                BodyError::TooLong => ErrorCode::BodyTooLarge,
-                BodyError::SenderStalled(_) => ErrorCode::ClientTimeout,
-                BodyError::ReaderStalled => ErrorCode::UpstreamStalled,
-                error if error.is_malformed() => ErrorCode::BadRequest,
-                _ => ErrorCode::ClientClosed,
-            };
-            self.0.broken_request.set(Some(code));
-        }
-    }
-}
-
-impl BodyWatcher for Exchange {
-    fn data(&self, bytes: usize) {
-        self.count_response_bytes(bytes as u64);
-    }
-
-    fn patience(&self) -> Option<Bound> {
-        self.response_bound.get()
-    }
-
-    fn trailers(&self, trailers: &HeaderMap) {
-        if self.is_grpc() {
-            self.note_grpc_status(trailers);
-        }
-    }
-
-    fn end(&self, end: BodyEnd<'_>) {
-        match end {
-            BodyEnd::Complete => {}
-            BodyEnd::Failed(error) => {
-                let code = match (error, self.broken_request.get()) {
-                    (BodyError::SenderStalled(_), _) => ErrorCode::UpstreamStalled,
-                    (BodyError::ReaderStalled, _) => ErrorCode::ClientTimeout,
-                    (_, Some(ErrorCode::ClientTimeout)) => ErrorCode::ClientTimeout,
-                    _ => ErrorCode::UpstreamReset,
-                };
-                if code == ErrorCode::ClientTimeout {
-                    complain(self.direction, code, error);
-                }
-                self.fail(code, || format!("the response broke off: {}", Chain(error)));
-            }
-            BodyEnd::Dropped => self.cut_off("the response was complete"),
-        }
-        self.record();
-    }
-}
-
-impl Drop for Exchange {
-    /// Before a response the last to hold the exchange is the stage in which the request was dropped, and after
-    /// an upgrade the relay of its bytes.
-    fn drop(&mut self) {
-        if self.status.get().is_none() {
-            self.cut_off("the response began");
-        }
-        self.record();
     }
 }
 
