@@ -133,7 +133,7 @@ impl Caller {
 }
 
 /// Whether another control plane may do what this one did not.
-fn is_passed_over(error: &ControlError) -> bool {
+pub(super) fn is_passed_over(error: &ControlError) -> bool {
     match error {
         ControlError::Refused { status, .. } => matches!(
             status.code(),

@@ -22,8 +22,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// ALPN of every connection to the control plane.
 pub(super) const ALPN: &[&[u8]] = &[b"h2"];
 
-/// A gRPC channel on exactly one connection, whose server has proved who it is.
-#[derive(Debug)]
+/// A gRPC channel on exactly one connection, whose server has proved who it is. Clones share the connection.
+#[derive(Debug, Clone)]
 pub(super) struct Dialled {
     pub(super) channel: Channel,
     /// The address that this machine reaches the control plane from.

@@ -55,10 +55,14 @@ pub(crate) enum ControlError {
 impl ControlError {
     /// Whether the control plane has said that the present certificate gets this proxy no further.
     pub(super) fn needs_attestation(&self) -> bool {
+        self.reason().is_some_and(Reason::needs_attestation)
+    }
+
+    /// What the control plane says of its refusal, if it has refused.
+    pub(super) fn reason(&self) -> Option<Reason> {
         match self {
-            Self::Refused { status, .. } => sidewind_api::Reason::of(status)
-                .is_some_and(sidewind_api::Reason::needs_attestation),
-            _ => false,
+            Self::Refused { status, .. } => Reason::of(status),
+            _ => None,
         }
     }
 

@@ -11,12 +11,15 @@ use tokio::sync::watch;
 use super::Shared;
 use super::backoff::{Backoff, as_asked};
 use super::bundle_cache::{BundleCache, Kept, digest};
+use super::calling::is_passed_over;
 use super::dial::Dialler;
 use super::error::ControlError;
 use super::issuing::{self, Issued};
 use super::occasionally::Occasionally;
 use super::status::IdentityStatus;
-use crate::config::{ControlConfig, EvidenceSource, JoinToken, JoinTokenSource};
+use crate::config::{
+    ControlConfig, ControlPlaneAddress, EvidenceSource, JoinToken, JoinTokenSource,
+};
 
 const BUNDLE_POLL: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -86,18 +89,25 @@ impl IdentityTask {
             if renewed && self.is_tainted(&tainted.borrow_and_update()) {
                 wait = wait.min(LONGEST_BACKOFF);
             }
-            self.wait(wait, &mut tainted).await;
+            self.wait(wait, renewed, &mut tainted).await;
         }
     }
 
-    /// Waits for the next try: until it is time, or a moment after the authority of the SVID was tainted.
-    async fn wait(&self, wait: Duration, tainted: &mut watch::Receiver<BTreeSet<String>>) {
+    /// Waits for the next try: until it is time, a moment after the authority of the SVID was tainted, or until the
+    /// control plane has said, after the last try has succeeded, that there is to be no identity.
+    async fn wait(
+        &self,
+        wait: Duration,
+        renewed: bool,
+        tainted: &mut watch::Receiver<BTreeSet<String>>,
+    ) {
         let clock = &self.shared.clock;
         let sleep = clock.sleep(wait);
         tokio::pin!(sleep);
         loop {
             tokio::select! {
                 () = &mut sleep => return,
+                () = self.shared.doubt.notified(), if renewed => return,
                 Ok(()) = tainted.changed() => {
                     if self.is_tainted(&tainted.borrow_and_update()) {
                         break;
@@ -206,8 +216,7 @@ impl IdentityTask {
             ));
         };
         if let Some(svid) = self.valid_svid() {
-            let bundles = self.shared.publisher.bundles();
-            let renewed = issuing::renew(&self.dialler, &address, &bundles, &svid).await;
+            let renewed = self.renew(&address, &svid).await;
             // The certificate is good and worth nothing any more: evidence may be worth another.
             let attest = matches!(&renewed, Err(error) if error.needs_attestation());
             // A join token serves once: there must be another.
@@ -246,6 +255,24 @@ impl IdentityTask {
             });
         }
         Ok(issued)
+    }
+
+    /// Renews on the connection of the stream, which spares both sides a handshake; on one of its own where there is no
+    /// stream, or its control plane is out of order.
+    async fn renew(
+        &self,
+        address: &ControlPlaneAddress,
+        svid: &Svid,
+    ) -> Result<Issued, ControlError> {
+        let open = self.shared.stream.borrow().clone();
+        if let Some(open) = open.filter(|open| open.serial_hex == svid.serial_hex()) {
+            let renewed = issuing::renew_on(&open.dialled, &open.address, svid).await;
+            if !matches!(&renewed, Err(error) if is_passed_over(error)) {
+                return renewed;
+            }
+        }
+        let bundles = self.shared.publisher.bundles();
+        issuing::renew(&self.dialler, address, &bundles, svid).await
     }
 
     fn valid_svid(&self) -> Option<Svid> {
@@ -292,6 +319,15 @@ impl IdentityTask {
             return self.fail(&ControlError::Local {
                 what: "use the SVID",
                 problem: "it has expired already by this machine's clock; check the clock"
+                    .to_owned(),
+            });
+        }
+        // What is good now is not given up for what is not good yet.
+        let is_good = |present: &Svid| present.not_before() <= now;
+        if svid.not_before() > now && self.valid_svid().as_ref().is_some_and(is_good) {
+            return self.fail(&ControlError::Local {
+                what: "use the SVID",
+                problem: "it is not valid yet by this machine's clock, and the present one is; check the clocks"
                     .to_owned(),
             });
         }

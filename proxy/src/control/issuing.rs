@@ -72,16 +72,25 @@ pub(super) async fn renew(
     svid: &Svid,
 ) -> Result<Issued, ControlError> {
     let tls = tls::client_config(svid, bundles, ALPN).map_err(local("set up TLS"))?;
+    let dialled = dialler.dial(address, &tls).await?;
+    renew_on(&dialled, address, svid).await
+}
+
+/// The same on a connection that was made under the present SVID.
+pub(super) async fn renew_on(
+    dialled: &Dialled,
+    address: &ControlPlaneAddress,
+    svid: &Svid,
+) -> Result<Issued, ControlError> {
     let key = PrivateKey::generate().map_err(local("generate a key"))?;
     let request = v1::RenewRequest {
         csr: key.csr_der().map_err(local("sign a request"))?,
         version: VERSION.to_owned(),
     };
-    let dialled = dialler.dial(address, &tls).await?;
     let mut client = IdentityServiceClient::new(dialled.channel.clone());
     let call = client.renew(request);
     let answer = tokio::time::timeout(CALL_TIMEOUT, call).await;
-    let issued = finish(address, answer, key, &dialled)?;
+    let issued = finish(address, answer, key, dialled)?;
     if issued.svid.id() != svid.id() {
         return Err(ControlError::BadAnswer {
             address: address.to_string(),

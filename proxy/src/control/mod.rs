@@ -40,9 +40,9 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sidewind_api::{BanList, v1};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use crate::config::Config;
+use crate::config::{Config, ControlPlaneAddress};
 
 pub(crate) use clock::Clock;
 #[cfg(test)]
@@ -56,7 +56,7 @@ pub(crate) use tasks::{TaskEvidence, TaskIdentities, TaskIdentity, is_refusal};
 
 use bundle_cache::BundleCache;
 use calling::Caller;
-use dial::Dialler;
+use dial::{Dialled, Dialler};
 use identity::IdentityTask;
 use network::Network;
 use occasionally::Occasionally;
@@ -107,6 +107,15 @@ impl Control {
     }
 }
 
+/// The connection that the stream is on.
+#[derive(Debug, Clone)]
+struct OpenStream {
+    address: ControlPlaneAddress,
+    /// Of the certificate that it was made with.
+    serial_hex: String,
+    dialled: Dialled,
+}
+
 /// What identity and stream share on the control thread.
 #[derive(Debug)]
 struct Shared {
@@ -117,6 +126,10 @@ struct Shared {
     tainted: watch::Sender<BTreeSet<String>>,
     /// SHA-256 of the operator's trust bundle file as it was last taken.
     operator_bundle: watch::Sender<Option<[u8; 32]>>,
+    /// The stream in use, for renewals on its connection.
+    stream: watch::Sender<Option<OpenStream>>,
+    /// Notified when the control plane has said that this workload is to have no identity.
+    doubt: Notify,
     clock: Clock,
     clock_warning: Mutex<Occasionally>,
 }
@@ -186,6 +199,8 @@ fn within(
         status,
         tainted: watch::Sender::default(),
         operator_bundle: watch::Sender::default(),
+        stream: watch::Sender::default(),
+        doubt: Notify::default(),
         clock,
         clock_warning: Mutex::default(),
     });

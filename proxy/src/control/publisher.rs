@@ -18,13 +18,13 @@ const MESH_ALPN: &[&[u8]] = &[b"sidewind/1", b"h2"];
 const MAX_TRUST_DOMAINS: usize = 256;
 
 /// Who this workload is, in the form that connections use. One for each certificate and set of bundles.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct MeshIdentity {
     pub(crate) id: SpiffeId,
     /// Until when, inclusive, peers accept it.
     pub(crate) not_after: SystemTime,
-    /// Grows with each new certificate or bundle: connections of an older generation finish their work and take no
-    /// more.
+    /// Grows with each new certificate and set of authorities: connections of an older generation finish their work and
+    /// take no more.
     pub(crate) generation: u64,
     pub(crate) client_tls: Arc<ClientConfig>,
     pub(crate) server_tls: Arc<ServerConfig>,
@@ -41,14 +41,6 @@ pub(crate) struct MeshIdentity {
 pub(crate) struct TaskTerms {
     /// They are given for the task's token of the Execution API alone.
     pub(crate) needs_token: bool,
-}
-
-impl MeshIdentity {
-    /// Whether anybody of a trust domain is believed.
-    pub(crate) fn believes(&self, trust_domain: &TrustDomain) -> bool {
-        let bundle = self.bundles.get(trust_domain);
-        bundle.is_some_and(|bundle| !bundle.authorities().is_empty())
-    }
 }
 
 /// The same for programs beside the proxy, which make connections of their own: what the Workload API hands out.
@@ -240,8 +232,14 @@ impl Publisher {
     /// Makes `next` the present state, once TLS has taken it.
     fn publish(&self, state: &mut State, mut next: State) -> Result<(), ControlError> {
         if let Some(svid) = &next.svid {
-            next.generation += 1;
-            let mut identity = mesh_identity(svid, &next.bundles, next.generation)?;
+            let mut identity = match self.unchanged(state, &next) {
+                Some(present) => (*present).clone(),
+                None => {
+                    next.generation += 1;
+                    mesh_identity(svid, &next.bundles, next.generation)?
+                }
+            };
+            identity.bundles = Arc::clone(&next.bundles);
             identity.tasks = next.tasks;
             *state = next;
             self.identity.send_replace(Some(Arc::new(identity)));
@@ -250,6 +248,20 @@ impl Publisher {
             *state = next;
         }
         Ok(())
+    }
+
+    /// The present identity, where connections made with it are as good as those of `next`: a bundle of a later
+    /// sequence with the same authorities is no reason for handshakes.
+    fn unchanged(&self, state: &State, next: &State) -> Option<Arc<MeshIdentity>> {
+        let certificate = |state: &State| state.svid.as_ref()?.chain().first().cloned();
+        let authorities = |state: &State| -> Vec<_> {
+            let bundles = state.bundles.iter();
+            let each = bundles.map(|it| (it.trust_domain().clone(), it.authorities().to_vec()));
+            each.collect()
+        };
+        let present = self.identity.borrow().clone()?;
+        (certificate(state) == certificate(next) && authorities(state) == authorities(next))
+            .then_some(present)
     }
 
     fn publish_credentials(&self, state: &State) {

@@ -1,7 +1,6 @@
 //! One stream to a control plane: registered from its first message to its end.
 
 use std::collections::{HashSet, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::dial::{ALPN, Dialler, timed_out};
+use super::dial::{ALPN, Dialled, Dialler, timed_out};
 use super::discovery::{Discovery, MAX_DESTINATIONS};
 use super::error::ControlError;
 use crate::config::ControlPlaneAddress;
@@ -43,7 +42,8 @@ pub(super) struct Opening {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) address: ControlPlaneAddress,
-    pub(super) local: IpAddr,
+    /// What the stream is on.
+    pub(super) dialled: Dialled,
     pub(super) opened: Instant,
     /// Of the certificate that the stream was opened with.
     pub(super) serial_hex: String,
@@ -89,7 +89,7 @@ async fn open_unbounded(opening: Opening) -> Result<Session, ControlError> {
     let _ = outgoing.try_send(v1::ProxyMessage {
         message: Some(hello),
     });
-    let mut client = MeshServiceClient::new(dialled.channel);
+    let mut client = MeshServiceClient::new(dialled.channel.clone());
     let mut incoming = client
         .stream(ReceiverStream::new(messages))
         .await
@@ -103,7 +103,7 @@ async fn open_unbounded(opening: Opening) -> Result<Session, ControlError> {
         });
     };
     Ok(Session {
-        local: dialled.local,
+        dialled,
         opened: Instant::now(),
         serial_hex: opening.svid.serial_hex().to_owned(),
         hello: opening.hello,
@@ -126,8 +126,8 @@ async fn open_unbounded(opening: Opening) -> Result<Session, ControlError> {
 pub(super) enum Event {
     /// A message; none for one of a kind that this version does not know.
     Message(Option<ControlKind>),
-    /// The stream has ended: why, and how long the control plane asks to be left alone.
-    Ended(String, Option<Duration>),
+    /// The stream has ended: why, in words; what the control plane says of it, and how long it asks to be left alone.
+    Ended(String, Option<Reason>, Option<Duration>),
 }
 
 impl Session {
@@ -175,16 +175,16 @@ impl Session {
                 received = self.incoming.message() => return match received {
                     Ok(Some(message)) => Event::Message(message.message),
                     Ok(None) => {
-                        Event::Ended("the control plane ended the stream".to_owned(), None)
+                        Event::Ended("the control plane ended the stream".to_owned(), None, None)
                     }
                     Err(status) => {
-                        let reason = format!("{}: {}", status.code(), status.message());
-                        Event::Ended(reason, Reason::retry_after(&status))
+                        let text = format!("{}: {}", status.code(), status.message());
+                        Event::Ended(text, Reason::of(&status), Reason::retry_after(&status))
                     }
                 },
                 permit = self.outgoing.reserve(), if self.has_something_to_say() => {
                     let Ok(permit) = permit else {
-                        return Event::Ended("the connection has ended".to_owned(), None);
+                        return Event::Ended("the connection has ended".to_owned(), None, None);
                     };
                     if let Some(in_use) = self.acknowledgement.take() {
                         let message = Some(ProxyKind::Acknowledge(in_use));

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sidewind_api::v1::control_message::Message;
-use sidewind_api::{BanList, v1};
+use sidewind_api::{BanList, Reason, v1};
 use sidewind_identity::TrustBundle;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::Shared;
 use super::backoff::{Backoff, as_asked};
 use super::check;
 use super::dial::Dialler;
@@ -23,6 +22,7 @@ use super::discovery::Resolution;
 use super::error::ControlError;
 use super::occasionally::Occasionally;
 use super::session::{Event, Opening, Session, open};
+use super::{OpenStream, Shared};
 use crate::config::ControlPlaneAddress;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -115,6 +115,7 @@ impl StreamTask {
                         Ok(session) => current = Some(self.adopt(session)),
                         Err(error) => {
                             let asked = error.retry_after();
+                            self.look_into(error.reason());
                             self.fail(&error.to_string(), asked, current.is_some());
                         }
                     }
@@ -126,11 +127,13 @@ impl StreamTask {
                         }
                     }
                     Event::Message(message) => self.apply(message),
-                    Event::Ended(reason, asked) => {
+                    Event::Ended(text, reason, asked) => {
+                        self.look_into(reason);
                         let lasted = current.take().map(|session| session.opened.elapsed());
+                        self.shared.stream.send_replace(None);
                         // While the next one is being opened, the control plane ends this one itself.
                         if opening.is_none() {
-                            self.lose(&reason, asked, lasted.unwrap_or_default());
+                            self.lose(&text, asked, lasted.unwrap_or_default());
                         }
                     }
                 },
@@ -193,6 +196,11 @@ impl StreamTask {
         let control_plane = session.address.to_string();
         self.shared
             .compare_clock(&control_plane, session.answer.now_unix_ms);
+        self.shared.stream.send_replace(Some(OpenStream {
+            address: session.address.clone(),
+            serial_hex: session.serial_hex.clone(),
+            dialled: session.dialled.clone(),
+        }));
         tracing::info!(
             control_plane = %session.address,
             control_plane_version = session.answer.version,
@@ -208,7 +216,7 @@ impl StreamTask {
             status.connected = true;
             status.control_plane = Some(session.address.to_string());
             status.control_plane_version = Some(session.answer.version.clone());
-            status.local_address = Some(session.local);
+            status.local_address = Some(session.dialled.local);
             status.refused = session.answer.refused.clone();
             status.stream_error = None;
             status.streams_opened += 1;
@@ -275,6 +283,14 @@ impl StreamTask {
             status.connected = still_connected;
             status.stream_error = Some(error.to_owned());
         });
+    }
+
+    /// Has the identity looked into where the control plane says that this workload is to have none: whoever hands it
+    /// out is to know before the next renewal.
+    fn look_into(&self, reason: Option<Reason>) {
+        if matches!(reason, Some(Reason::Banned | Reason::NotRegistered)) {
+            self.shared.doubt.notify_one();
+        }
     }
 
     /// The stream in use has ended.

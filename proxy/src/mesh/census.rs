@@ -3,7 +3,7 @@
 //! A handshake proves once who a peer is, and a connection may outlive the proof. So every connection has a seat
 //! here until it ends, and [`Census::review`] goes through them:
 //!
-//! - Whoever is banned, or of a trust domain that is not believed any more, is cut off at once.
+//! - Whoever is banned, or whom nobody vouches for any more that is believed, is cut off at once.
 //! - Whose certificate has ended is asked to go, and cut off after [`GRACE`], unless it has proved itself since: by
 //!   another handshake between the same two, with a certificate that ends later.
 //!
@@ -24,6 +24,7 @@ use sidewind_identity::{PeerIdentity, SpiffeId};
 use tokio::sync::watch;
 
 use super::client::ConnectionState;
+use super::vouching::Shown;
 use crate::control::MeshIdentity;
 
 /// How long a connection whose peer's certificate has ended may finish what it does.
@@ -35,8 +36,9 @@ const PROVEN_AT_PART: u32 = 10;
 /// The shortest time between two tries to do so.
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 
-/// Most peers whose last proof is remembered. Who is not remembered is cut off at the end of its certificate.
-const MAX_PROOFS: usize = 65_536;
+/// Most peers whose last proof is remembered, a few KiB each. Who is not remembered is cut off at the end of its
+/// certificate.
+const MAX_PROOFS: usize = 16_384;
 
 /// Until when peers have proved who they are, and by which certificate. Shared by all workers: a peer's next connection may reach another.
 /// Locked at handshakes and at the ends of certificates alone.
@@ -48,10 +50,11 @@ pub(crate) struct Proofs(Arc<Mutex<HashMap<(SpiffeId, IpAddr), Proof>>>);
 struct Proof {
     until: SystemTime,
     serial_hex: Arc<str>,
+    shown: Shown,
 }
 
 impl Proofs {
-    fn note(&self, peer: &PeerIdentity, address: IpAddr) {
+    fn note(&self, peer: &PeerIdentity, shown: &Shown, address: IpAddr) {
         let mut proofs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if proofs.len() >= MAX_PROOFS {
             let now = SystemTime::now();
@@ -68,6 +71,7 @@ impl Proofs {
             let proof = Proof {
                 until: peer.not_after,
                 serial_hex: peer.serial_hex.as_str().into(),
+                shown: shown.clone(),
             };
             proofs.insert(key, proof);
         }
@@ -86,8 +90,10 @@ pub(crate) enum Standing {
     Good,
     /// Its certificate has ended: no new streams.
     Ending,
-    /// It is banned, or nobody of its trust domain is believed: the connection ends now.
+    /// It is banned: the connection ends now.
     Banned,
+    /// Nobody who is believed vouches for it any more: the connection ends now.
+    Distrusted,
     /// Its certificate has ended some time ago: the connection ends now.
     Ended,
 }
@@ -100,7 +106,7 @@ struct Inner {
     seats: RefCell<HashMap<u64, Rc<Seat>>>,
     next: Cell<u64>,
     bans: watch::Receiver<Arc<BanList>>,
-    /// Whose trust domains are believed; none until the first SVID.
+    /// Who is believed; none until the first SVID.
     identity: watch::Receiver<Option<Arc<MeshIdentity>>>,
     proofs: Proofs,
 }
@@ -114,6 +120,8 @@ struct Seat {
     end: Cell<SystemTime>,
     /// Serial number of the certificate of a later handshake, if the connection rests on such a one by now.
     proven_by: RefCell<Option<Arc<str>>>,
+    /// What its peer showed in the handshake that the connection rests on.
+    shown: RefCell<Shown>,
     standing: Cell<Standing>,
     waker: RefCell<Option<Waker>>,
     dialled: Option<Dialled>,
@@ -137,7 +145,7 @@ pub(crate) struct Member {
 pub(crate) struct Review {
     /// Connections cut off because their peers are banned.
     pub(crate) banned: usize,
-    /// Connections cut off because nobody of their peers' trust domain is believed any more.
+    /// Connections cut off because nobody who is believed vouches for their peers any more.
     pub(crate) distrusted: usize,
     /// Connections cut off because their peers' certificates have ended.
     pub(crate) ended: usize,
@@ -188,32 +196,33 @@ impl Census {
     }
 
     /// Seats a connection that was accepted.
-    pub(crate) fn accepted(&self, peer: &PeerIdentity, address: IpAddr) -> Member {
-        self.0.proofs.note(peer, address);
-        self.seat(peer, address, peer.not_after, None)
+    pub(crate) fn accepted(&self, peer: &PeerIdentity, shown: Shown, address: IpAddr) -> Member {
+        self.0.proofs.note(peer, &shown, address);
+        self.seat(peer, shown, address, peer.not_after, None)
     }
 
     /// Seats a connection that was dialled under a certificate that ends at `own_end`.
     pub(crate) fn dialled(
         &self,
-        peer: &PeerIdentity,
         endpoint: SocketAddr,
         own_end: SystemTime,
         state: Rc<ConnectionState>,
     ) -> Member {
-        self.0.proofs.note(peer, endpoint.ip());
+        let (peer, shown) = (state.peer.clone(), state.shown.clone());
+        self.0.proofs.note(&peer, &shown, endpoint.ip());
         let end = own_end.min(peer.not_after);
         let dialled = Dialled {
             endpoint,
             state,
             prove_at: Cell::new(prove_at(end, SystemTime::now())),
         };
-        self.seat(peer, endpoint.ip(), end, Some(dialled))
+        self.seat(&peer, shown, endpoint.ip(), end, Some(dialled))
     }
 
     fn seat(
         &self,
         peer: &PeerIdentity,
+        shown: Shown,
         address: IpAddr,
         end: SystemTime,
         dialled: Option<Dialled>,
@@ -226,6 +235,7 @@ impl Census {
             address,
             end: Cell::new(end),
             proven_by: RefCell::default(),
+            shown: RefCell::new(shown),
             standing: Cell::new(Standing::Good),
             waker: RefCell::default(),
             dialled,
@@ -244,18 +254,11 @@ impl Census {
         let bans = self.0.bans.borrow().clone();
         let identity = self.0.identity.borrow().clone();
         for seat in self.0.seats.borrow().values() {
-            let before = seat.standing.get();
-            let believed = identity
-                .as_ref()
-                .is_none_or(|own| own.believes(seat.id.trust_domain()));
-            let standing = match believed {
-                true => self.standing(seat, &bans, now),
-                false => Standing::Banned,
-            };
-            if standing != before {
-                seat.enter(standing, believed);
+            let standing = self.standing(seat, &bans, identity.as_deref(), now);
+            if standing != seat.standing.get() {
+                seat.enter(standing);
                 match standing {
-                    Standing::Banned if !believed => review.distrusted += 1,
+                    Standing::Distrusted => review.distrusted += 1,
                     Standing::Banned => review.banned += 1,
                     Standing::Ended => review.ended += 1,
                     Standing::Good | Standing::Ending => {}
@@ -268,20 +271,38 @@ impl Census {
         review
     }
 
-    fn standing(&self, seat: &Seat, bans: &BanList, now: SystemTime) -> Standing {
+    fn standing(
+        &self,
+        seat: &Seat,
+        bans: &BanList,
+        own: Option<&MeshIdentity>,
+        now: SystemTime,
+    ) -> Standing {
         let is_banned = |serial: &str| bans.refuses(&seat.id, serial);
         if is_banned(&seat.serial_hex) || seat.proven_by.borrow().as_deref().is_some_and(is_banned)
         {
             return Standing::Banned;
         }
+        let is_vouched_for = |shown: &mut Shown, end: SystemTime| {
+            own.is_none_or(|own| {
+                shown.holds_under(&own.bundles, seat.id.trust_domain(), now.min(end))
+            })
+        };
+        // It is on its way out.
+        if seat.standing.get() == Standing::Distrusted
+            || !is_vouched_for(&mut seat.shown.borrow_mut(), seat.end.get())
+        {
+            return Standing::Distrusted;
+        }
         // What the dialling side rests on is renewed by itself alone: its own certificate counts too.
         if seat.dialled.is_none()
             && seat.end.get() < now
-            && let Some(proof) = self.0.proofs.of(&seat.id, seat.address)
+            && let Some(mut proof) = self.0.proofs.of(&seat.id, seat.address)
             && proof.until > seat.end.get()
             && !is_banned(&proof.serial_hex)
+            && is_vouched_for(&mut proof.shown, proof.until)
         {
-            seat.prolong(proof.until, proof.serial_hex);
+            seat.prolong(proof.until, proof.serial_hex, proof.shown);
         }
         let end = seat.end.get();
         if now > end + GRACE {
@@ -295,11 +316,11 @@ impl Census {
 }
 
 impl Seat {
-    fn enter(&self, standing: Standing, believed: bool) {
+    fn enter(&self, standing: Standing) {
         self.standing.set(standing);
         match standing {
-            Standing::Banned if !believed => {
-                tracing::warn!(peer = %self.id, address = %self.address, "a mesh connection is cut off: its peer's trust domain is not believed any more");
+            Standing::Distrusted => {
+                tracing::warn!(peer = %self.id, address = %self.address, "a mesh connection is cut off: nobody who is believed vouches for its peer any more");
             }
             Standing::Banned => {
                 tracing::warn!(peer = %self.id, address = %self.address, "a mesh connection is cut off: its peer is banned");
@@ -315,8 +336,9 @@ impl Seat {
     }
 
     /// Rests on another handshake from now on.
-    fn prolong(&self, end: SystemTime, serial_hex: Arc<str>) {
+    fn prolong(&self, end: SystemTime, serial_hex: Arc<str>, shown: Shown) {
         self.end.set(end);
+        self.shown.replace(shown);
         self.proven_by.replace(Some(serial_hex));
     }
 
@@ -347,10 +369,16 @@ impl Due {
 
     /// Takes another handshake for proof, in which the peer showed this certificate, and both certificates end at `end`
     /// or later; false when it proves no more than was known.
-    pub(crate) fn prove(&self, end: SystemTime, serial_hex: &str, now: SystemTime) -> bool {
+    pub(crate) fn prove(
+        &self,
+        end: SystemTime,
+        serial_hex: &str,
+        shown: Shown,
+        now: SystemTime,
+    ) -> bool {
         let is_newer = end > self.0.end.get();
         if is_newer {
-            self.0.prolong(end, serial_hex.into());
+            self.0.prolong(end, serial_hex.into(), shown);
             self.put_off(now);
         }
         is_newer

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use sidewind_identity::tls::PeerIdentity;
-use sidewind_identity::{SpiffeId, tls};
+use sidewind_identity::{SpiffeId, Usage, tls};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -24,6 +24,7 @@ use super::error::{ConnectError, DriverError};
 use super::gather::Gather;
 use super::keepalive::{Finding, Keepalive, KeepaliveSettings};
 use super::read_ahead::ReadAhead;
+use super::vouching::Shown;
 use super::{Wire, socket};
 use crate::control::MeshIdentity;
 
@@ -36,6 +37,8 @@ pub(crate) struct ConnectionState {
     pub(crate) own: SpiffeId,
     /// Who the peer is, as verified.
     pub(crate) peer: PeerIdentity,
+    /// By what.
+    pub(crate) shown: Shown,
     pub(crate) wire: Wire,
     /// Streams that the peer allows at a time.
     max_streams: Cell<usize>,
@@ -223,6 +226,11 @@ async fn handshake(
         });
     }
 
+    let shown = Shown::new(
+        session.peer_certificates(),
+        Usage::Server,
+        &identity.bundles,
+    );
     let io = Gather::new(tls);
     let (sender, h2) =
         builder()
@@ -235,6 +243,7 @@ async fn handshake(
     let state = Rc::new(ConnectionState {
         own: identity.id.clone(),
         peer,
+        shown,
         wire,
         max_streams: Cell::new(0),
         leases: Cell::new(0),
@@ -262,9 +271,10 @@ fn failed_start(endpoint: SocketAddr, error: DriverError) -> ConnectError {
             .into_io()
             .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
         // The other two come to connections that have started.
-        DriverError::PeerGone | DriverError::Banned | DriverError::CertificateEnded => {
-            io::ErrorKind::TimedOut.into()
-        }
+        DriverError::PeerGone
+        | DriverError::Banned
+        | DriverError::Distrusted
+        | DriverError::CertificateEnded => io::ErrorKind::TimedOut.into(),
     };
     ConnectError::Handshake {
         endpoint,

@@ -135,6 +135,9 @@ pub(crate) enum DriverError {
     /// The peer was banned.
     #[error("the peer is banned")]
     Banned,
+    /// Nobody who is believed vouches for the peer any more.
+    #[error("nobody who is believed vouches for the peer any more")]
+    Distrusted,
     /// The peer's certificate has ended, and it has not come with another.
     #[error("the peer's certificate has ended")]
     CertificateEnded,

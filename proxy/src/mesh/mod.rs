@@ -19,6 +19,7 @@ mod server;
 mod slots;
 mod socket;
 mod tunnel;
+mod vouching;
 
 pub(crate) use self::buffers::{Scratch, give_growable, take_growable};
 pub(crate) use self::census::{Census, Proofs};

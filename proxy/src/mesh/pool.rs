@@ -204,7 +204,8 @@ impl MeshPool {
             Ok(connection) => {
                 let peer = connection.peer();
                 let end = identity.not_after.min(peer.not_after);
-                if !due.prove(end, &peer.serial_hex, SystemTime::now()) {
+                let shown = connection.state().shown.clone();
+                if !due.prove(end, &peer.serial_hex, shown, SystemTime::now()) {
                     // Of no later certificates than the old one: the next try makes another.
                     let mut slots = self.0.slots.borrow_mut();
                     slots.remove(endpoint, connection.state());
@@ -259,6 +260,7 @@ async fn driven(driver: ClientDriver, member: &Member) -> Result<(), DriverError
     poll_fn(|cx| match member.poll_standing(cx) {
         Standing::Good | Standing::Ending => driver.as_mut().poll(cx),
         Standing::Banned => Poll::Ready(Err(DriverError::Banned)),
+        Standing::Distrusted => Poll::Ready(Err(DriverError::Distrusted)),
         Standing::Ended => Poll::Ready(Err(DriverError::CertificateEnded)),
     })
     .await
@@ -308,8 +310,7 @@ impl DialTask {
 
         if let Some((state, driver)) = driver {
             let own_end = self.identity.not_after;
-            let member =
-                (pool.0.census).dialled(&state.peer, self.endpoint, own_end, Rc::clone(&state));
+            let member = (pool.0.census).dialled(self.endpoint, own_end, Rc::clone(&state));
             let ended = driven(driver, &member).await;
             pool.0.slots.borrow_mut().remove(self.endpoint, &state);
             pool.0.events.closed(self.endpoint, ended.as_ref().err());

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Builder, Connection, SendResponse};
 use http::Request;
+use sidewind_identity::Usage;
 use sidewind_identity::tls::{self, PeerIdentity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,6 +29,7 @@ use super::gate::HandshakeGate;
 use super::gather::Gather;
 use super::keepalive::{Finding, Keepalive, KeepaliveSettings};
 use super::read_ahead::ReadAhead;
+use super::vouching::Shown;
 use super::{Wire, socket};
 use crate::control::MeshIdentity;
 use crate::http::{Refusals, WatchedIo, hard_header_bound};
@@ -115,6 +117,11 @@ async fn handshake(
     if census.refuses(&peer) {
         return Err(AcceptError::Banned(peer.id));
     }
+    let shown = Shown::new(
+        session.peer_certificates(),
+        Usage::Client,
+        &identity.bundles,
+    );
 
     let io = Gather::new(tls);
     let refusals = Refusals::default();
@@ -130,7 +137,7 @@ async fn handshake(
     .await?;
     let keepalive = Keepalive::new(settings.keepalive, h2.ping_pong());
     Ok(MeshServerConnection {
-        member: census.accepted(&peer, remote.ip()),
+        member: census.accepted(&peer, shown, remote.ip()),
         peer: Rc::new(peer),
         wire,
         remote,
@@ -262,6 +269,7 @@ where
             Standing::Ending if self.draining => {}
             Standing::Ending => self.drain(),
             Standing::Banned => return Poll::Ready(Err(DriverError::Banned)),
+            Standing::Distrusted => return Poll::Ready(Err(DriverError::Distrusted)),
             Standing::Ended => return Poll::Ready(Err(DriverError::CertificateEnded)),
         }
         loop {

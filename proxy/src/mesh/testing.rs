@@ -86,8 +86,9 @@ impl Realm {
         other: &Self,
         name: &str,
         generation: u64,
+        ttl: Duration,
     ) -> Arc<MeshIdentity> {
-        other.sign(&self.bundles, name, generation, ALPN, HOUR)
+        other.sign(&self.bundles, name, generation, ALPN, ttl)
     }
 
     /// An identity that believes nobody of its own trust domain, as that of a distrusted one is not believed.
@@ -96,6 +97,22 @@ impl Realm {
         let empty = TrustBundle::from_der(trust_domain, 2, Vec::new()).unwrap();
         let bundles = Arc::new(TrustBundles::from(empty));
         self.sign(&bundles, name, generation, ALPN, HOUR)
+    }
+
+    /// An identity of a day that believes what these realms' roots vouch for.
+    pub(crate) fn believing(
+        &self,
+        name: &str,
+        generation: u64,
+        realms: &[&Self],
+    ) -> Arc<MeshIdentity> {
+        let roots = realms.iter().flat_map(|realm| realm.bundles.iter());
+        let roots = roots.flat_map(|bundle| bundle.authorities());
+        let roots = roots.map(|root| root.certificate().to_vec()).collect();
+        let trust_domain = spiffe_id(name).trust_domain().clone();
+        let bundle = TrustBundle::from_der(trust_domain, generation, roots).unwrap();
+        let bundles = Arc::new(TrustBundles::from(bundle));
+        self.sign(&bundles, name, generation, ALPN, 24 * HOUR)
     }
 
     fn sign(

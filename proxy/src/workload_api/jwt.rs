@@ -75,6 +75,9 @@ pub(super) fn validate(
     let bundles = &present.credentials()?.jwt_bundles;
     let svid = JwtSvid::validate(&request.svid, &request.audience, bundles, present.now())
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if present.is_banned(svid.id()) {
+        return Err(Status::invalid_argument(format!("{} is banned", svid.id())));
+    }
     Ok(ValidateJwtsvidResponse {
         spiffe_id: svid.id().to_string(),
         claims: Some(structure(svid.claims())),

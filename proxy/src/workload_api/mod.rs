@@ -82,6 +82,7 @@ pub(crate) fn start(
     let sources = Sources {
         credentials: control.credentials.clone(),
         status: control.status.clone(),
+        bans: control.bans.clone(),
         clock: Clock::default(),
     };
     let minter: Arc<dyn Mint> = Arc::new(control.minter.clone());

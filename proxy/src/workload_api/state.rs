@@ -4,7 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sidewind_identity::Svid;
+use sidewind_api::BanList;
+use sidewind_identity::{SpiffeId, Svid};
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -18,6 +19,7 @@ const NO_END: Duration = Duration::from_secs(3600);
 pub(super) struct Sources {
     pub(super) credentials: watch::Receiver<Option<Arc<Credentials>>>,
     pub(super) status: watch::Receiver<ControlStatus>,
+    pub(super) bans: watch::Receiver<Arc<BanList>>,
     pub(super) clock: Clock,
 }
 
@@ -30,6 +32,7 @@ pub(super) struct Present {
     /// Why there is no identity yet.
     waiting_for: Arc<str>,
     expired: bool,
+    bans: Arc<BanList>,
     clock: Clock,
 }
 
@@ -69,6 +72,11 @@ impl Present {
         Ok(svid)
     }
 
+    /// Whether nobody is to believe a token of this identity, though it is signed well.
+    pub(super) fn is_banned(&self, id: &SpiffeId) -> bool {
+        self.bans.refuses_identity(id)
+    }
+
     pub(super) fn now(&self) -> SystemTime {
         self.clock.now()
     }
@@ -82,6 +90,7 @@ impl Present {
         credentials
             && self.expired == other.expired
             && self.refusal == other.refusal
+            && self.bans == other.bans
             && self.waiting_for == other.waiting_for
     }
 }
@@ -106,6 +115,7 @@ pub(super) fn follow(
             let changed = tokio::select! {
                 changed = sources.credentials.changed() => changed,
                 changed = sources.status.changed() => changed,
+                changed = sources.bans.changed() => changed,
                 () = sources.clock.sleep(left) => Ok(()),
             };
             if changed.is_err() {
@@ -129,18 +139,26 @@ impl Sources {
     fn look(&mut self) -> Present {
         let credentials = self.credentials.borrow_and_update().clone();
         let status = self.status.borrow_and_update();
+        let bans = self.bans.borrow_and_update().clone();
         let now = self.clock.now();
+        // The list may be here before the control plane has said so to this proxy.
+        let is_banned = |it: &Arc<Credentials>| bans.refuses(it.svid.id(), it.svid.serial_hex());
+        let banned = credentials.as_ref().is_some_and(is_banned);
+        let banned = banned.then_some("this workload or its certificate is banned");
         Present {
             expired: credentials
                 .as_ref()
                 .is_some_and(|it| it.svid.not_after() < now),
-            refusal: status.identity_refusal.as_deref().map(Into::into),
+            refusal: (status.identity_refusal.as_deref())
+                .or(banned)
+                .map(Into::into),
             waiting_for: status
                 .identity_error
                 .as_deref()
                 .unwrap_or("the proxy is asking its control plane for one")
                 .into(),
             credentials,
+            bans,
             clock: self.clock.clone(),
         }
     }

@@ -101,6 +101,9 @@ impl Tokens {
             .mint(&audience)
             .await
             .map_err(|error| refused(&error))?;
+        if key.len() > 1 {
+            warn_of_several(key.len());
+        }
         self.keep(present, key, minted)
     }
 
@@ -210,5 +213,17 @@ fn refused(error: &ControlError) -> Status {
             "no JWT-SVID just now, try again: {}",
             status.message()
         )),
+    }
+}
+
+/// Each of its audiences can pass the token on to the others (JWT-SVID, section 7.2).
+fn warn_of_several(audiences: usize) {
+    static SEVERAL: Throttle = Throttle::new();
+    if let Some(suppressed) = SEVERAL.admit() {
+        tracing::warn!(
+            audiences,
+            suppressed,
+            "a token was asked for that is good for several audiences; ask for one for each"
+        );
     }
 }

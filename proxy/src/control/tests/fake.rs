@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "bounded by what the test sends")]
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -92,6 +93,8 @@ pub(super) struct Behaviour {
     pub(super) tasks_as: Option<String>,
     /// Says that it has lost its store.
     pub(super) store_away: bool,
+    /// How long after now SVIDs become valid.
+    pub(super) svids_begin_in: Option<Duration>,
 }
 
 pub(super) struct Fake {
@@ -104,6 +107,8 @@ pub(super) struct Fake {
     service: Service,
     /// The identity that its certificate says.
     id: String,
+    /// Connections that were made to it.
+    connections: Arc<AtomicUsize>,
     running: JoinSet<()>,
 }
 
@@ -129,6 +134,7 @@ impl Fake {
             clock_ahead: None,
             tasks_as: None,
             store_away: false,
+            svids_begin_in: None,
         }));
         let (events, seen) = mpsc::unbounded_channel();
         let (acknowledgements, acknowledged) = mpsc::unbounded_channel();
@@ -148,10 +154,16 @@ impl Fake {
             acknowledged,
             service,
             id: id.to_owned(),
+            connections: Arc::default(),
             running: JoinSet::new(),
         };
         fake.restart().await;
         fake
+    }
+
+    /// How many connections have been made to it.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
     }
 
     pub(super) fn url(&self) -> String {
@@ -178,8 +190,12 @@ impl Fake {
         );
         let bundles = Arc::new(TrustBundles::from(bundle.unwrap()));
         let config = tls::server_config(&svid, &bundles, &[b"h2"], ClientAuth::Optional).unwrap();
-        self.running
-            .spawn(serve(connections, config.into(), self.service.clone()));
+        self.running.spawn(serve(
+            connections,
+            config.into(),
+            self.service.clone(),
+            Arc::clone(&self.connections),
+        ));
     }
 
     /// At the same place as before, when there was one.
@@ -256,6 +272,7 @@ async fn serve(
     mut connections: mpsc::UnboundedReceiver<Box<dyn Io>>,
     acceptor: TlsAcceptor,
     service: Service,
+    counted: Arc<AtomicUsize>,
 ) {
     let (accepted, incoming) = mpsc::unbounded_channel();
     let incoming = UnboundedReceiverStream::new(incoming).map(Ok::<TlsIo, std::io::Error>);
@@ -267,6 +284,7 @@ async fn serve(
     running.spawn(async move { server.await.unwrap() });
     let mut accepted_so_far = 0;
     while let Some(mut connection) = connections.recv().await {
+        counted.fetch_add(1, Relaxed);
         let (mut near, far) = tokio::io::duplex(64 << 10);
         running.spawn(async move {
             let _ = tokio::io::copy_bidirectional(&mut connection, &mut near).await;
@@ -321,7 +339,12 @@ impl Service {
         let behaviour = self.behaviour.lock().unwrap();
         let end = self.simulated.now() + behaviour.svid_ttl;
         Response::new(v1::SvidResponse {
-            certificate_chain: self.authority.sign(csr, id, end),
+            certificate_chain: match behaviour.svids_begin_in {
+                Some(wait) => self
+                    .authority
+                    .sign_from(csr, id, SystemTime::now() + wait, end),
+                None => self.authority.sign(csr, id, end),
+            },
             trust_bundles: vec![self.authority.bundle(behaviour.bundle_sequence)],
             version: "9.9.9".to_owned(),
             now_unix_ms: clock,

@@ -47,14 +47,24 @@ impl Authority {
     /// An SVID that real verifiers take now, and that ends at a moment of simulated time.
     pub(super) fn sign(&self, csr: &[u8], id: &str, end: SystemTime) -> Vec<Vec<u8>> {
         // Simulated time may be behind real time by what the test has taken.
-        let now = SystemTime::now() - Duration::from_secs(300);
+        self.sign_from(csr, id, SystemTime::now() - Duration::from_secs(300), end)
+    }
+
+    /// The same, valid from about `begin` on.
+    pub(super) fn sign_from(
+        &self,
+        csr: &[u8],
+        id: &str,
+        begin: SystemTime,
+        end: SystemTime,
+    ) -> Vec<Vec<u8>> {
         let template = SvidTemplate {
             id: SpiffeId::parse(id).unwrap(),
-            ttl: end.duration_since(now).unwrap(),
+            ttl: end.duration_since(begin).unwrap(),
             dns_names: Vec::new(),
         };
         let signing = self.signing.lock().unwrap();
-        let chain = signing.sign(csr, &template, now).unwrap();
+        let chain = signing.sign(csr, &template, begin).unwrap();
         chain
             .iter()
             .map(|certificate| certificate.to_vec())

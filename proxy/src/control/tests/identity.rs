@@ -44,6 +44,67 @@ async fn certificates_are_renewed_in_time_with_new_keys_and_the_stream_follows_w
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_goes_over_the_connection_of_the_stream() {
+    let world = World::new();
+    let mut fake = world.control_plane().await;
+    let proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
+    // One to attest, and one for the stream.
+    fake.next_stream().await;
+    assert_eq!(fake.connections(), 2);
+    for renewals in 1..=5 {
+        // The stream that is opened under the next certificate.
+        fake.next_stream().await;
+        assert_eq!(fake.connections(), 2 + renewals);
+    }
+    drop(proxy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_is_not_valid_yet_takes_no_good_ones_place() {
+    let world = World::new();
+    let mut fake = world.control_plane().await;
+    fake.behave(|behaviour| behaviour.svid_ttl = Duration::from_secs(4 * 3600));
+    let mut proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
+    let first = proxy.identity(1).await;
+    fake.next_stream().await;
+    let (soon, late) = (Duration::from_secs(3 * 3600), Duration::from_secs(5 * 3600));
+    fake.behave(|behaviour| {
+        behaviour.svids_begin_in = Some(soon);
+        behaviour.svid_ttl = late;
+    });
+    let status = proxy.status(|status| status.svid_failures > 2).await;
+    let error = status.identity_error.unwrap();
+    assert!(error.contains("not valid yet"), "{error}");
+    let present = proxy.control.identity.borrow().clone().unwrap();
+    assert_eq!(present.serial_hex, first.serial_hex);
+    fake.behave(|behaviour| behaviour.svids_begin_in = None);
+    proxy.identity(2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_control_plane_says_of_the_identity_at_a_streams_end_is_looked_into_at_once() {
+    let world = World::new();
+    let mut fake = world.control_plane().await;
+    fake.behave(|behaviour| behaviour.svid_ttl = Duration::from_secs(20 * 3600));
+    let mut proxy = Proxy::start(&world, &fake.authority, &[fake.url()]);
+    let (_, _, answers) = fake.next_stream().await;
+    fake.behave(|behaviour| behaviour.refuses_as = Some(sidewind_api::Reason::Banned));
+    let ended = sidewind_api::Reason::Banned.status("banned");
+    let began = Instant::now();
+    answers.send(Err(ended)).await.unwrap();
+    let status = proxy
+        .status(|status| status.identity_refusal.is_some())
+        .await;
+    assert!(began.elapsed() < Duration::from_secs(60));
+    assert!(
+        status
+            .identity_refusal
+            .unwrap()
+            .contains("refused by the fake")
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_is_not_the_control_plane_is_sent_nothing() {
     let world = World::new();
     let mut imposter = world

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{fetch, get, pool};
-use crate::mesh::testing::{Realm, TestServer, answer, spiffe_id, until};
+use crate::mesh::testing::{HOUR, Realm, TestServer, answer, spiffe_id, until};
 use crate::mesh::{error::is_surely_unprocessed, *};
 
 #[tokio::test(flavor = "local")]
@@ -37,7 +37,7 @@ async fn a_client_whose_certificate_only_the_server_refuses_is_told_before_any_r
     let (realm, other) = (Realm::shared(), Realm::new());
     let server_identity = realm.identity("server", 1);
     let server = TestServer::start(server_identity, ServerSettings::default(), answer).await;
-    let stranger = realm.identity_of(&other, "client", 1);
+    let stranger = realm.identity_of(&other, "client", 1, HOUR);
     let pool = pool(PoolSettings::default());
     let error = pool
         .connect(&stranger, server.address, &spiffe_id("server"))

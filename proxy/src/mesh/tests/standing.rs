@@ -124,6 +124,48 @@ async fn peers_of_a_trust_domain_that_is_not_believed_any_more_are_cut_off() {
 }
 
 #[tokio::test(flavor = "local")]
+async fn a_connection_goes_with_the_root_that_vouched_for_it_and_with_no_other() {
+    let mut it = Tunnelled::new().await;
+    let another = Realm::new();
+    let (both, alone, without) = ([Realm::shared(), &another], [Realm::shared()], [&another]);
+    let distrusted = |it: &Tunnelled, generation, realms: &[&Realm]| {
+        let identity = Realm::shared().believing("server", generation, realms);
+        it.server.bouncer.believe(&identity);
+        it.server.census.review(SystemTime::now()).distrusted
+    };
+    assert_eq!(distrusted(&it, 2, &both), 0);
+    assert_eq!(distrusted(&it, 3, &alone), 0);
+    assert!(it.works().await, "the other root has gone");
+    assert_eq!(distrusted(&it, 4, &without), 1);
+    assert!(!it.works().await);
+    until("the connection ends", || it.server.open.get() == 0).await;
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_later_handshake_under_a_root_that_was_revoked_since_prolongs_nothing() {
+    let (realm, stolen) = (Realm::shared(), Realm::new());
+    let identity = realm.believing("server", 1, &[realm, &stolen]);
+    let server = TestServer::start(identity, ServerSettings::default(), echo).await;
+    let pool = |census| MeshPool::new(PoolSettings::default(), Box::new(()), census);
+    let (honest, forging) = (
+        pool(Bouncer::default().census()),
+        pool(Bouncer::default().census()),
+    );
+    let client = realm.identity("client", 1);
+    let _tunnel = open(&honest, &client, &server).await.unwrap();
+    // Whoever has the root's key makes a certificate of the client's name that ends later.
+    let forged = realm.identity_of(&stolen, "client", 1, 24 * HOUR);
+    let _forged = open(&forging, &forged, &server).await.unwrap();
+    server
+        .bouncer
+        .believe(&realm.believing("server", 2, &[realm]));
+    let review = server.census.review(SystemTime::now());
+    assert_eq!((review.distrusted, review.ended), (1, 0));
+    let review = server.census.review(after(HOUR + Duration::from_secs(11)));
+    assert_eq!((review.distrusted, review.ended), (0, 1));
+}
+
+#[tokio::test(flavor = "local")]
 async fn somebody_elses_ban_disturbs_nobody() {
     let mut it = Tunnelled::new().await;
     it.server.bouncer.ban(spiffe_id("another").as_str());
@@ -200,7 +242,9 @@ async fn a_dialled_connection_goes_with_the_certificate_that_its_server_showed_l
     let mut it = Tunnelled::new().await;
     let now = SystemTime::now();
     let review = it.census.review(after(HOUR - Duration::from_secs(120)));
-    assert!(review.due[0].prove(after(2 * HOUR), "0bad", now));
+    let (_, state) = review.due[0].connection().unwrap();
+    let shown = state.shown.clone();
+    assert!(review.due[0].prove(after(2 * HOUR), "0bad", shown, now));
     it.bouncer.ban("0bad");
     assert_eq!(it.census.review(now).banned, 1);
     assert!(!it.works().await);

@@ -262,3 +262,23 @@ async fn keys_are_pushed_as_key_sets_by_trust_domain() {
         "the own one is always there"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_a_banned_identity_is_not_good() {
+    let world = World::new();
+    let mut client = world.client().await;
+    let id = SpiffeId::parse("spiffe://sidewind.local/ns/a/sa/b/dag/etl/task/load").unwrap();
+    let audience = ["billing".to_owned()];
+    let signed = (world.authority.jwt).sign(&id, &audience, 5 * MINUTE, SystemTime::now());
+    let token = signed.unwrap().token;
+    world.ban(&["spiffe://sidewind.local/ns/a/sa/c", "00ff"]);
+    tokio::task::yield_now().await;
+    let answer = client.validate_jwtsvid(validating("billing", &token)).await;
+    assert_eq!(answer.unwrap().into_inner().spiffe_id, id.as_str());
+    world.ban(&["spiffe://sidewind.local/ns/a/sa/b"]);
+    tokio::task::yield_now().await;
+    let refused = client.validate_jwtsvid(validating("billing", &token)).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("is banned"), "{refused}");
+}

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
-use sidewind_api::v1;
+use sidewind_api::{BanList, v1};
 use sidewind_identity::authority::{RootAuthority, SigningAuthority, SvidTemplate, generate_root};
 use sidewind_identity::jwt::bundle::{JwtBundle, JwtBundles};
 use sidewind_identity::jwt::signer::JwtSigner;
@@ -136,6 +136,7 @@ struct World {
     authority: Arc<Authority>,
     credentials: watch::Sender<Option<Arc<Credentials>>>,
     status: watch::Sender<ControlStatus>,
+    bans: watch::Sender<Arc<BanList>>,
     time: Simulated,
     minter: Arc<FakeMinter>,
     metrics: Arc<Metrics>,
@@ -150,10 +151,12 @@ impl World {
         let authority = Arc::new(Authority::new("sidewind.local"));
         let (credentials, following_credentials) = watch::channel(None);
         let (status, following_status) = watch::channel(ControlStatus::default());
+        let (bans, following_bans) = watch::channel(Arc::default());
         let time = Simulated::new();
         let (present, following) = state::follow(Sources {
             credentials: following_credentials,
             status: following_status,
+            bans: following_bans,
             clock: time.clock(),
         });
         tokio::spawn(following);
@@ -169,6 +172,7 @@ impl World {
             authority,
             credentials,
             status,
+            bans,
             time,
             minter,
             gate: Gate::new(routes, Arc::clone(&metrics)),
@@ -217,6 +221,11 @@ impl World {
             Arc::new(bundles),
             Arc::new(jwt_bundles),
         );
+    }
+
+    fn ban(&self, banned: &[&str]) {
+        let banned = banned.iter().map(|text| text.parse().unwrap());
+        self.bans.send_replace(Arc::new(BanList::new(1, banned)));
     }
 
     fn refuse(&self, reason: &str) {

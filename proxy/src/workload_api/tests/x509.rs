@@ -258,3 +258,25 @@ async fn a_workload_that_is_refused_an_identity_is_told_so_and_its_streams_end()
     let stream = client.fetch_x509svid(X509svidRequest {}).await.unwrap();
     next(&mut stream.into_inner()).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_banned_workload_gets_nothing_before_its_control_plane_has_said_so() {
+    for by_serial in [false, true] {
+        let world = World::waiting();
+        let serial = world.rotate(HOUR).serial_hex().to_owned();
+        let mut client = world.client().await;
+        let mut svids = client
+            .fetch_x509svid(X509svidRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        next(&mut svids).await.unwrap();
+        world.ban(&[if by_serial { &serial } else { OWN }]);
+        let ended = next(&mut svids).await.map(drop).unwrap_err();
+        assert_eq!(ended.code(), Code::PermissionDenied, "{ended}");
+        world.ban(&[]);
+        tokio::task::yield_now().await;
+        let stream = client.fetch_x509svid(X509svidRequest {}).await.unwrap();
+        next(&mut stream.into_inner()).await.unwrap();
+    }
+}
