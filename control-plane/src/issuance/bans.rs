@@ -130,7 +130,7 @@ impl Bans {
         let ban = BanRecord {
             banned,
             reason,
-            since: audit.at,
+            since: self.store.latest(audit.at),
         };
         let changed = self.store.change_ban(&ban, lift, audit).await;
         changed.map_err(|error| Refusal::store(&error))?;
@@ -199,7 +199,8 @@ impl Bans {
     pub async fn maintain(&self, now: SystemTime) -> Result<bool, StoreError> {
         let _changing = self.changing.lock().await;
         let before = self.current.load().list.version();
-        if let Some(end) = now.checked_sub(CERTIFICATE_BAN)
+        let passed = self.store.passed(now);
+        if let Some(end) = passed.checked_sub(CERTIFICATE_BAN)
             && self.has_certificate_bans(end)
         {
             self.store.forget_bans_of_certificates(end).await?;
@@ -280,5 +281,30 @@ mod tests {
             assert_eq!(change(number(banned), lift).await, expected, "{name}");
         }
         assert_eq!(bans.api().bans.len(), MAX_BANS);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_jumps_three_days_lifts_no_ban_and_time_that_passes_those_of_certificates()
+    {
+        let (_directory, store) = empty_store().await;
+        let day = Duration::from_secs(86_400);
+        let now = SystemTime::now();
+        store.begin_time(now).await.unwrap();
+        let bans = Bans::open(store.clone()).await.unwrap();
+        let audit = audit_record("ban", now);
+        for banned in ["0f", "spiffe://example.org/x"] {
+            let banned = banned.parse().unwrap();
+            let done = bans.change(banned, String::new(), false, &audit).await;
+            done.unwrap();
+        }
+        // Also by one that begins anew under that clock.
+        let jumped = now + 3 * day;
+        assert!(!bans.maintain(jumped).await.unwrap());
+        store.begin_time(jumped).await.unwrap();
+        assert!(!bans.maintain(jumped).await.unwrap());
+        assert_eq!(bans.api().bans.len(), 2);
+        store.set_passed(jumped);
+        assert!(bans.maintain(jumped).await.unwrap());
+        assert_eq!(bans.api().bans.len(), 1);
     }
 }

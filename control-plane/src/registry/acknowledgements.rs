@@ -174,11 +174,11 @@ impl Acknowledgements {
         using.map(|record| record.proxy.clone())
     }
 
-    /// The latest sequence of a trust domain's bundle that any proxy has.
-    pub(super) fn latest(&self, trust_domain: &TrustDomain) -> Option<u64> {
+    /// The latest sequence of a trust domain's bundle that any proxy has, of those up to one.
+    pub(super) fn latest(&self, trust_domain: &TrustDomain, at_most: u64) -> Option<u64> {
         let records = self.by_stream.values();
         let sequences = records.filter_map(|it| it.acknowledged.bundles.get(trust_domain));
-        sequences.copied().max()
+        sequences.copied().filter(|it| *it <= at_most).max()
     }
 }
 
@@ -216,10 +216,10 @@ impl Registry {
         sorted(self.state().acknowledgements.using(key_ids))
     }
 
-    /// The latest sequence of a trust domain's bundle that any connected proxy has.
+    /// The latest sequence of a trust domain's bundle that any connected proxy has, of those up to one.
     #[must_use]
-    pub fn latest_acknowledged(&self, trust_domain: &TrustDomain) -> Option<u64> {
-        self.state().acknowledgements.latest(trust_domain)
+    pub fn latest_acknowledged(&self, trust_domain: &TrustDomain, at_most: u64) -> Option<u64> {
+        self.state().acknowledgements.latest(trust_domain, at_most)
     }
 
     /// What the proxy of a workload has said that it has in use; none while it has no stream here.

@@ -9,12 +9,13 @@ use crate::issuance::jwt::{JwtKeys, JwtRotation};
 use crate::issuance::own::OwnIdentity;
 use crate::registry::Registry;
 use crate::store::writer::Writer;
-use crate::store::{AuthorityRole, StateDir, Store};
+use crate::store::{AuthorityRole, LARGEST_STEP, StateDir, Store};
 use crate::telemetry::{Metrics, Throttle, lasting_fault};
 use sidewind_api::Reason;
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// Keeps everything that depends on the authorities up to date.
 #[derive(Debug)]
@@ -29,6 +30,31 @@ pub(super) struct Authorities {
     pub(super) metrics: Arc<Metrics>,
     /// The slots' version that everybody was told of.
     pub(super) published: Mutex<Option<(u64, u64)>>,
+    /// When the sequence was raised for what a proxy said, of late.
+    pub(super) followed: Followed,
+}
+
+/// How often what proxies say raises the trust bundle's sequence: after a restart from an older copy once or twice, as
+/// those come back that have seen the latest. A proxy that was broken into can have every other read the bundle again so
+/// often, and no more.
+const FOLLOWED_AT_ONCE: usize = 3;
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(1800);
+
+/// When the sequence was raised for what a proxy said, of late.
+#[derive(Debug, Default)]
+pub(super) struct Followed(std::sync::Mutex<Vec<Instant>>);
+
+impl Followed {
+    fn may_again(&self) -> bool {
+        let mut followed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.retain(|at| at.elapsed() < FOLLOWED_WITHIN);
+        followed.len() < FOLLOWED_AT_ONCE
+    }
+
+    fn note(&self) {
+        let mut followed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.push(Instant::now());
+    }
 }
 
 impl Authorities {
@@ -228,14 +254,26 @@ impl Authorities {
     async fn watch_sequence(&self) {
         static BEHIND: Throttle = Throttle::new();
         let own = self.authority.published_sequence();
+        // One that claims more than there can be must not hide what the others have.
+        let credible = own.saturating_add(LARGEST_STEP);
         let latest = self
             .registry
-            .latest_acknowledged(self.authority.trust_domain());
+            .latest_acknowledged(self.authority.trust_domain(), credible);
         let Some(latest) = latest.filter(|latest| *latest > own) else {
             return;
         };
-        if let Err(error) = self.store.follow_acknowledged(latest).await {
+        // A copy that signs by what was distrusted must not be brought to them by a higher number.
+        if let Err(error) = self.store.look_for_loss(SystemTime::now()).await {
             lasting_fault("the trust bundle's sequence cannot be raised", &error);
+            return;
+        }
+        if !self.followed.may_again() {
+            return;
+        }
+        match self.store.follow_acknowledged(latest).await {
+            Ok(true) => self.followed.note(),
+            Ok(false) => {}
+            Err(error) => lasting_fault("the trust bundle's sequence cannot be raised", &error),
         }
         if let Some(unsaid) = BEHIND.admit("sequence") {
             tracing::error!(
@@ -277,4 +315,21 @@ impl Authorities {
 
 fn actor<'a>(event: &'static str, caller: &'a str) -> Actor<'a> {
     Actor { event, caller }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_proxies_say_is_followed_a_few_times_and_then_once_in_a_while() {
+        let followed = Followed::default();
+        for _ in 0..FOLLOWED_AT_ONCE {
+            assert!(followed.may_again());
+            followed.note();
+        }
+        assert!(!followed.may_again());
+        tokio::time::advance(FOLLOWED_WITHIN).await;
+        assert!(followed.may_again());
+    }
 }

@@ -2,8 +2,8 @@
 
 use crate::registry::Registry;
 use crate::registry::sharing::Sharing;
-use crate::store::{Location, Memory, StateDir, Store, StoreError, StoreKey};
-use crate::telemetry::{Metrics, lasting_fault};
+use crate::store::{Location, StateDir, Store, StoreError, StoreKey};
+use crate::telemetry::Metrics;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
@@ -17,14 +17,13 @@ pub(super) async fn open_store(
     location: Location,
     key: Option<StoreKey>,
     metrics: &Metrics,
-) -> Result<(Store, Memory), StoreError> {
+) -> Result<Store, StoreError> {
     let store = Store::open_at(state, location, key).await?;
     store.health().report_to(metrics.store_up.clone());
-    let mut memory = Memory::of(state);
-    if memory.compare(&store, SystemTime::now()).await? {
-        metrics.store_restored.inc();
-    }
-    Ok((store, memory))
+    let (now, restored) = (SystemTime::now(), metrics.store_restored.clone());
+    store.watch_for_loss(state, restored, now).await?;
+    store.begin_time(now).await?;
+    Ok(store)
 }
 
 /// Hears of other replicas and shows them this one, where there can be any.
@@ -45,22 +44,19 @@ pub(super) async fn share(
     Ok(())
 }
 
-/// Remembers how far the store has come, and notices when it was put back. Runs until dropped.
-pub(super) async fn remember(store: Store, mut memory: Memory, metrics: Arc<Metrics>) {
+/// Remembers how far the store and time have come, and notices when the store was put back. Runs until dropped.
+pub(super) async fn remember(store: Store) {
     let mut interval = tokio::time::interval(REMEMBERED_EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let compared = memory.compare(&store, SystemTime::now()).await;
-        if matches!(compared, Ok(true)) {
-            metrics.store_restored.inc();
-        }
-        match compared {
-            // It answers, and what it answers is not to be relied on.
-            Err(error @ StoreError::DistrustedRoot { .. }) => {
-                lasting_fault("stop this process and restore a later copy", &error);
-            }
-            compared => store.health().note(compared),
-        }
+        let now = SystemTime::now();
+        let kept = match store.look_for_loss(now).await {
+            // It answers, and what it answers is not to be relied on: this process ends for it.
+            Err(StoreError::DistrustedRoot { .. }) => continue,
+            Ok(_) => store.keep_time(now).await,
+            Err(error) => Err(error),
+        };
+        store.health().note(kept);
     }
 }

@@ -179,8 +179,9 @@ impl Server {
     /// Serves until the shutdown, and then ends gracefully.
     ///
     /// # Errors
-    /// When serving fails.
-    pub async fn run(mut self, shutdown: Shutdown) -> Result<(), StartError> {
+    /// When serving fails, or an older copy of the store was restored that signs by what was distrusted since.
+    pub async fn run(mut self, asked: Shutdown) -> Result<(), StartError> {
+        let (trigger, shutdown) = super::shutdown();
         if let (Ok(grpc), Ok(admin)) = (self.grpc_address(), self.admin_address()) {
             tracing::info!(
                 version = sidewind_api::VERSION,
@@ -233,7 +234,21 @@ impl Server {
                 tracing::error!(error = chain(&error), "the admin socket failed");
             }
         });
-        let served = rooms.serve_grpc(grpc, shutdown).await;
+        let serving = rooms.serve_grpc(grpc, shutdown);
+        tokio::pin!(serving);
+        let served = tokio::select! {
+            served = &mut serving => served,
+            () = asked.wait() => {
+                trigger.trigger();
+                serving.await
+            }
+            // What an older copy says of tokens and identities is as wrong as what it says of roots.
+            error = rooms.store.distrusted() => {
+                trigger.trigger();
+                let _ = serving.await;
+                Err(error.into())
+            }
+        };
         tracing::info!("stopping");
         rooms.writer.flush().await;
         tasks.shutdown().await;
@@ -262,7 +277,7 @@ impl Rooms {
         check_jwt_lifetime(settings.jwt_ttl).map_err(StartError::JwtLifetime)?;
         let mut watched = resources::open(&settings)?;
         let state = Arc::new(StateDir::open(&settings.state_dir)?);
-        let (store, memory) =
+        let store =
             keeping::open_store(&state, settings.store, settings.store_key, &metrics).await?;
         let domain = settings.trust_domain;
         store.claim_trust_domain(domain.as_str()).await?;
@@ -310,11 +325,7 @@ impl Rooms {
         keeping::share(&store, &registry, &metrics, background).await?;
         background.spawn(clock::watch(Arc::clone(&metrics)));
         background.spawn(clock::compare(store.clone(), Arc::clone(&metrics)));
-        background.spawn(keeping::remember(
-            store.clone(),
-            memory,
-            Arc::clone(&metrics),
-        ));
+        background.spawn(keeping::remember(store.clone()));
         metrics.config_current.set(1);
         let live = Live::default();
         let watcher = watched.map(|(watcher, config)| {
@@ -339,6 +350,7 @@ impl Rooms {
             writer: writer.clone(),
             metrics: Arc::clone(&metrics),
             published: tokio::sync::Mutex::default(),
+            followed: Default::default(),
         });
         authorities.publish().await;
         let rooms = Self {
@@ -477,7 +489,7 @@ impl Rooms {
             self.maintain_jwt_keys(now).await;
             if tokio::time::Instant::now() >= next_prune {
                 next_prune = tokio::time::Instant::now() + PRUNE_INTERVAL;
-                self.registrations.prune(now);
+                self.registrations.prune(self.store.passed(now));
                 let pruned = self.store.prune(now).await;
                 let chain_pruned = self.store.prune_audit_chain(now).await;
                 if let Err(error) = pruned.and(chain_pruned) {
@@ -555,7 +567,7 @@ async fn restore_registrations(
     now: SystemTime,
 ) -> Result<Registrations, StoreError> {
     let registrations = Registrations::of_store(store);
-    for (registration, svid) in store.living_registrations(now).await? {
+    for (registration, svid) in store.living_registrations(store.passed(now)).await? {
         registrations.restore(registration, svid);
     }
     Ok(registrations)
@@ -578,6 +590,6 @@ async fn restore_workloads(
         record
     });
     Ok(records
-        .filter(|record| record.svid_not_after >= now)
+        .filter(|record| record.svid_not_after >= store.passed(now))
         .collect())
 }

@@ -254,7 +254,7 @@ impl Store {
              AND position < (SELECT max(position) FROM audit_chain)
              AND NOT EXISTS (SELECT 1 FROM audit WHERE id = audit_chain.audit_id)",
         )
-        .bind(unix_seconds(now) - KEPT_SECONDS)
+        .bind(unix_seconds(self.passed(now)) - KEPT_SECONDS)
         .bind(KEPT_RECORDS)
         .execute(&self.pool)
         .await?;

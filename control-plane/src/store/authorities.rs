@@ -290,6 +290,26 @@ impl Store {
     }
 }
 
+/// The version of the slots.
+pub(super) async fn version(connection: &mut AnyConnection) -> Result<u64, StoreError> {
+    Ok(number(connection, VERSION).await?.unwrap_or(0))
+}
+
+pub(super) async fn set_version(
+    connection: &mut AnyConnection,
+    version: u64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO settings (name, value) VALUES ($1, $2)
+         ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+    )
+    .bind(VERSION)
+    .bind(version.to_string())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Counts the changes of slots.
 const VERSION: &str = "authority_version";
 /// The sequence of the trust bundle.

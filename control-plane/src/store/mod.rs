@@ -21,6 +21,7 @@ mod jwt_keys;
 mod keys;
 mod lookup;
 mod notices;
+mod passed;
 mod registrations;
 mod replicas;
 mod restored;
@@ -48,12 +49,14 @@ pub use keys::{KeyFileError, StoreKey};
 pub use notices::Topic;
 pub use registrations::{Registration, RegistrationId, SvidRecord, TaskTerms};
 pub use replicas::{ReplicaId, SharedWorkload};
-pub use restored::{Memory, Position};
+pub use restored::{LARGEST_STEP, Position};
 pub use state_dir::{StateDir, StateDirError, check_group_private, check_private, read_private};
 pub use tokens::{JoinTokenRecord, Redemption, RefusedToken};
 
 use database::Kind;
 use notices::Notices;
+use passed::Passed;
+use restored::Watched;
 use settling::Settling;
 use sqlx::{Any, AnyPool, Transaction};
 use std::sync::Arc;
@@ -117,6 +120,8 @@ pub struct Store {
     notices: Arc<Notices>,
     health: Arc<Health>,
     settling: Arc<Settling>,
+    passed: Arc<Passed>,
+    watched: Arc<Watched>,
     key: Option<Arc<StoreKey>>,
 }
 
@@ -150,6 +155,8 @@ impl Store {
             notices: Arc::default(),
             health: Arc::default(),
             settling: Arc::default(),
+            passed: Arc::default(),
+            watched: Arc::default(),
             key: key.map(Arc::new),
         };
         store.check_key().await?;
@@ -276,7 +283,7 @@ impl Store {
     }
 
     /// Deletes what is of no further use: dead certificates, registrations with no living one, tokens
-    /// that ended a month ago, and audit beyond its bounds.
+    /// that ended a month ago, and audit beyond its bounds. By the time that has [passed](Self::passed).
     ///
     /// # Errors
     /// When the store fails.
@@ -286,7 +293,7 @@ impl Store {
         const TOKEN_SECONDS: i64 = 30 * 86_400;
         // Long enough for every replica to have heard of it: one that was away reads everything again.
         const FAREWELL_SECONDS: i64 = 600;
-        let now = unix_seconds(now);
+        let now = unix_seconds(self.passed(now));
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM svids WHERE not_after < $1")
             .bind(now - GRACE_SECONDS)

@@ -12,9 +12,11 @@
 //! - it is said aloud, in the log, the audit and a metric.
 
 use super::{
-    AuditRecord, RememberedRoot, StateDir, Store, StoreError, Topic, audit, bans, unix_seconds,
+    AuditRecord, RememberedRoot, StateDir, Store, StoreError, Topic, audit, authorities, bans,
+    unix_seconds,
 };
 use crate::telemetry::Throttle;
+use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -31,6 +33,9 @@ pub struct Position {
     /// Version of its list of bans.
     #[serde(default)]
     pub bans_version: u64,
+    /// Version of its authorities' slots.
+    #[serde(default)]
+    pub authority_version: u64,
     /// The roots that are trusted.
     #[serde(default)]
     pub roots: Vec<RememberedRoot>,
@@ -38,26 +43,43 @@ pub struct Position {
 
 /// The largest step by which the sequence follows what a proxy says that it has: a proxy is not trusted with
 /// more.
-const LARGEST_STEP: u64 = 10_000;
+pub const LARGEST_STEP: u64 = 10_000;
+
+impl Position {
+    /// Whether a store that has come as far as another was put back since it was here.
+    fn is_beyond(&self, record: i64, authority_version: u64) -> bool {
+        record < self.record || authority_version < self.authority_version
+    }
+}
 
 /// Remembers in the state directory how far the store has come.
 #[derive(Debug)]
-pub struct Memory {
+struct Memory {
     path: PathBuf,
     last: Option<Position>,
     unwritten: Throttle,
+    restored: Counter,
+}
+
+/// What a process that uses a store knows of how far that had come.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    /// None until it is watched.
+    memory: tokio::sync::Mutex<Option<Memory>>,
+    /// The root that an older copy signs by although it was distrusted since.
+    distrusted: tokio::sync::watch::Sender<Option<String>>,
 }
 
 impl Memory {
     /// What the state directory remembers, if anything that can be read.
-    #[must_use]
-    pub fn of(state: &StateDir) -> Self {
+    fn of(state: &StateDir, restored: Counter) -> Self {
         let path = state.path().join("store-position.json");
         let text = std::fs::read_to_string(&path).ok();
         Self {
             last: text.and_then(|text| serde_json::from_str(&text).ok()),
             path,
             unwritten: Throttle::new(),
+            restored,
         }
     }
 
@@ -66,11 +88,14 @@ impl Memory {
     ///
     /// # Errors
     /// When the store fails; then what was remembered stays so.
-    pub async fn compare(&mut self, store: &Store, now: SystemTime) -> Result<bool, StoreError> {
+    async fn compare(&mut self, store: &Store, now: SystemTime) -> Result<bool, StoreError> {
         let restored = match &self.last {
             Some(last) => store.make_up_for_loss(last, now).await?,
             None => false,
         };
+        if restored {
+            self.restored.inc();
+        }
         let position = store.position().await?;
         if self.last.as_ref() != Some(&position) {
             if let Err(error) = self.write(&position)
@@ -92,6 +117,50 @@ impl Memory {
 }
 
 impl Store {
+    /// Remembers in a state directory how far the store has come from now on, and makes up for what it has lost since it
+    /// was last remembered there. `restored` counts how often an older copy was restored.
+    ///
+    /// # Errors
+    /// As those of [`Self::look_for_loss`].
+    pub async fn watch_for_loss(
+        &self,
+        state: &StateDir,
+        restored: Counter,
+        now: SystemTime,
+    ) -> Result<bool, StoreError> {
+        *self.watched.memory.lock().await = Some(Memory::of(state, restored));
+        self.look_for_loss(now).await
+    }
+
+    /// Compares the store with how far it had come, and makes up for what it has lost: whoever reads what must not be
+    /// taken from an older copy looks before. `true` when an older copy was restored.
+    ///
+    /// # Errors
+    /// When the store fails, or is an older copy that signs by a root that was distrusted since. Then nothing of it is to
+    /// be relied on, and [`Self::distrusted`] says so.
+    pub async fn look_for_loss(&self, now: SystemTime) -> Result<bool, StoreError> {
+        let mut memory = self.watched.memory.lock().await;
+        let Some(memory) = memory.as_mut() else {
+            return Ok(false);
+        };
+        let compared = memory.compare(self, now).await;
+        if let Err(StoreError::DistrustedRoot { key_id }) = &compared {
+            self.watched.distrusted.send_replace(Some(key_id.clone()));
+        }
+        compared
+    }
+
+    /// Waits until the store was found to be a copy that nothing may be relied on of.
+    pub async fn distrusted(&self) -> StoreError {
+        let mut distrusted = self.watched.distrusted.subscribe();
+        // The sender lives as long as this store.
+        let found = distrusted.wait_for(Option::is_some).await;
+        let key_id = found.ok().and_then(|found| found.clone());
+        StoreError::DistrustedRoot {
+            key_id: key_id.unwrap_or_default(),
+        }
+    }
+
     /// How far the store has come.
     ///
     /// # Errors
@@ -104,12 +173,14 @@ impl Store {
             .await?;
         let mut connection = self.pool.acquire().await?;
         let bans_version = bans::number(&mut connection, "bans_version").await?;
+        let authority_version = authorities::version(&mut connection).await?;
         drop(connection);
         Ok(Position {
             store: self.setting("store_id").await?.unwrap_or_default(),
             record,
             bundle_sequence: self.bundle_sequence().await?,
             bans_version,
+            authority_version,
             // After the sequence: no root that came by it is missing.
             roots: self.trusted_roots().await?,
         })
@@ -126,18 +197,21 @@ impl Store {
         now: SystemTime,
     ) -> Result<bool, StoreError> {
         let present = self.position().await?;
-        if present.store != before.store || present.record >= before.record {
+        if present.store != before.store
+            || !before.is_beyond(present.record, present.authority_version)
+        {
             return Ok(false);
         }
         let mut transaction = self.begin_alone("restored").await?;
         let record: i64 = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM audit")
             .fetch_one(&mut *transaction)
             .await?;
-        if record >= before.record {
+        let version = authorities::version(&mut transaction).await?;
+        if !before.is_beyond(record, version) {
             // Another replica was first, or records went on meanwhile.
             return Ok(false);
         }
-        let lost = before.record - record;
+        let lost = before.record.saturating_sub(record).max(0);
         let tokens = sqlx::query(
             "UPDATE join_tokens SET used_at = $1 WHERE used_at IS NULL AND expires_at > $1",
         )
@@ -149,6 +223,9 @@ impl Store {
         let roots = self
             .restore_roots(&mut transaction, &before.roots, before.bundle_sequence, now)
             .await?;
+        // Whoever has seen the slots of the time that is lost sees that these are others.
+        let version = version.max(before.authority_version) + 1;
+        authorities::set_version(&mut transaction, version).await?;
         let roots: String = roots.iter().map(|done| format!("; {done}")).collect();
         let record = AuditRecord {
             at: now,
@@ -256,15 +333,17 @@ mod tests {
         let store = Store::open(&state).await.unwrap();
         let now = SystemTime::now();
         token_registration(&store, 1, "01").await;
-        assert!(!Memory::of(&state).compare(&store, now).await.unwrap());
-        let mut memory = Memory::of(&state);
+        let remembered = || Memory::of(&state, Counter::default());
+        assert!(!remembered().compare(&store, now).await.unwrap());
+        let mut memory = remembered();
         assert_eq!(memory.last, Some(store.position().await.unwrap()));
         if let Some(last) = &mut memory.last {
             last.record += 1;
         }
         assert!(memory.compare(&store, now).await.unwrap());
         assert!(!memory.compare(&store, now).await.unwrap());
-        assert!(!Memory::of(&state).compare(&store, now).await.unwrap());
+        assert!(!remembered().compare(&store, now).await.unwrap());
+        assert_eq!(memory.restored.get(), 1);
     }
 
     #[tokio::test]
@@ -275,6 +354,7 @@ mod tests {
             record: 1_000,
             bundle_sequence: 9,
             bans_version: 0,
+            authority_version: 9,
             roots: Vec::new(),
         };
         let now = SystemTime::now();

@@ -39,6 +39,7 @@ mod policy;
 mod postgres;
 mod replicas;
 mod restored;
+mod restored_under;
 #[path = "../../src/attest/testing.rs"]
 mod signer;
 mod stub;

@@ -164,6 +164,11 @@ impl ControlPlane {
         self.directory
     }
 
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(self) -> Result<(), StartError> {
+        within(self.running).await.unwrap()
+    }
+
     /// Ends it in the middle of whatever it does.
     pub(crate) fn abort(self) {
         self.running.abort();

@@ -75,15 +75,19 @@ impl Waiting {
         prepared_at: SystemTime,
         now: SystemTime,
     ) -> Result<Self, StoreError> {
+        // The others would take the report of one whose clock jumped for one that is to come, and it theirs for old ones.
+        let passed = store.passed(now);
         let report = LaggardReport {
             bundle_sequence: sequence,
             waiting: self.number as u64,
             laggards: self.laggards.clone(),
-            reported_at: now,
+            reported_at: passed,
         };
         store.report_laggards(process, &report).await?;
         self.is_unsettled = now < prepared_at + 2 * REPORT_INTERVAL;
-        let elsewhere = store.laggards_elsewhere(process, now - REPORT_LIFE).await?;
+        let elsewhere = store
+            .laggards_elsewhere(process, passed - REPORT_LIFE)
+            .await?;
         for report in elsewhere {
             if report.bundle_sequence < sequence {
                 self.is_unsettled = true;

@@ -53,6 +53,9 @@ pub(super) struct View<'a> {
     pub(super) source: Source<'a>,
     pub(super) arrival: Arrival,
     pub(super) now: SystemTime,
+    /// The time that has surely passed: what a clock that jumped says of it must neither end a wait nor make anything
+    /// forgotten.
+    pub(super) passed: SystemTime,
     /// How long a prepared root waits for proxies; none: for as long as it takes.
     pub(super) deadline: Option<Duration>,
     /// How long it takes until partners have the bundle as well; none where it is served to none.
@@ -169,14 +172,14 @@ impl View<'_> {
 
     /// Whether a prepared root may sign: every live proxy knows it, or has had its time.
     pub(super) fn has_arrived(&self, root: &Slot) -> bool {
-        let is_over = |deadline| self.now >= deadline;
+        let is_over = |deadline| self.passed >= deadline;
         self.arrival == Arrival::Everywhere || self.deadline_of(root).is_some_and(is_over)
     }
 
     /// Whether partners, who fetch the bundle and acknowledge nothing, have had the time to.
     fn is_known_to_partners(&self, root: &Slot) -> bool {
         self.overlap.is_none_or(|overlap| {
-            let published = self.now.duration_since(root.changed_at);
+            let published = self.passed.duration_since(root.changed_at);
             published.is_ok_and(|published| published >= overlap)
         })
     }
@@ -283,8 +286,8 @@ impl View<'_> {
             Source::Generated => false,
         };
         self.slots.iter().find_map(|slot| {
-            let has_ended = slot.not_after < self.now;
-            let is_done = has_ended || self.now > last_use(slot);
+            let has_ended = slot.not_after < self.passed;
+            let is_done = has_ended || self.passed > last_use(slot);
             match (slot.role, slot.state) {
                 (_, AuthorityState::Active) => None,
                 (AuthorityRole::Root, AuthorityState::Revoked) => {

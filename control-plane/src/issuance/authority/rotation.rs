@@ -56,7 +56,7 @@ pub(super) async fn open(
     source: RootSource,
     now: SystemTime,
 ) -> Result<CertificateAuthority, AuthorityStartError> {
-    let is_shared = store.is_shared();
+    let (is_shared, opened) = (store.is_shared(), store.passed(now));
     let maker = Maker {
         trust_domain,
         store,
@@ -76,6 +76,8 @@ pub(super) async fn open(
             source: turn.source(&maker.source),
             arrival: Arrival::Waiting,
             now,
+            // A start forgets nothing.
+            passed: SystemTime::UNIX_EPOCH,
             deadline: None,
             overlap: None,
         };
@@ -105,7 +107,7 @@ pub(super) async fn open(
         deadline: ROTATION_DEADLINE,
         has_partners: false,
         process: uuid::Uuid::new_v4().to_string(),
-        opened: now,
+        opened,
         current: ArcSwap::from_pointee(current),
         waiting: ArcSwap::default(),
         promised: AtomicU64::new(0),
@@ -217,8 +219,14 @@ impl CertificateAuthority {
         turn: &mut Turn,
         now: SystemTime,
     ) -> Result<bool, AuthorityStartError> {
-        let slots = self.maker.slots().await?;
         let present = self.current.load_full();
+        let mut slots = self.maker.slots().await?;
+        let position = |slots: &Slots| (slots.version, slots.bundle_sequence);
+        if position(&slots) != position(&present.slots) {
+            // They may be those of an older copy that was restored, in which what was revoked since is trusted.
+            self.maker.store.look_for_loss(now).await?;
+            slots = self.maker.slots().await?;
+        }
         let mut signer = Arc::clone(&present.signer);
         if let Some(slot) = slots.active(AuthorityRole::Signing)
             && slot.id != signer.id
@@ -327,6 +335,7 @@ impl CertificateAuthority {
         now: SystemTime,
     ) -> View<'a> {
         let is_over = waiting.is_over();
+        let passed = self.maker.store.passed(now);
         View {
             slots,
             source: turn.source(&self.maker.source),
@@ -336,7 +345,8 @@ impl CertificateAuthority {
                 Arrival::Waiting
             },
             now,
-            deadline: (now >= self.opened + RETURN_TIME).then_some(self.deadline),
+            passed,
+            deadline: (passed >= self.opened + RETURN_TIME).then_some(self.deadline),
             overlap: self.has_partners.then_some(OVERLAP),
         }
     }

@@ -51,10 +51,10 @@ impl JwtKeys {
         if options.dry_run {
             let records = self.store.jwt_keys().await;
             let records = records.map_err(|error| Refusal::store(&error))?;
-            steps = due(&records.keys, now, asked);
+            steps = due(&records.keys, now, self.store.passed(now), asked);
         } else {
             let decide = |keys: &[JwtKeyRecord]| {
-                steps = due(keys, now, asked);
+                steps = due(keys, now, self.store.passed(now), asked);
                 let changes = steps.iter().map(|step| changes(step, keys, now));
                 let changes: Result<Vec<_>, JwtKeysError> = changes.collect();
                 let sentences: Vec<String> = steps.iter().map(say).collect();

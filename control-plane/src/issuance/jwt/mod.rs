@@ -103,7 +103,8 @@ impl JwtKeys {
     pub async fn maintain(&self, now: SystemTime) -> Result<bool, JwtKeysError> {
         // Reading is all that most looks need, and takes no lock.
         let mut records = self.store.jwt_keys().await?;
-        if !due(&records.keys, now, Asked::Nothing).is_empty() {
+        let passed = self.store.passed(now);
+        if !due(&records.keys, now, passed, Asked::Nothing).is_empty() {
             records = advance(&self.store, now).await?;
         }
         self.take(records)
@@ -140,7 +141,7 @@ async fn advance(store: &Store, now: SystemTime) -> Result<JwtKeyRecords, JwtKey
     let mut steps = Vec::new();
     let records = store
         .change_jwt_keys(|keys| {
-            steps = due(keys, now, Asked::Nothing);
+            steps = due(keys, now, store.passed(now), Asked::Nothing);
             let changes = steps.iter().map(|step| changes(step, keys, now));
             let changes: Result<Vec<_>, JwtKeysError> = changes.collect();
             Ok::<_, JwtKeysError>((changes?.into_iter().flatten().collect(), None))

@@ -42,11 +42,12 @@ pub enum Step {
     Wait(Duration),
 }
 
-/// The steps that are due, in order.
-pub fn due(keys: &[JwtKeyRecord], now: SystemTime, asked: Asked) -> Vec<Step> {
+/// The steps that are due, in order. `passed` is the time that has surely passed, which is earlier than `now` when the
+/// clock jumped ahead: by it a key is waited for and forgotten.
+pub fn due(keys: &[JwtKeyRecord], now: SystemTime, passed: SystemTime, asked: Asked) -> Vec<Step> {
     let mut steps: Vec<Step> = keys
         .iter()
-        .filter(|key| key.state == JwtKeyState::Old && key.not_after + KEPT_AFTER_END < now)
+        .filter(|key| key.state == JwtKeyState::Old && key.not_after + KEPT_AFTER_END < passed)
         .map(|key| Step::Remove(key.key_id.clone()))
         .collect();
     let slot = |state| keys.iter().find(|key| key.state == state);
@@ -64,7 +65,7 @@ pub fn due(keys: &[JwtKeyRecord], now: SystemTime, asked: Asked) -> Vec<Step> {
         }
         (Some(active), Some(next)) => {
             // A creation that lies in the future means that the clock has gone back; then the wait begins anew.
-            let published = now.duration_since(next.created_at).unwrap_or_default();
+            let published = passed.duration_since(next.created_at).unwrap_or_default();
             let waits = OVERLAP.saturating_sub(published);
             let forced = asked == Asked::Rotate { force: true };
             let time_has_come = left(active) <= KEY_LIFETIME / ACTIVATED_AT_PART;
@@ -215,7 +216,7 @@ mod tests {
             ),
         ];
         for (name, keys, asked, expected) in rows {
-            assert_eq!(due(&keys, start(), asked), expected, "{name}");
+            assert_eq!(due(&keys, start(), start(), asked), expected, "{name}");
         }
     }
 
@@ -224,6 +225,18 @@ mod tests {
         let active = key("a", JwtKeyState::Active, 6 * DAY);
         let mut next = key("b", JwtKeyState::Prepared, DAY);
         next.created_at = start() + DAY;
-        assert_eq!(due(&[active, next], start(), NOTHING), []);
+        assert_eq!(due(&[active, next], start(), start(), NOTHING), []);
+    }
+
+    #[test]
+    fn a_clock_that_jumped_ahead_removes_no_key_and_activates_none_early() {
+        let old = key("o", JwtKeyState::Old, 8 * DAY - Duration::from_secs(60));
+        let active = key("a", JwtKeyState::Active, 4 * DAY);
+        let next = key("b", JwtKeyState::Prepared, Duration::from_secs(60));
+        let keys = [old, active, next];
+        let jumped = start() + 2 * DAY;
+        assert_eq!(due(&keys, jumped, start(), NOTHING), []);
+        let both = [Step::Remove("o".to_owned()), Step::Activate("b".to_owned())];
+        assert_eq!(due(&keys, jumped, jumped, NOTHING), both);
     }
 }

@@ -48,7 +48,7 @@ async fn a_live_proxy_is_behind_until_it_says_otherwise_and_one_that_left_is_not
         ["one-1"],
         "the replaced stream's end is not the new one's"
     );
-    assert_eq!(mesh.registry.latest_acknowledged(&trust_domain()), None);
+    assert_eq!(mesh.registry.latest_acknowledged(&trust_domain(), 9), None);
 }
 
 #[tokio::test]
@@ -58,7 +58,10 @@ async fn a_workload_that_is_awaited_after_a_restart_is_behind() {
     let one = mesh.join(record("one", "10.0.0.1", &[]));
     acknowledge(&one, 1, 0);
     assert_eq!(mesh.laggards(1), [""; 0]);
-    assert_eq!(mesh.registry.latest_acknowledged(&trust_domain()), Some(1));
+    assert_eq!(
+        mesh.registry.latest_acknowledged(&trust_domain(), 9),
+        Some(1)
+    );
 }
 
 #[tokio::test]

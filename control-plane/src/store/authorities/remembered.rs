@@ -2,7 +2,7 @@
 //! forget those that came since.
 
 use super::super::{Store, StoreError, from_unix_seconds, unix_seconds};
-use super::{AuthorityRole, AuthorityState, NewAuthority, VERSION, insert, number};
+use super::{AuthorityRole, AuthorityState, NewAuthority, insert};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ impl Store {
 
     /// Trusts those roots again that were trusted before the store was put back to an older copy, and no others: of those
     /// that had come by a sequence of the trust bundle, which is when this was remembered. Gives back sentences that say
-    /// what was done.
+    /// what was done. The slots' version is for the caller to raise.
     ///
     /// # Errors
     /// When the store fails; and when the root in use is one that was not trusted any more.
@@ -113,14 +113,6 @@ impl Store {
             done.push(format!(
                 "root certificate {key_id} had come since and stays trusted, without its key"
             ));
-        }
-        if !done.is_empty() {
-            let version = number(connection, VERSION).await?.unwrap_or(0);
-            sqlx::query("UPDATE settings SET value = $1 WHERE name = $2")
-                .bind((version + 1).to_string())
-                .bind(VERSION)
-                .execute(connection)
-                .await?;
         }
         Ok(done)
     }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod given;
+mod jumps;
 mod life;
 mod replicas;
 
