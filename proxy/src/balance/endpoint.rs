@@ -297,12 +297,10 @@ fn fading(age: Duration) -> f64 {
 /// As what an endpoint is picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// One of those that come into question.
-    Well,
+    /// One of those that come into question, or an ejected one for want of any other.
+    Chosen,
     /// To find out whether it is back.
     Probe,
-    /// For want of any other, although it is ejected.
-    LastResort,
 }
 
 /// The use of an endpoint: counts as in flight until it is dropped. Dropped without [`Pick::finish`], because the
@@ -389,7 +387,8 @@ impl Pick {
         let (outliers, at) = (&self.settings.outlier, self.health.at(now));
         match (self.standing, outcome) {
             (Standing::Probe, Outcome::Success) => self.health.readmit(cell, at),
-            (Standing::LastResort, Outcome::Success) => {
+            // Those that are ejected are picked like any other once all are, by changes of the set.
+            (_, Outcome::Success) if cell.is_ejected() => {
                 self.health.readmit_for_want(outliers, cell, at);
             }
             _ => self.health.observe(outliers, cell, outcome, at),

@@ -252,11 +252,11 @@ impl Balancer {
             at,
         };
         if let Some(endpoint) = context.last_resort() {
-            return Some(pick(endpoint, Standing::LastResort));
+            return Some(pick(endpoint, Standing::Chosen));
         }
         context
             .choose(&mut inner.turn)
-            .map(|endpoint| pick(endpoint, Standing::Well))
+            .map(|endpoint| pick(endpoint, Standing::Chosen))
     }
 }
 

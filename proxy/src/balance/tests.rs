@@ -409,6 +409,39 @@ async fn an_endpoint_that_fails_in_a_row_is_ejected_and_one_request_finds_out_wh
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_endpoint_whose_probe_fails_is_asked_again_when_fewer_are_left_than_may_be_ejected() {
+    let several = balancer(&endpoints(3), 10);
+    fail(&several, 1);
+    fail(&several, 2);
+    several.update(&plan(&endpoints(2)));
+    advance(Duration::from_secs(10)).await;
+    let repeatable = Selection {
+        repeatable: true,
+        ..any()
+    };
+    for _ in 0..2 {
+        several.pick(&repeatable).unwrap().finish(Outcome::Failure);
+    }
+    several.update(&plan(&endpoints(3)));
+    assert!(is_ejected(&several, 1) && is_ejected(&several, 2));
+    advance(Duration::from_secs(20)).await;
+    for _ in 0..2 {
+        several.pick(&repeatable).unwrap().finish(Outcome::Success);
+    }
+    assert!(!is_ejected(&several, 1) && !is_ejected(&several, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_all_are_ejected_whichever_answers_is_back() {
+    let several = balancer(&endpoints(3), 10);
+    fail(&several, 1);
+    fail(&several, 2);
+    several.update(&plan(&endpoints(2)));
+    pick_this(&several, 1).finish(Outcome::Success);
+    assert!(!is_ejected(&several, 1) && is_ejected(&several, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_cannot_be_repeated_is_the_last_to_find_out() {
     let several = balancer(&endpoints(3), 11);
     fail(&several, 2);
@@ -691,6 +724,37 @@ proptest! {
                 assert!(ejected < usize::from(count));
                 assert!(ejected * 100 <= usize::from(count) * 67);
             }
+        });
+    }
+
+    /// Whatever went wrong, and whichever endpoints came and went meanwhile: all that are there serve again once they are
+    /// well.
+    #[test]
+    fn all_serve_again_once_they_are_well(
+        steps in proptest::collection::vec((1..16_u8, 0..16_u8, 0..30_usize, 0..30_000_u64), 1..40),
+        seed: u64,
+    ) {
+        let has = |set: u8, number: u8| set & (1 << (number - 1)) != 0;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let several = balancer(&endpoints(4), seed);
+            let repeatable = Selection { repeatable: true, ..any() };
+            let is_ill = |pick: &Pick, ill: u8| (1..=4).any(|number| has(ill, number) && pick.desc().address == endpoint_address(number));
+            for (set, ill, requests, pause) in steps {
+                let there: Vec<EndpointDesc> = (1..=4).filter(|number| has(set, *number)).map(endpoint).collect();
+                several.update(&plan(&there));
+                // All at once, so that some were chosen before others failed.
+                let picks: Vec<Pick> = (0..requests).map(|_| several.pick(&repeatable).unwrap()).collect();
+                for pick in picks {
+                    pick.finish(if is_ill(&pick, ill) { Outcome::Failure } else { Outcome::Success });
+                }
+                advance(Duration::from_millis(pause)).await;
+            }
+            advance(Duration::from_secs(3600)).await;
+            for _ in 0..8 {
+                several.pick(&repeatable).unwrap().finish(Outcome::Success);
+            }
+            assert!((1..=4).all(|number| !is_ejected(&several, number)));
         });
     }
 

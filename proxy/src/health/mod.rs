@@ -233,7 +233,11 @@ impl ServiceHealth {
             .list
             .iter()
             .filter(|other| other.is_ejected() && !other.is_same(cell));
-        if !outlier::may_eject(settings, ejected.count(), members.list.len()) {
+        // One that is out already takes nobody else's place by staying out, however few are left.
+        if !cell.is_ejected() && !outlier::may_eject(settings, ejected.count(), members.list.len())
+        {
+            // Another worker has just ended its ejection, which this request was to find out about.
+            cell.end_probe();
             return;
         }
         let hold = cell.eject(settings, cause, now);
