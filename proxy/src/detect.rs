@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::mesh::Scratch;
 
@@ -82,21 +82,24 @@ pub(crate) async fn detect<T: AsyncRead + Unpin>(
 }
 
 /// The same where HTTP alone is expected. A client that is silent is idle then, as it may be between two requests, and is
-/// waited for as long as `idle`; `limit` is for the rest of what it begins with. None where nothing came.
+/// waited for until `enough`; `limit` is for the rest of what it begins with. None where nothing came.
 ///
 /// # Errors
 /// What reading gives.
 pub(crate) async fn detect_http<T: AsyncRead + Unpin>(
     io: &mut T,
-    idle: Duration,
+    enough: impl Future<Output = ()>,
     limit: Duration,
 ) -> io::Result<Option<Detection>> {
     let mut prefix = BytesMut::new();
-    let first = timeout(idle, read_some(io, &mut prefix)).await;
-    match first {
-        Err(_) | Ok(Ok(0)) => Ok(None),
-        Ok(Err(error)) => Err(error),
-        Ok(Ok(_)) => read_until_known(io, prefix, None, limit).await.map(Some),
+    let read = tokio::select! {
+        biased;
+        read = read_some(io, &mut prefix) => read?,
+        () = enough => 0,
+    };
+    match read {
+        0 => Ok(None),
+        _ => read_until_known(io, prefix, None, limit).await.map(Some),
     }
 }
 

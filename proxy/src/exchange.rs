@@ -27,7 +27,7 @@ use crate::{
     drain::Active,
     errors::{ErrorCode, ProxyError},
     http::{
-        Body, BodyWatcher, Bound,
+        Body, BodyWatcher, Bound, H2Place,
         headers::{AuthorityCache, BadRequest, Upgrade, examine_request, header_list_bytes},
     },
     limit::{Admitted, Asker, Permit, ServiceLimits},
@@ -95,7 +95,7 @@ pub(crate) struct Exchange {
     /// Of a request in HTTP/2, as it came; in HTTP/1 no larger one is read. And how many it may have.
     header_bytes: (usize, usize),
     recorded: Cell<bool>,
-    lease: RefCell<Option<StreamLease>>,
+    lease: RefCell<Option<StreamPlace>>,
     /// The endpoint that has the request in hand.
     pick: RefCell<Option<Pick>>,
     /// The attempt that is under way while another one beside it has begun.
@@ -106,6 +106,25 @@ pub(crate) struct Exchange {
     max_request_bytes: Cell<u64>,
     /// Keeps a drain waiting until the response is out.
     _active: Active,
+}
+
+/// A place on an HTTP/2 connection, which is free again when it is dropped.
+#[derive(Debug)]
+pub(crate) enum StreamPlace {
+    Mesh { _lease: StreamLease },
+    Plain { _place: H2Place },
+}
+
+impl From<StreamLease> for StreamPlace {
+    fn from(lease: StreamLease) -> Self {
+        Self::Mesh { _lease: lease }
+    }
+}
+
+impl From<H2Place> for StreamPlace {
+    fn from(place: H2Place) -> Self {
+        Self::Plain { _place: place }
+    }
 }
 
 /// One end of an exchange.
@@ -289,6 +308,16 @@ impl Exchange {
         self.upgrade.borrow_mut().take()
     }
 
+    /// Makes a request that asks for another protocol one that does not, as every server may take it (RFC 9110, section
+    /// 7.8): what speaks HTTP/2 knows no such upgrade.
+    pub(crate) fn ignore_upgrade(&self, request: &mut Request<Body>) {
+        if self.take_upgrade().is_some() {
+            let headers = request.headers_mut();
+            headers.remove(header::CONNECTION);
+            headers.remove(header::UPGRADE);
+        }
+    }
+
     pub(crate) fn is_grpc(&self) -> bool {
         self.protocol == Protocol::Grpc
     }
@@ -369,9 +398,9 @@ impl Exchange {
         }
     }
 
-    /// Keeps the place on a mesh connection until the exchange ends.
-    pub(crate) fn hold(&self, lease: StreamLease) {
-        *self.lease.borrow_mut() = Some(lease);
+    /// Keeps the place on a connection until the exchange ends.
+    pub(crate) fn hold(&self, lease: impl Into<StreamPlace>) {
+        *self.lease.borrow_mut() = Some(lease.into());
     }
 
     /// Counts the request as in flight at its endpoint until the exchange ends.

@@ -1,9 +1,10 @@
 //! HTTP in plaintext to an address: to the workload beside this proxy, or to what is outside the mesh.
 
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Request, Response, StatusCode};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
 
 use crate::{
     capture,
@@ -12,8 +13,8 @@ use crate::{
     errors::{Chain, ErrorCode, ProxyError},
     exchange::Exchange,
     http::{
-        Body, H1ClientSettings, H1Connection, H1Pool, H2Pool, PoolKey, PoolLimits, SendBodyError,
-        SendError,
+        Body, H1ClientSettings, H1Connection, H1Pool, H2Pool, H2PoolError, H2PoolLimits, PoolKey,
+        PoolLimits, SendBodyError, SendError,
         headers::{self, Upgrade, examine_response},
     },
     upgrade,
@@ -29,7 +30,10 @@ const VANISHED: Duration = Duration::from_secs(30);
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long an unused HTTP/2 connection is kept: servers announce its end, so no request can meet it.
+/// When a client may try again whose server has no stream left: they end all the time.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long an unused HTTP/2 connection is kept.
 const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Pooled plaintext connections of one worker.
@@ -63,7 +67,10 @@ impl PlaintextClient {
         };
         Self {
             http1: H1Pool::new(limits),
-            http2: H2Pool::new(HTTP2_IDLE_TIMEOUT),
+            http2: H2Pool::new(H2PoolLimits {
+                idle_timeout: HTTP2_IDLE_TIMEOUT,
+                patience: config.traffic.connect_timeout,
+            }),
             connect_timeout: config.traffic.connect_timeout,
             h1: H1ClientSettings {
                 header_timeout: config.limits.header_timeout,
@@ -97,14 +104,14 @@ impl PlaintextClient {
         if http2 {
             headers::request_to_http2(&mut head, authority)?;
             let request = Request::from_parts(head, body);
-            let response = self.send_http2(address, request).await;
+            let response = self.send_http2(address, exchange, request).await;
             let response = response.map_err(|error| exchange.blame(error))?;
             return clean_response(address, response, None);
         }
         headers::request_to_http1(&mut head, Some(&authority))?;
         let request = Request::from_parts(head, body);
         if exchange.wants_upgrade() {
-            let send = |request| self.send_alone(address, request);
+            let send = |request| self.send_http1(address, request);
             return upgrade::relay(request, exchange, address, send).await;
         }
         let response = self.send_http1(address, request).await;
@@ -131,57 +138,61 @@ impl PlaintextClient {
         sent.map_err(|error| self.failed(address, error.unsent, error.stalled, error))
     }
 
-    /// On a connection of its own, which an upgrade takes over.
-    async fn send_alone(
-        &self,
-        address: SocketAddr,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, ProxyError> {
-        let sent = self.connect_http1(address).await?.send(request).await;
-        sent.map_err(|error| self.failed(address, error.unsent, error.stalled, error))
-    }
-
     async fn send_http2(
         &self,
         address: SocketAddr,
+        exchange: &Exchange,
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         let connect = || async {
-            let stream = capture::connect(address, self.connect_timeout, None)
-                .await
-                .map_err(DialError::Connect)?;
+            let stream = capture::connect(address, self.connect_timeout, None).await?;
             notice_vanished(&stream);
-            Ok::<_, DialError>(stream)
+            Ok(stream)
         };
-        let connection = self
-            .http2
-            .connection(PoolKey::from(address), connect)
-            .await
-            .map_err(|error| self.unreachable(address, error))?;
-        let sent = connection.send(request, self.h1.reader_timeout).await;
-        sent.map_err(|error| {
+        let place = self.http2.place(PoolKey::from(address), connect).await;
+        let place = place.map_err(|error| match *error {
+            H2PoolError::Full(_) => self.busy(address, error),
+            _ => self.unreachable(address, error),
+        })?;
+        let sending = place.send(request, self.h1.reader_timeout);
+        exchange.hold(place);
+        sending.await.map_err(|error| {
+            if error.unsendable {
+                let message = format_args!(
+                    "{} at {address} speaks HTTP/2, which has no such request.",
+                    self.peer
+                );
+                return ProxyError::new(ErrorCode::BadRequest, message).with_source(error);
+            }
             let stalled = matches!(error.body, Some(SendBodyError::Stalled(_)));
             self.failed(address, error.unprocessed, stalled, error)
         })
     }
 
     /// Opens a connection of its own for opaque bytes.
-    pub(crate) async fn connect(
-        &self,
-        address: SocketAddr,
-    ) -> Result<tokio::net::TcpStream, ProxyError> {
+    pub(crate) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, ProxyError> {
         capture::connect(address, self.connect_timeout, None)
             .await
             .map_err(|error| self.unreachable(address, error))
     }
 
+    /// Keeps a connection that was made in advance for the next request in HTTP/1.1.
+    pub(crate) async fn keep(&self, address: SocketAddr, stream: TcpStream) {
+        if let Ok(connection) = self.http1_over(stream).await {
+            self.http1.keep(PoolKey::from(address), connection);
+        }
+    }
+
     async fn connect_http1(&self, address: SocketAddr) -> Result<H1Connection, ProxyError> {
         let stream = self.connect(address).await?;
+        let connection = self.http1_over(stream).await;
+        connection.map_err(|error| self.unreachable(address, error))
+    }
+
+    async fn http1_over(&self, stream: TcpStream) -> hyper::Result<H1Connection> {
         notice_vanished(&stream);
         let connection = H1Connection::new(stream).await;
-        connection
-            .map(|connection| connection.with_settings(self.h1))
-            .map_err(|error| self.unreachable(address, error))
+        connection.map(|connection| connection.with_settings(self.h1))
     }
 
     fn unreachable(
@@ -191,6 +202,16 @@ impl PlaintextClient {
     ) -> ProxyError {
         let message = format_args!("{} at {address} accepted no connection.", self.peer);
         ProxyError::new(self.unreachable, message).with_source(error)
+    }
+
+    fn busy(&self, address: SocketAddr, error: Arc<H2PoolError>) -> ProxyError {
+        let message = format_args!(
+            "{} at {address} has as many requests in hand as it allows.",
+            self.peer
+        );
+        ProxyError::new(ErrorCode::Overloaded, message)
+            .with_source(error)
+            .with_retry_after(BUSY_RETRY_AFTER)
     }
 
     fn unsent(
@@ -222,7 +243,7 @@ impl PlaintextClient {
 }
 
 /// Has the kernel notice a server that has vanished, whether or not something is being sent to it.
-fn notice_vanished(stream: &tokio::net::TcpStream) {
+fn notice_vanished(stream: &TcpStream) {
     stream.wait_for_reader(Some(VANISHED));
     let probes = TcpKeepalive::new()
         .with_time(PROBE_AFTER)
@@ -257,15 +278,6 @@ pub(crate) fn clean_response(
     };
     examined.strip_hop_by_hop(response.headers_mut(), upgrade);
     Ok(response)
-}
-
-/// An HTTP/2 connection could not be made.
-#[derive(Debug, thiserror::Error)]
-enum DialError {
-    #[error("no connection")]
-    Connect(#[source] std::io::Error),
-    #[error("no HTTP/2")]
-    Http2(#[from] h2::Error),
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ impl AsyncWrite for UpgradedIo {
     }
 }
 
-/// Sends a request that asks for an upgrade to the server at `address`, by `send`, on a connection of its own. Where the
+/// Sends a request that asks for an upgrade to the server at `address`, by `send`, over HTTP/1.1. Where the
 /// server switches to what was asked for, bytes are copied both ways for as long as both sides like; the exchange ends with that. Where one side
 /// breaks, so does the other.
 pub(crate) async fn relay<F>(

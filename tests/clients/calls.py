@@ -1,9 +1,10 @@
 """gRPC calls of bytes, by gRPC's own library.
 
-calls.py serve ADDRESS:PORT               serves /calls.Calls/Flaky: UNAVAILABLE to every second call, else the request;
+calls.py serve ADDRESS:PORT               serves /calls.Calls/Echo: the request; Flaky: UNAVAILABLE to every second call;
                                           /calls.Calls/Order: the same, with a count of its own;
                                           /calls.Calls/Slow: answers after 3 s; /calls.Calls/Begun: UNAVAILABLE to
-                                          every call, once its response has begun, and says how many there were
+                                          every call, once its response has begun, and says how many there were;
+                                          and grpc.health.v1, which says that it is well
 calls.py call ADDRESS:PORT METHOD N SECONDS   makes N calls with that deadline, and prints each one's status
 """
 
@@ -30,6 +31,15 @@ def slow(request, context):
     return request
 
 
+def echo(request, context):
+    return request
+
+
+def healthy(request, context):
+    # HealthCheckResponse, status: SERVING.
+    return b"\x08\x01"
+
+
 begun_calls = itertools.count(1)
 
 
@@ -41,9 +51,10 @@ def begun(request, context):
 
 def serve(address):
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
-    handlers = {"Flaky": flaky(), "Order": flaky(), "Slow": slow, "Begun": begun}
-    handlers = {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in handlers.items()}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("calls.Calls", handlers),))
+    calls = {"Echo": echo, "Flaky": flaky(), "Order": flaky(), "Slow": slow, "Begun": begun}
+    for service, handlers in {"calls.Calls": calls, "grpc.health.v1.Health": {"Check": healthy}}.items():
+        handlers = {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in handlers.items()}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     assert server.add_insecure_port(address)
     server.start()
     server.wait_for_termination()

@@ -4,10 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use sidewind_identity::SpiffeId;
 
-use super::{Exchange, Party};
+use super::{Exchange, Party, StreamPlace};
 use crate::{
     errors::{ErrorCode, ProxyError},
-    mesh::StreamLease,
     retry::{Failed, RetryObserver},
     telemetry::{
         Direction, FailedAttempt, TaskContext,
@@ -173,5 +172,5 @@ pub(super) struct FirstAttempt {
     destination: Party,
     tls: bool,
     began: Duration,
-    lease: Option<StreamLease>,
+    lease: Option<StreamPlace>,
 }

@@ -146,6 +146,11 @@ impl H1Connection {
         self.home = Some(home);
     }
 
+    /// Makes a new connection ready before its first request.
+    pub(super) fn begin(&mut self) {
+        self.relay.poll(|cx| poll_driver(&mut self.driver, cx));
+    }
+
     /// Checks a connection that has been idle: false when the server has closed it or sent something.
     pub(super) fn is_alive(&mut self) -> bool {
         // While nothing has happened on the socket the state is the one it was left in.

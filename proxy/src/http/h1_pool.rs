@@ -134,6 +134,13 @@ impl H1Pool {
         connection
     }
 
+    /// Takes in a new connection that has nothing to do yet.
+    pub(crate) fn keep(&self, key: PoolKey, connection: H1Connection) {
+        let mut connection = self.adopt(key, connection);
+        connection.begin();
+        self.0.insert(key, connection);
+    }
+
     /// How many connections are idle.
     #[cfg(test)]
     pub(crate) fn idle_count(&self) -> usize {

@@ -50,6 +50,12 @@ impl Gate {
         self.outcome(port, policy.authorize_request(method, path))
     }
 
+    /// Whether there is any request that the caller may send to a port of the workload.
+    pub(crate) fn any_request(&self, port: u16) -> Result<(), ProxyError> {
+        let policy = self.caller_policy(port)?;
+        self.outcome(port, policy.authorize_any_request())
+    }
+
     fn caller_policy(&self, port: u16) -> Result<CallerPolicy, ProxyError> {
         let policy = self.worker.inbound_policy()?;
         if policy.plaintext() == Plaintext::Strict && self.caller.is_none() {

@@ -31,7 +31,7 @@ use crate::{
 pub(crate) struct InboundHttp {
     pub(super) worker: Rc<Worker>,
     pub(super) caller: Caller,
-    gate: Gate,
+    pub(super) gate: Gate,
     origin: Origin,
     /// Whether the caller is believed when it says which Airflow task a request comes from.
     believes_tasks: bool,

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, rc::Rc};
 
-use tokio::net::TcpStream;
+use tokio::{io::AsyncRead, net::TcpStream};
 
 use super::{Caller, destination::WorkloadPort, http::InboundHttp, tcp};
 use crate::{
@@ -36,22 +36,27 @@ pub(crate) async fn serve(
     };
     // Of a port that is declared as HTTP nothing else is expected, and no table of opaque ports is asked.
     let declared = worker.serves_http(port.address.port());
-    let (limit, hint) = if declared {
-        (worker.config.limits.header_timeout, 0)
-    } else {
-        (worker.config.traffic.detect_timeout, port.address.port())
+    let limit = worker.config.traffic.detect_timeout;
+    let detecting = async {
+        match declared {
+            true => http(&worker, &mut stream).await,
+            false => {
+                let found = detect::detect(&mut stream, port.address.port(), limit);
+                found.await.map(Some)
+            }
+        }
     };
-    let found = match Box::pin(detect::detect(&mut stream, hint, limit)).await {
-        Ok(found) => found,
+    let found = match Box::pin(detecting).await {
+        Ok(Some(found)) => found,
+        Ok(None) => {
+            tracing::debug!(%client, "a connection ended unused");
+            return;
+        }
         Err(error) => {
             tracing::debug!(%client, %error, "a client closed its connection unused");
             return;
         }
     };
-    if declared && found.prefix.is_empty() && !found.timed_out {
-        tracing::debug!(%client, "a client closed its connection unused");
-        return;
-    }
     if declared && !is_http(&found) {
         return worker.refused(client, &not_http(port.address.port()));
     }
@@ -82,6 +87,22 @@ pub(crate) async fn serve(
         Detected::Opaque => Protocol::Tcp,
     };
     Box::pin(tcp::from_outside(&worker, &caller, port, opaque, stream)).await;
+}
+
+/// What a client begins with that is to speak HTTP. It may be silent first for as long as between requests, and until the
+/// proxy drains: clients connect in advance.
+pub(super) async fn http<T: AsyncRead + Unpin>(
+    worker: &Worker,
+    stream: &mut T,
+) -> std::io::Result<Option<Detection>> {
+    let limits = &worker.config.limits;
+    let enough = async {
+        tokio::select! {
+            () = tokio::time::sleep(limits.client_idle_timeout) => {}
+            () = worker.drain.begun() => {}
+        }
+    };
+    detect::detect_http(stream, enough, limits.header_timeout).await
 }
 
 /// Whether what came is HTTP, as far as it came: the beginning of a request line is, and its client is slow.

@@ -12,12 +12,12 @@ use super::{
     authorize::Gate,
     destination::WorkloadPort,
     http::InboundHttp,
-    plaintext::{is_http, not_http},
+    plaintext::{http, is_http, not_http},
 };
 use crate::{
     complaints::check_header_list,
     copy::{self, Progress, Side},
-    detect::{self, Detected, Prefixed},
+    detect::{Detected, Prefixed},
     errors::{Chain, ErrorCode, ProxyError},
     http::headers::header_list_bytes,
     limit::Permit,
@@ -96,6 +96,9 @@ pub(super) async fn from_peer(
 
 /// Serves a tunnel to a port that is declared as HTTP: an upgrade, or a peer that speaks HBONE alone. Each request is
 /// read, judged and told who its caller is, like any other.
+///
+/// Whoever only wants to know whether the port is open gets the workload's own word for it, as on any other port: the
+/// tunnel is answered once the workload has accepted a connection, by which the first request goes.
 async fn http_from_peer(
     connection: &Rc<InboundHttp>,
     port: WorkloadPort,
@@ -104,22 +107,36 @@ async fn http_from_peer(
     inbound: Inbound<'_>,
 ) {
     let worker = &connection.worker;
+    let opened = match connection.gate.any_request(port.address.port()) {
+        Ok(()) => worker.workload.connect(port.dial).await,
+        Err(error) => Err(error),
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            inbound.end(Some(&error));
+            return refuse(respond, error);
+        }
+    };
     // A failure is a peer that has gone.
     let Ok(send) = respond.send_response(Response::new(()), false) else {
         return;
     };
     let mut tunnel = TunnelStream::new(request.into_body(), send, None);
-    let limit = worker.config.limits.header_timeout;
-    let found = match detect::detect(&mut tunnel, 0, limit).await {
-        Ok(found) if is_http(&found) => found,
-        _ => {
+    let found = match http(worker, &mut tunnel).await {
+        Ok(Some(found)) if is_http(&found) => found,
+        Ok(Some(_)) => {
             tunnel.reset();
             let error = not_http(port.address.port());
             return inbound.end(Some(&error));
         }
+        Ok(None) | Err(_) => return inbound.leave_out(),
     };
     inbound.leave_out();
     let http2 = found.protocol == Detected::Http2;
+    if !http2 {
+        worker.workload.keep(port.dial, opened).await;
+    }
     let shared = Rc::clone(connection);
     let service = move |request| {
         let http = Rc::clone(&shared);

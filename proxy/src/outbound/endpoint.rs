@@ -243,7 +243,12 @@ impl EndpointDesc {
     }
 
     fn stream_failed(&self, mesh: &MeshTarget, error: H2SendError) -> ProxyError {
-        let (code, what) = if error.unprocessed {
+        let (code, what) = if error.unsendable {
+            (
+                ErrorCode::BadRequest,
+                "speaks HTTP/2, which has no such request",
+            )
+        } else if error.unprocessed {
             (ErrorCode::ConnectFailed, "took no further request")
         } else if matches!(error.body, Some(SendBodyError::Stalled(_))) {
             (ErrorCode::UpstreamStalled, "took no more of the request")

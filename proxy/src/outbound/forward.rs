@@ -138,7 +138,7 @@ impl Forward<'_> {
         &self,
         service: &Rc<Service>,
         policy: Rc<RetryPolicy>,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         self.exchange.set_service(service.name());
         let held_until = self
@@ -164,6 +164,12 @@ impl Forward<'_> {
             Direction::Gateway => self.exchange.is_grpc() || service.declares_http2(),
             Direction::Outbound | Direction::Inbound => self.http2,
         };
+        if http2 {
+            self.exchange.ignore_upgrade(&mut request);
+        }
+        let observer = Rc::clone(self.exchange) as Rc<dyn RetryObserver>;
+        let retry = service.retry(Rc::clone(&policy)).observed(observer);
+        let retry = retry.since(self.exchange.started());
         let balance = Balance {
             worker: Rc::clone(self.worker),
             exchange: Rc::clone(self.exchange),
@@ -171,11 +177,9 @@ impl Forward<'_> {
             http2,
             tried: Rc::default(),
             secure: self.front.tls,
-            policy: Rc::clone(&policy),
+            ends: retry.ends(request.headers()),
+            policy,
         };
-        let observer = Rc::clone(self.exchange) as Rc<dyn RetryObserver>;
-        let retry = service.retry(policy).observed(observer);
-        let retry = retry.since(self.exchange.started());
         let result = retry.layer(balance).oneshot(request).await;
         match limits {
             Some(limits) if result.is_err() && self.exchange.body_was_cut_by(&limits) => {

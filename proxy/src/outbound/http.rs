@@ -22,12 +22,12 @@ use super::{
 };
 use crate::{
     airflow::{ConnectionTask, ExecutionCall, baggage, outage},
-    balance::{EndpointDesc, Outcome, Tried},
+    balance::{EndpointDesc, Outcome, Pick, Tried},
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
     http::Body,
     retry::{
-        Progress, RetryError, RetryObserver, RetryPolicy, UNAVAILABLE, grpc_status, grpc_timeout,
+        Progress, ReplayBuffer, RetryError, RetryObserver, RetryPolicy, UNAVAILABLE, grpc_status,
         said_by_proxy,
     },
     route::Front,
@@ -221,6 +221,8 @@ pub(super) struct Balance {
     pub(super) secure: bool,
     /// What the request's route says.
     pub(super) policy: Rc<RetryPolicy>,
+    /// When the request ends, whatever has come of it.
+    pub(super) ends: Option<Instant>,
 }
 
 impl tower::Service<Request<Body>> for Balance {
@@ -243,11 +245,8 @@ impl tower::Service<Request<Body>> for Balance {
             let pick = &chosen.pick;
             let endpoint = pick.desc();
             this.tried.add(endpoint.address);
-            let deadline = this
-                .exchange
-                .is_grpc()
-                .then(|| grpc_timeout(request.headers()));
-            pick.wait_for(patience(policy, deadline.flatten()));
+            pick.wait_for(patience(policy, this.ends, Instant::now()));
+            let waiting = Waiting::of(pick, request.body());
             let sent = endpoint.send(&this.worker, &this.exchange, request, this.http2);
             let mut result = if chosen.repeatable {
                 tokio::select! {
@@ -258,8 +257,11 @@ impl tower::Service<Request<Body>> for Balance {
             } else {
                 sent.await
             };
-            if let Some(outcome) = outcome(&result, this.exchange.is_grpc()) {
-                pick.finish(outcome);
+            drop(waiting);
+            match outcome(&result, this.exchange.is_grpc()) {
+                Some(outcome) => pick.finish(outcome),
+                // However long it is held from here on.
+                None => pick.wait_for(None),
             }
             if let Ok(response) = &mut result {
                 chosen.tell(response, this.secure);
@@ -281,19 +283,50 @@ fn died(endpoint: SocketAddr) -> ProxyError {
     )
 }
 
-/// A deadline of the client's that is shorter says more about the client than about an endpoint that misses it.
-const LEAST_TELLING_DEADLINE: Duration = Duration::from_secs(1);
+/// An endpoint that is waited for. Given up meanwhile, it is not blamed where the client was the one to go on: its request
+/// had not come whole.
+struct Waiting<'a> {
+    pick: &'a Pick,
+    body: Option<ReplayBuffer>,
+}
 
-/// How long an answer of one endpoint is waited for: dropped after that, the endpoint has failed.
-fn patience(policy: &RetryPolicy, deadline: Option<Duration>) -> Option<Duration> {
-    let deadline = deadline.filter(|limit| *limit >= LEAST_TELLING_DEADLINE);
-    let limits = [
-        policy.try_timeout,
-        policy.hedge,
-        policy.request_timeout,
-        deadline,
-    ];
-    limits.into_iter().flatten().min()
+impl<'a> Waiting<'a> {
+    fn of(pick: &'a Pick, body: &Body) -> Self {
+        let body = match body {
+            Body::Replay(body) => Some(body.buffer()),
+            _ => None,
+        };
+        Self { pick, body }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.body.as_ref().is_some_and(ReplayBuffer::awaits_client) {
+            self.pick.wait_for(None);
+        }
+    }
+}
+
+/// What is left to an endpoint of a client that waits for a second, whose answer has to come a tenth of it earlier. Less
+/// says more about the client than about an endpoint that misses it.
+const LEAST_TELLING: Duration = Duration::from_millis(850);
+
+/// By how much timers may be late for what they end to have lasted as long as it was meant to.
+const TIMER_STEP: Duration = Duration::from_millis(1);
+
+/// How long an answer of one endpoint is waited for: dropped after that, the endpoint has failed. Where the request itself
+/// `ends` meanwhile, that is only when enough of its time was left to this one.
+fn patience(policy: &RetryPolicy, ends: Option<Instant>, now: Instant) -> Option<Duration> {
+    let least = match policy.request_timeout {
+        Some(limit) => LEAST_TELLING.min(limit / 2),
+        None => LEAST_TELLING,
+    };
+    let left = ends.map(|ends| ends.saturating_duration_since(now));
+    let left = left.filter(|left| *left >= least);
+    let limits = [policy.try_timeout, policy.hedge, left];
+    let limit = limits.into_iter().flatten().min()?;
+    Some(limit.saturating_sub(TIMER_STEP))
 }
 
 /// What the outcome of a request says of its endpoint; none where it is about a proxy.
@@ -423,27 +456,32 @@ mod tests {
 
     #[test]
     fn an_endpoint_has_failed_that_outlasts_the_earliest_of_all_limits() {
-        let seconds = Duration::from_secs;
-        let policy = |of_try, of_request| RetryPolicy {
-            try_timeout: of_try,
-            request_timeout: of_request,
-            ..RetryPolicy::default()
-        };
-        for (policy, deadline, expected) in [
-            (policy(None, None), None, None),
-            (
-                policy(Some(seconds(1)), Some(seconds(5))),
-                None,
-                Some(seconds(1)),
-            ),
-            (
-                policy(None, Some(seconds(5))),
-                Some(seconds(3)),
-                Some(seconds(3)),
-            ),
-            (policy(None, None), Some(Duration::from_millis(900)), None),
+        let ms = Duration::from_millis;
+        let now = Instant::now();
+        // In milliseconds: of a try, of the request, what is left of it, and of that what says something.
+        for (of_try, of_request, left, expected) in [
+            (None, None, None, None),
+            (Some(1000), Some(5000), Some(4990), Some(999)),
+            (Some(5000), None, Some(2900), Some(2899)),
+            // A client that waits for a second, and one that waits for less.
+            (None, None, Some(899), Some(898)),
+            (None, None, Some(810), None),
+            // The route says how long an answer may take, but the last of several tries has not all of that.
+            (None, Some(300), Some(299), Some(298)),
+            (None, Some(300), Some(100), None),
+            (Some(200), Some(300), Some(100), Some(199)),
         ] {
-            assert_eq!(super::patience(&policy, deadline), expected, "{deadline:?}");
+            let policy = RetryPolicy {
+                try_timeout: of_try.map(ms),
+                request_timeout: of_request.map(ms),
+                ..RetryPolicy::default()
+            };
+            let found = patience(&policy, left.map(|left| now + ms(left)), now);
+            assert_eq!(
+                found,
+                expected.map(ms),
+                "{of_try:?} {of_request:?} {left:?}"
+            );
         }
     }
 }

@@ -225,7 +225,8 @@ async fn protocol<T: Connection>(
         Declared::Tls => return Ok(Some(declared_as(Detected::Tls { server_name: None }))),
         // Still read, to tell HTTP/1 from HTTP/2.
         Declared::Http => {
-            let idle = worker.config.limits.client_idle_timeout;
+            // Outbound goes on for the workload while the proxy drains.
+            let idle = tokio::time::sleep(worker.config.limits.client_idle_timeout);
             match detect::detect_http(stream, idle, limit).await? {
                 Some(found) => found,
                 None => return Ok(None),

@@ -215,6 +215,17 @@ impl CallerPolicy {
         }
     }
 
+    /// Whether there are HTTP requests that go through.
+    pub(crate) fn authorize_any_request(&self) -> Decision {
+        match &self.verdict {
+            Verdict::Always(policy) => Decision::Allow {
+                policy: policy.clone(),
+            },
+            Verdict::Never(denial) => Decision::Deny(*denial),
+            Verdict::ByRequest(_) => Decision::Allow { policy: None },
+        }
+    }
+
     /// Whether an HTTP request goes through. `path` may have a query, which is left out.
     pub(crate) fn authorize_request(&self, method: &Method, path: &str) -> Decision {
         let candidates = match &self.verdict {

@@ -54,9 +54,9 @@ pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
-/// Takes from `grpc-timeout` what has gone by, for a further attempt.
-pub(super) fn shorten_grpc_timeout(headers: &mut HeaderMap, gone: Duration) {
-    let Some(timeout) = grpc_timeout(headers) else {
+/// Has `grpc-timeout` say what is left of a client's timeout, if it has one.
+pub(super) fn set_grpc_timeout(headers: &mut HeaderMap, timeout: Option<Duration>, gone: Duration) {
+    let Some(timeout) = timeout else {
         return;
     };
     let left = timeout
@@ -131,7 +131,8 @@ mod tests {
     fn a_further_attempt_has_what_is_left_of_the_clients_time() {
         for (timeout, gone, expected) in [("2S", 500, "1500m"), ("1S", 5000, "1m"), ("x", 1, "x")] {
             let mut headers = headers(GRPC_TIMEOUT, timeout);
-            shorten_grpc_timeout(&mut headers, Duration::from_millis(gone));
+            let timeout = grpc_timeout(&headers);
+            set_grpc_timeout(&mut headers, timeout, Duration::from_millis(gone));
             assert_eq!(headers[GRPC_TIMEOUT], expected);
         }
     }
@@ -142,6 +143,8 @@ mod tests {
         for (name, value, expected) in [
             ("retry-after", "3", after(3)),
             ("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT", after(0)),
+            ("retry-after", "18446744073709551615", after(u64::MAX)),
+            ("retry-after", "18446744073709551616", None),
             ("retry-after", "soon", None),
             ("retry-after", "-1", None),
             ("grpc-retry-pushback-ms", "2000", after(2)),

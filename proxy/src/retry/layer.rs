@@ -9,14 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower::{Layer, Service, ServiceExt};
 
 use super::budget::RetryBudget;
 use super::classify::{Again, Attempt, Attempts, Kind, RetryError};
-use super::deadline::{AskAgain, Deadline, deadline, shorten_grpc_timeout};
+use super::deadline::{AskAgain, Deadline, deadline, grpc_timeout, set_grpc_timeout};
 use super::hold::{Held, HoldQueue};
 use super::policy::RetryPolicy;
 use super::spare::Spare;
@@ -103,6 +103,12 @@ impl RetryLayer {
         self.began = Some(began);
         self
     }
+
+    /// When a request with these headers ends, by its client's deadline or the policy.
+    pub(crate) fn ends(&self, headers: &HeaderMap) -> Option<Instant> {
+        let began = self.began.unwrap_or_else(Instant::now);
+        deadline(headers, self.policy.request_timeout, began).map(|deadline| deadline.at)
+    }
 }
 
 /// The budget and the queue of those who wait that all destinations outside the mesh share.
@@ -177,8 +183,9 @@ where
     let now = Instant::now();
     let began = settings.began.unwrap_or(now);
     let deadline = deadline(attempt.request().headers(), policy.request_timeout, began);
+    let timeout = grpc_timeout(attempt.request().headers());
     if now.duration_since(began) >= NOTICEABLE_WAIT {
-        shorten_grpc_timeout(attempt.request_mut().headers_mut(), now - began);
+        set_grpc_timeout(attempt.request_mut().headers_mut(), timeout, now - began);
     }
     settings.budget.deposit();
     let kind = Kind::of(attempt.request(), policy);
@@ -223,7 +230,11 @@ where
         }
         number += 1;
         attempt = spare.into_attempt(number);
-        shorten_grpc_timeout(attempt.request_mut().headers_mut(), began.elapsed());
+        set_grpc_timeout(
+            attempt.request_mut().headers_mut(),
+            timeout,
+            began.elapsed(),
+        );
         service.ready().await?;
     }
 }
@@ -311,7 +322,10 @@ impl RetryLayer {
             (deadline, held) => deadline.or(held),
         };
         let in_time = match end {
-            Some(end) => Instant::now() + delay < end,
+            // A server may name any number of seconds.
+            Some(end) => Instant::now()
+                .checked_add(delay)
+                .is_some_and(|next| next < end),
             None => delay <= MAX_UNASKED_WAIT.max(backoff),
         };
         in_time.then_some(delay)

@@ -41,6 +41,8 @@ struct Shared {
     is_last: bool,
     /// Length of the whole body where it is known.
     length: Option<u64>,
+    /// Nothing was there when the source was last asked.
+    awaits_source: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,7 @@ impl ReplayBuffer {
             position: 0,
             is_last: false,
             length,
+            awaits_source: false,
         })))
     }
 
@@ -94,6 +97,11 @@ impl ReplayBuffer {
             SourceState::Spent => false,
         };
         has_ended && shared.position >= shared.kept.len()
+    }
+
+    /// True while the client has more to send, and whoever reads waits for that.
+    pub(crate) fn awaits_client(&self) -> bool {
+        self.0.borrow().awaits_source
     }
 
     /// How many bytes are kept.
@@ -127,7 +135,9 @@ impl Shared {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
+        let polled = Pin::new(&mut self.source).poll_frame(cx);
+        self.awaits_source = polled.is_pending();
+        let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 self.spend();
@@ -203,7 +213,7 @@ impl fmt::Debug for ReplayBody {
 
 impl ReplayBody {
     /// What keeps the body.
-    pub(super) fn buffer(&self) -> ReplayBuffer {
+    pub(crate) fn buffer(&self) -> ReplayBuffer {
         ReplayBuffer(self.shared.clone())
     }
 

@@ -9,6 +9,8 @@ use sidewind_tests::process::Process;
 use sidewind_tests::wait::{PATIENCE, eventually};
 use sidewind_tests::workloads;
 
+use crate::support::endpoint_states;
+
 /// The address of the service, which no host has.
 const VIRTUAL: &str = "10.96.0.10";
 
@@ -76,24 +78,8 @@ impl Three {
 
     /// The state of each server's endpoint, as the task's sidecar has it.
     fn states(&self) -> Vec<String> {
-        let shown: serde_json::Value =
-            serde_json::from_str(&self.task.sidecar.get("/endpoints").text()).expect("JSON");
-        let services = shown["services"].as_array().cloned().unwrap_or_default();
-        let endpoints = services
-            .iter()
-            .filter(|service| service["service"] == "orders-api.data")
-            .flat_map(|service| service["endpoints"].as_array().cloned().unwrap_or_default());
-        let endpoints: Vec<_> = endpoints.collect();
-        let state = |(api, _): &(Workload, Process)| {
-            let address = api.at(8080).to_string();
-            let found = endpoints
-                .iter()
-                .find(|it| it["address"] == address.as_str());
-            found.map_or_else(String::new, |it| {
-                it["state"].as_str().unwrap_or_default().into()
-            })
-        };
-        self.apis.iter().map(state).collect()
+        let endpoints: Vec<_> = self.apis.iter().map(|(api, _)| api.at(8080)).collect();
+        endpoint_states(&self.task, "orders-api.data", &endpoints)
     }
 
     #[track_caller]
@@ -249,4 +235,34 @@ spec:
     let metrics = three.task.sidecar.metrics();
     let counted = metrics.sum("sidewind_endpoint_ejections_total", &labels);
     assert_eq!(counted, 2.0);
+}
+
+#[test]
+fn a_check_in_tcp_sees_through_the_mesh_whether_a_port_that_is_declared_as_http_is_open() {
+    let policy = "apiVersion: sidewind.dev/v1alpha1
+kind: TrafficPolicy
+metadata: { name: orders-api, namespace: data }
+spec:
+  targetRefs: [{ kind: Service, name: orders-api }]
+  healthCheck: { tcp: {}, interval: 100ms, timeout: 2s, unhealthyThreshold: 2 }
+";
+    let mut three = Three::start(policy);
+    let url = format!("http://{VIRTUAL}/orders");
+    three.task.curl(&[&url]).finish().success();
+    for number in 0..3 {
+        three.wait_for(number, "healthy");
+    }
+    // The kernel accepts for a server that hangs: an open port is all that this check asks for.
+    three.apis[1].1.signal(Signal::STOP);
+    three.apis[0].1.kill();
+    three.wait_for(0, "dead");
+    assert_eq!(three.states(), ["dead", "healthy", "healthy"]);
+    three.apis[1].1.signal(Signal::CONT);
+    // Tunnels in which nothing was asked are no requests, good or bad.
+    for (api, _) in &three.apis {
+        let metrics = api.sidecar.metrics();
+        let refused = [("error", "bad-request")];
+        assert_eq!(metrics.sum("sidewind_requests_total", &refused), 0.0);
+        assert_eq!(metrics.sum("sidewind_connections_total", &refused), 0.0);
+    }
 }

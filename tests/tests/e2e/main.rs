@@ -15,6 +15,7 @@ mod bad_requests;
 mod balancing;
 mod bans;
 mod bench;
+mod calls;
 mod conformance;
 mod control_plane;
 mod crowds;

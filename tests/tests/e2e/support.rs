@@ -1,5 +1,7 @@
 //! What several stories begin with.
 
+use std::net::SocketAddr;
+
 use sidewind_tests::mesh::{Mesh, MeshPlan, Workload};
 use sidewind_tests::process::Process;
 use sidewind_tests::wait::{PATIENCE, eventually};
@@ -140,4 +142,29 @@ spec:
     - from: [{{ spiffeIds: {sources:?} }}]{to}
 "
     )
+}
+
+/// The states of endpoints of a service, as a caller's sidecar has them; empty for one that it does not know.
+pub(crate) fn endpoint_states(
+    caller: &Workload,
+    service: &str,
+    endpoints: &[SocketAddr],
+) -> Vec<String> {
+    let shown: serde_json::Value =
+        serde_json::from_str(&caller.sidecar.get("/endpoints").text()).expect("JSON");
+    let services = shown["services"].as_array().cloned().unwrap_or_default();
+    let known: Vec<_> = services
+        .iter()
+        .filter(|known| known["service"] == service)
+        .flat_map(|known| known["endpoints"].as_array().cloned().unwrap_or_default())
+        .collect();
+    let state = |endpoint: &SocketAddr| {
+        let found = known
+            .iter()
+            .find(|it| it["address"] == endpoint.to_string().as_str());
+        found.map_or_else(String::new, |it| {
+            it["state"].as_str().unwrap_or_default().into()
+        })
+    };
+    endpoints.iter().map(state).collect()
 }

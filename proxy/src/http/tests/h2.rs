@@ -1,27 +1,21 @@
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::{collect, read_head, run, run_for, run_with_sockets};
 use crate::http::h2_client::client_builder;
-use crate::http::{
-    Body, H1Connection, H2Pool, H2ServerSettings, PoolKey, send_body, send_h2, serve_h2,
-};
+use crate::http::{Body, H1Connection, H2ServerSettings, send_body, send_h2, serve_h2};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-const ADDRESS: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 80);
 
 fn request(body: Body) -> Request<Body> {
     Request::post("http://orders/").body(body).unwrap()
@@ -295,82 +289,6 @@ fn shutdown_says_goaway_and_lets_open_streams_finish() {
         let response = open.await.unwrap().unwrap();
         assert_eq!(collect(response.into_body()).await.unwrap().0, "late");
         served.await.unwrap().unwrap();
-    });
-}
-
-fn server_io(goes_away: bool) -> DuplexStream {
-    let (client, server) = tokio::io::duplex(64 * 1024);
-    spawn_local(async move {
-        let mut server = h2::server::handshake(server).await.unwrap();
-        while let Some(Ok((_, mut respond))) = server.accept().await {
-            respond.send_response(Response::new(()), true).unwrap();
-            if goes_away {
-                server.graceful_shutdown();
-            }
-        }
-    });
-    client
-}
-
-#[test]
-fn the_pool_shares_one_connection_and_replaces_one_that_goes_away() {
-    run(async {
-        let pool = H2Pool::new(Duration::from_secs(60));
-        let dials = Cell::new(0);
-        let dial = || async {
-            dials.set(dials.get() + 1);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            Ok::<_, h2::Error>(server_io(dials.get() == 1))
-        };
-        let key = PoolKey::from(ADDRESS);
-        let (a, b) = tokio::join!(pool.connection(key, dial), pool.connection(key, dial));
-        assert_eq!(dials.get(), 1, "one dial for both");
-        let response = a
-            .unwrap()
-            .send(request(Body::Empty), PATIENCE)
-            .await
-            .unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        drop(b);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        for _ in 0..3 {
-            let connection = pool.connection(key, dial).await.unwrap();
-            assert!(
-                connection
-                    .send(request(Body::Empty), PATIENCE)
-                    .await
-                    .is_ok()
-            );
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        assert_eq!(dials.get(), 2);
-        spawn_local(pool.sweeper());
-        tokio::time::sleep(Duration::from_secs(150)).await;
-        pool.connection(key, dial).await.unwrap();
-        assert_eq!(dials.get(), 3, "an unused connection is let go");
-    });
-}
-
-#[test]
-fn a_failed_dial_fails_only_whoever_dialled() {
-    run(async {
-        let pool = H2Pool::new(Duration::from_secs(60));
-        let key = PoolKey::from(ADDRESS);
-        let refused = || async {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            Err::<DuplexStream, _>(h2::Error::from(h2::Reason::INTERNAL_ERROR))
-        };
-        let works = || async { Ok::<_, h2::Error>(server_io(false)) };
-        let (first, second) =
-            tokio::join!(pool.connection(key, refused), pool.connection(key, works));
-        first.unwrap_err();
-        assert!(
-            second
-                .unwrap()
-                .send(request(Body::Empty), PATIENCE)
-                .await
-                .is_ok()
-        );
     });
 }
 

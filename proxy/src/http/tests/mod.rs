@@ -3,6 +3,7 @@
 mod h1;
 mod h1_server;
 mod h2;
+mod h2_pool;
 mod interim;
 
 use std::future::Future;
