@@ -11,9 +11,10 @@ VOLUME /var/lib/sidewind
 ENTRYPOINT ["/sidewind"]
 CMD ["serve"]
 
-# 1337 is the user whose connections `sidewind-proxy redirect` leaves alone.
+# 1337 is the user whose connections `sidewind-proxy redirect` leaves alone. An archive, since COPY would drop the marks on
+# the program by which that user gets the capabilities that a pod adds to look for Airflow's tasks (docs/airflow.md).
 FROM scratch AS sidewind-proxy
-COPY sidewind-proxy/ /
+ADD sidewind-proxy.tar /
 USER 1337:1337
 EXPOSE 15008 15020
 ENTRYPOINT ["/sidewind-proxy"]

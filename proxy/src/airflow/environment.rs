@@ -32,8 +32,13 @@ pub(crate) fn task(environment: &[u8]) -> Option<TaskContext> {
     })
 }
 
-/// Longest value that the proxy's own environment may have.
+/// Longest name that is believed.
 const MAX_VALUE_BYTES: usize = 1024;
+
+/// Whether a text can be a name of Airflow's.
+pub(super) fn is_name(value: &str) -> bool {
+    (1..=MAX_VALUE_BYTES).contains(&value.len()) && !value.contains(char::is_control)
+}
 
 /// Why the proxy's own environment names no task: a variable, and what is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,9 +59,7 @@ pub(crate) fn own<'v>(
 ) -> Result<Option<Attributed>, NoTask> {
     let error = |name, problem| NoTask { name, problem };
     let value = |name: &'static str| match variable(name).filter(|value| !value.is_empty()) {
-        Some(value) if value.len() > MAX_VALUE_BYTES || value.contains(char::is_control) => {
-            Err(error(name, "is no name that Airflow gives"))
-        }
+        Some(value) if !is_name(value) => Err(error(name, "is no name that Airflow gives")),
         value => Ok(value),
     };
     let names = [

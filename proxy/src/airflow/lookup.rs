@@ -21,7 +21,7 @@ use super::{
     plugin::Plugin,
     process::{Pid, ProcessKey},
     processes::{NotFound, Processes},
-    sight::Sight,
+    sight::{self, Sight},
     socket::{SocketPair, SocketTable},
     standing::{Proofs, Standing},
 };
@@ -154,7 +154,10 @@ impl Lookup {
             proofs: Proofs::default(),
             metrics: Arc::clone(metrics),
         };
-        thread().spawn(move || searching.run(received))?;
+        thread().spawn(move || {
+            sight::use_capabilities();
+            searching.run(received)
+        })?;
         Ok(lookup)
     }
 

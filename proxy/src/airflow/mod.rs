@@ -26,6 +26,7 @@ mod attempt_log;
 mod attribute;
 pub(crate) mod baggage;
 mod caller;
+pub(crate) mod command_line;
 mod connection;
 pub(crate) mod environment;
 mod execution_api;

@@ -1,13 +1,12 @@
 //! What the proxy can see of the processes beside it, found out when it starts.
 
 use rustix::fs::{Mode, OFlags, RawDir, open};
+use rustix::thread::{CapabilitySet, set_capabilities};
 
 use super::process::read_file;
 
-/// Capabilities (capabilities(7)), by their numbers.
-const DAC_OVERRIDE: u32 = 1;
-const DAC_READ_SEARCH: u32 = 2;
-const SYS_PTRACE: u32 = 19;
+/// Either of these lets a user other than root read what belongs to others.
+const READING: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
 
 /// How much the proxy can see of the processes beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,17 +20,19 @@ pub(crate) enum Sight {
 }
 
 impl Sight {
-    /// Looks at `/proc`.
+    /// Looks at `/proc` and at what this process may use of capabilities(7).
     pub(super) fn now() -> Self {
-        let status = std::fs::read("/proc/self/status").unwrap_or_default();
-        Self::of(sees_others(), capabilities(&status))
+        let own = rustix::thread::capabilities(None).map(|sets| sets.permitted);
+        Self::of(sees_others(), own.unwrap_or(CapabilitySet::empty()))
     }
 
-    fn of(sees_others: bool, capabilities: u64) -> Self {
-        let has = |number: u32| capabilities >> number & 1 == 1;
-        match (sees_others, has(SYS_PTRACE)) {
+    fn of(sees_others: bool, capabilities: CapabilitySet) -> Self {
+        match (
+            sees_others,
+            capabilities.contains(CapabilitySet::SYS_PTRACE),
+        ) {
             (false, _) => Self::Alone,
-            (true, true) if has(DAC_OVERRIDE) || has(DAC_READ_SEARCH) => Self::Whole,
+            (true, true) if capabilities.intersects(READING) => Self::Whole,
             _ => Self::Partial,
         }
     }
@@ -50,7 +51,8 @@ impl Sight {
             Self::Whole => "the processes beside this one and their open files can be seen",
             Self::Partial => {
                 "the open files of other processes are hidden from this one, at least those of tasks of Airflow 3.2 and later: \
-                 give the sidecar the capability SYS_PTRACE and run it as root, or as another user with DAC_READ_SEARCH too; or \
+                 give the sidecar the capability SYS_PTRACE (with allowPrivilegeEscalation, and DAC_READ_SEARCH where it has not the \
+                 usual ones, if it is not root), or \
                  use --task-lookup plugin, which needs neither"
             }
             Self::Alone => {
@@ -61,12 +63,22 @@ impl Sight {
     }
 }
 
-/// The effective capabilities, as `/proc/self/status` says them.
-fn capabilities(status: &[u8]) -> u64 {
-    let status = String::from_utf8_lossy(status);
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or_default()
+/// Puts to use, on this thread alone, what the process may use to look into others.
+///
+/// A container's user other than root gets the capabilities that its container may have by the marks on the program's
+/// file, which permit them and do not use them: a container that may have none must be able to start the same program.
+pub(super) fn use_capabilities() {
+    let Ok(mut sets) = rustix::thread::capabilities(None) else {
+        return;
+    };
+    let reading = match sets.permitted.contains(CapabilitySet::DAC_READ_SEARCH) {
+        true => CapabilitySet::DAC_READ_SEARCH,
+        false => CapabilitySet::DAC_OVERRIDE,
+    };
+    sets.effective |= sets.permitted & (CapabilitySet::SYS_PTRACE | reading);
+    if let Err(error) = set_capabilities(None, sets) {
+        tracing::warn!(%error, "the capabilities to look into other processes cannot be used");
+    }
 }
 
 /// Whether there is a process that is neither this one nor a thread of the kernel's, which have no command line.
@@ -101,22 +113,18 @@ mod tests {
 
     #[test]
     fn what_can_be_seen_follows_from_the_pid_namespace_and_two_capabilities() {
-        let caps = |numbers: &[u32]| numbers.iter().map(|number| 1 << number).sum::<u64>();
+        const NONE: CapabilitySet = CapabilitySet::empty();
+        const PTRACE: CapabilitySet = CapabilitySet::SYS_PTRACE;
         for (others, capabilities, sight) in [
-            (false, u64::MAX, Sight::Alone),
-            (true, 0, Sight::Partial),
-            (true, caps(&[SYS_PTRACE]), Sight::Partial),
-            (true, caps(&[DAC_OVERRIDE]), Sight::Partial),
-            (true, caps(&[SYS_PTRACE, DAC_OVERRIDE]), Sight::Whole),
-            (true, caps(&[SYS_PTRACE, DAC_READ_SEARCH]), Sight::Whole),
+            (false, CapabilitySet::all(), Sight::Alone),
+            (true, NONE, Sight::Partial),
+            (true, PTRACE, Sight::Partial),
+            (true, CapabilitySet::DAC_OVERRIDE, Sight::Partial),
+            (true, PTRACE | CapabilitySet::DAC_OVERRIDE, Sight::Whole),
+            (true, PTRACE | CapabilitySet::DAC_READ_SEARCH, Sight::Whole),
         ] {
-            assert_eq!(Sight::of(others, capabilities), sight, "{capabilities:x}");
+            assert_eq!(Sight::of(others, capabilities), sight, "{capabilities:?}");
         }
-        assert_eq!(
-            capabilities(b"Name:\tx\nCapEff:\t0000000000080004\n"),
-            caps(&[2, 19])
-        );
-        assert_eq!(capabilities(b"CapEff:\tx"), 0);
     }
 
     #[test]

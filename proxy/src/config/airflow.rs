@@ -1,6 +1,6 @@
 //! Airflow: whose connections are attributed to tasks, and whose word on tasks is taken.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use sidewind_identity::SpiffeIdPattern;
@@ -9,7 +9,7 @@ use super::environment::WorkloadVariables;
 use super::error::ConfigError;
 use super::validate::Given;
 use super::values::{duration_within, socket_path};
-use crate::airflow::{AttemptLogs, DEFAULT_TEMPLATE, TaskSource, environment};
+use crate::airflow::{AttemptLogs, DEFAULT_TEMPLATE, TaskSource, command_line, environment};
 
 /// Most patterns of peers that are believed.
 const MAX_PEERS: usize = 64;
@@ -24,7 +24,8 @@ pub(crate) enum TaskLookup {
     Processes,
     /// By the proxy's own environment, beside a workload that runs one task (KubernetesExecutor, ECS): AIRFLOW_CTX_DAG_ID,
     /// AIRFLOW_CTX_TASK_ID and AIRFLOW_CTX_DAG_RUN_ID, and AIRFLOW_CTX_TRY_NUMBER, AIRFLOW_CTX_MAP_INDEX and
-    /// AIRFLOW_CTX_TASK_INSTANCE_ID where they are known.
+    /// AIRFLOW_CTX_TASK_INSTANCE_ID where they are known. Without them, by the command after `--`, where that is what
+    /// Airflow's executors run a task by.
     Environment,
     /// By Airflow's plugin sidewind-airflow, which says at --task-socket which task a process works for. Needs no privilege
     /// and no common PID namespace.
@@ -124,6 +125,7 @@ pub(super) fn airflow(
     settings: AirflowSettings,
     given: &Given<'_>,
     variables: &WorkloadVariables,
+    command: &[OsString],
 ) -> Result<AirflowConfig, ConfigError> {
     let is_by_processes = settings.task_lookup == TaskLookup::Processes;
     for flag in ["task-log-folder", "task-log-template"] {
@@ -147,6 +149,7 @@ pub(super) fn airflow(
         TaskLookup::Plugin => Some(TaskSource::Plugin(settings.task_socket)),
         TaskLookup::Environment => environment::own(|name| variables.get(name))
             .map_err(|problem| given.error("task-lookup", problem))?
+            .or_else(|| command_line::task(command))
             .map(|task| TaskSource::Given(Box::new(task))),
         TaskLookup::Processes => {
             if !settings.task_log_folder.is_absolute() {

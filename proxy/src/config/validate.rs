@@ -90,7 +90,7 @@ pub(super) fn run(
         gateway,
         workload_api: workload_api(settings.workload_api, given)?,
         traffic: traffic(settings.traffic, given)?,
-        airflow: airflow(settings.airflow, given, aws)?,
+        airflow: airflow(settings.airflow, given, aws, &settings.command.command)?,
         limits: limits(&settings.limits),
         telemetry: telemetry(settings.telemetry),
         command: command(&settings.command),

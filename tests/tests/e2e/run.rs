@@ -49,6 +49,34 @@ fn the_commands_first_call_goes_through_the_mesh_and_the_sidecar_ends_with_it() 
 }
 
 #[test]
+fn the_command_of_an_executor_names_the_task_whose_calls_these_are() {
+    let (_server, _api, mut mesh) = mesh_with_api();
+    let host = mesh.outsider("ecs");
+    let text = format!("PROXY={}; {}", host.address, call("/orders"));
+    // As the ECS executor overrides a container's command: python -m airflow.sdk.execution_time.execute_workload …
+    let workload = r#"{"token":"eyJ.very.secret","dag_rel_path":"a.py","type":"ExecuteTask","ti":{"id":"0193","dag_id":"payroll",
+        "task_id":"charge","run_id":"scheduled__2026-11-21T00:00:00+00:00","try_number":2,"map_index":-1}}"#;
+    let command = [
+        "sh",
+        "-c",
+        &text,
+        "execute_workload",
+        "--json-string",
+        workload,
+    ];
+    let plan = mesh.workload("airflow", "ecs").running(&command);
+    let mut task = plan.flag("--task-lookup", "environment").start_at(host);
+    assert_eq!(exit_code(&mut task), Some(0), "{}", task.sidecar.log());
+    let record = task
+        .sidecar
+        .wait_for_access("the call", |record| record.path() == "/orders");
+    let named = ["dag_id", "task_id", "run_id"].map(|field| record.text(field).to_owned());
+    let expected = ["payroll", "charge", "scheduled__2026-11-21T00:00:00+00:00"];
+    assert_eq!(named, expected, "{record}");
+    assert!(!task.sidecar.log().contains("very.secret"));
+}
+
+#[test]
 fn the_exit_code_is_the_commands() {
     let mut mesh = Mesh::plan().start_on_loopback();
     let readable = mesh
@@ -283,22 +311,18 @@ fn a_command_waits_for_a_sidecar_of_its_own_container_and_ends_it() {
     let host = mesh.outsider("task");
     let admin = format!("{}:15020", host.address);
     let run = host.place.program(&mesh.binaries().proxy);
-    let run = run.args([
-        "run",
-        "--admin-listen",
-        &admin,
-        "--",
-        "sh",
-        "-c",
-        "echo up; exit 4",
-    ]);
-    let mut command = run.start("command", &mesh.scratch);
+    // Whoever starts the sidecar sees it ready before the command ends it.
+    let go = mesh.scratch.directory("go", None).join("now");
+    let text = "until [ -e \"$0\" ]; do sleep 0.05; done; echo up; exit 4";
+    let run = run.args(["run", "--admin-listen", &admin, "--", "sh", "-c", text]);
+    let mut command = run.arg(&go).start("command", &mesh.scratch);
     // It is there first, as containers of a task may start in any order.
     let port = (host.address, 15020).into();
     command.wait_until("nothing answers yet", PATIENCE, || {
         !host.place.is_open(port)
     });
     let mut task = mesh.workload("airflow", "task").start_at(host);
+    std::fs::write(&go, "").expect("the command sees it");
     assert_eq!(command.wait(PATIENCE).code(), Some(4), "{}", command.log());
     assert!(command.output().contains("up"));
     let status = task.sidecar.process().wait(Duration::from_secs(20));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 
 use serde_json::Value;
 use sidewind_tests::mesh::{Mesh, SIDECAR_UID, Workload};
@@ -87,6 +88,32 @@ fn what_a_sidecar_cannot_see_is_said_when_it_starts() {
 }
 
 #[test]
+fn a_user_other_than_root_sees_whole_by_the_marks_on_the_images_program() {
+    let mut mesh = Mesh::plan().start();
+    // As `.ci/image` marks it: no capability is handed to the user itself.
+    let marked = mesh.scratch.directory("image", None).join("sidewind-proxy");
+    std::fs::copy(&mesh.binaries().proxy, &marked).expect("a copy");
+    let marks = "cap_sys_ptrace,cap_dac_override,cap_dac_read_search=p";
+    let done = Command::new("setcap").arg(marks).arg(&marked).status();
+    assert!(done.expect("setcap").success());
+    let run = format!("exec {} \"$@\"", marked.display());
+    let mut worker = mesh
+        .workload("airflow", "task")
+        .by(&["sh", "-c", &run])
+        .flag("--task-lookup", "processes")
+        .start();
+    let metrics = worker.sidecar.metrics();
+    assert_eq!(
+        metrics.sum("sidewind_task_sight", &[("sight", "whole")]),
+        1.0
+    );
+    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.sidecar.process().id()));
+    let status = status.expect("the sidecar's status");
+    // The threads that carry traffic use none of them.
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+}
+
+#[test]
 fn airflows_plugin_tells_a_sidecar_without_privileges_which_task_calls() {
     let mut mesh = Mesh::plan().start();
     let (_api, _server) = api(&mut mesh);
@@ -168,7 +195,7 @@ fn the_plugins_own_tests_pass() {
         .expect("python3 is there");
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(
-        ran.status.success() && said.contains("Ran 7 tests"),
+        ran.status.success() && said.contains("Ran 10 tests"),
         "{said}"
     );
 }
