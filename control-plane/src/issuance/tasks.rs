@@ -12,6 +12,7 @@ use crate::store::AuditRecord;
 use sidewind_api::{Reason, v1};
 use sidewind_identity::authority::{MIN_SVID_TTL, SvidTemplate};
 use sidewind_identity::{PeerIdentity, SpiffeId, TaskId};
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -100,18 +101,91 @@ fn derive(worker: &SpiffeId, request: &v1::IssueTaskSvidRequest) -> Result<Spiff
     derived.map_err(|error| task_refused(error.to_string()))
 }
 
+/// Most characters of a name that the audit keeps of what a worker says.
+const MAX_SAID: usize = 256;
+
 fn detail(worker: &SpiffeId, request: &v1::IssueTaskSvidRequest, airflow: Option<&str>) -> String {
-    match (airflow, &request.airflow) {
-        (Some(airflow), Some(token)) => {
-            format!(
-                "for {worker}, on the word of Airflow {airflow} about {:?}",
-                token.ti_id
-            )
-        }
-        _ => format!("for {worker}"),
+    let mut detail = format!("for {worker}");
+    if let (Some(airflow), Some(token)) = (airflow, &request.airflow) {
+        let ti_id = said(&token.ti_id);
+        let _ = write!(detail, ", on the word of Airflow {airflow} about {ti_id}");
     }
+    let Some(instance) = &request.instance else {
+        return detail;
+    };
+    let _ = write!(
+        detail,
+        "; as the worker says, run_id={}",
+        said(&instance.run_id)
+    );
+    if let Some(index) = instance.map_index {
+        let _ = write!(detail, " map_index={index}");
+    }
+    if instance.try_number > 0 {
+        let _ = write!(detail, " try_number={}", instance.try_number);
+    }
+    if !instance.triggered_by.is_empty() {
+        let _ = write!(detail, " triggered_by={}", said(&instance.triggered_by));
+    }
+    detail
+}
+
+/// A text of somebody else's, in quotes and bounded.
+fn said(text: &str) -> String {
+    let text: String = text.chars().take(MAX_SAID).collect();
+    format!("{text:?}")
 }
 
 fn task_refused(message: String) -> Refusal {
     Refusal::new(Reason::TaskRefused, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_audit_says_for_whom_and_which_instance_as_the_worker_says() {
+        let worker = SpiffeId::parse("spiffe://td/ns/airflow/sa/worker").unwrap();
+        let run = "scheduled__2026-11-21T00:00:00+00:00";
+        let instance = v1::TaskInstance {
+            run_id: run.to_owned(),
+            map_index: Some(0),
+            try_number: 2,
+            triggered_by: "alice\nbob".to_owned(),
+        };
+        let token = v1::AirflowTaskToken {
+            ti_id: "0193".to_owned(),
+            token: "eyJ.secret".to_owned(),
+        };
+        let scheduled = v1::TaskInstance {
+            triggered_by: "x".repeat(1000),
+            ..v1::TaskInstance::default()
+        };
+        let bounded = format!(" run_id=\"\" triggered_by={:?}", "x".repeat(MAX_SAID));
+        for (airflow, instance, expected) in [
+            (None, None, String::new()),
+            (
+                Some(token),
+                Some(instance),
+                format!(
+                    ", on the word of Airflow prod about \"0193\"; as the worker says, run_id={run:?} map_index=0 \
+                     try_number=2 triggered_by=\"alice\\nbob\""
+                ),
+            ),
+            (
+                None,
+                Some(scheduled),
+                format!("; as the worker says,{bounded}"),
+            ),
+        ] {
+            let request = v1::IssueTaskSvidRequest {
+                airflow,
+                instance,
+                ..v1::IssueTaskSvidRequest::default()
+            };
+            let detail = detail(&worker, &request, Some("prod"));
+            assert_eq!(detail, format!("for {worker}{expected}"));
+        }
+    }
 }

@@ -74,6 +74,11 @@ impl Given {
             dag_id: dag_id.to_owned(),
             task_id: task_id.to_owned(),
             airflow,
+            instance: Some(v1::TaskInstance {
+                run_id: "manual__1".to_owned(),
+                triggered_by: "alice".to_owned(),
+                ..v1::TaskInstance::default()
+            }),
             version: "test".to_owned(),
         };
         let client = &self.control_plane.client;
@@ -168,7 +173,9 @@ async fn a_worker_gets_short_lived_svids_of_its_tasks_that_the_trust_bundle_veri
              AND spiffe_id = $1 AND serial IS NOT NULL AND detail = $2",
         )
         .bind(&name)
-        .bind(format!("for {WORKER}"))
+        .bind(format!(
+            "for {WORKER}; as the worker says, run_id=\"manual__1\" triggered_by=\"alice\""
+        ))
         .fetch_one(&pool)
         .await
         .unwrap();

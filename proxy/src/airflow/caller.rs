@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use sidewind_api::v1;
 use sidewind_identity::SpiffeId;
 use tokio::time::Instant;
 
@@ -149,12 +150,18 @@ impl Callers {
         {
             return Ok((caller, identity));
         }
-        let evidence = terms.needs_token.then(|| TaskEvidence {
+        let task = &vouched.task;
+        let evidence = TaskEvidence {
             ti_id: vouched.ti_id.clone(),
             token: vouched.token.clone(),
-        });
-        let task = &vouched.task;
-        let asking = (self.tasks).task_identity(&task.dag_id, &task.task_id, evidence);
+            said: v1::TaskInstance {
+                run_id: task.run_id.clone(),
+                map_index: task.map_index,
+                try_number: task.try_number.unwrap_or_default(),
+                triggered_by: task.triggered_by.clone().unwrap_or_default(),
+            },
+        };
+        let asking = (self.tasks).task_identity(&task.dag_id, &task.task_id, Some(evidence));
         let answer = tokio::time::timeout_at(until, asking).await;
         let subject = format!("The Airflow task {} of {}", task.task_id, task.dag_id);
         let unavailable = |cause: String| {

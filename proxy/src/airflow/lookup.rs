@@ -238,7 +238,10 @@ impl Searching {
         };
         if let Some((run, Some(runner))) = begun {
             match finder.started(vouched.supervisor, runner, &run) {
-                Some((runner, task)) => {
+                Some((runner, mut task)) => {
+                    // Whose run it is, for the audit of its identity.
+                    self.facts
+                        .complete(&mut task, Some(&ti_id), std::iter::empty());
                     self.proofs.begins(vouched.supervisor, runner, &ti_id, task);
                 }
                 None => self.metrics.task_fact(TaskFact::Unproven),

@@ -236,6 +236,21 @@ fn of_two_dags_on_one_worker_at_the_same_time_one_may_call_the_payroll_service_a
     }
     assert_eq!(stage.went_as("task"), 5.0);
     assert_eq!(stage.went_as("unproven"), 0.0);
+    let audit = || {
+        let control_plane = &stage.mesh.control_plane;
+        let audit = control_plane
+            .command()
+            .args(["audit", "-o", "json", "--state-dir"]);
+        audit.arg(control_plane.state()).finish().success()
+    };
+    eventually("the audit says for whom", PATIENCE, || {
+        let issued = audit()
+            .lines()
+            .find(|line| line.contains(CHARGE))?
+            .to_owned();
+        let says = ["run_id=", r#"triggered_by=\"user of payroll\""#];
+        says.iter().all(|it| issued.contains(it)).then_some(())
+    });
     // Each identity has connections of its own to the service.
     let metrics = stage.api.sidecar.metrics();
     let accepted = [("side", "server"), ("result", "ok")];

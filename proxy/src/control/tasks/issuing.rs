@@ -71,6 +71,13 @@ struct Entry {
     asked: SystemTime,
 }
 
+/// What is brought for a task's identity.
+#[derive(Default)]
+struct Brought {
+    airflow: Option<v1::AirflowTaskToken>,
+    instance: Option<v1::TaskInstance>,
+}
+
 struct Held {
     svid: Svid,
     bundles: Arc<TrustBundles>,
@@ -99,17 +106,26 @@ impl Entry {
         self.evidence.push(evidence);
     }
 
-    /// The token that Airflow has taken last: an instance that has ended shows none any more.
-    fn newest_word(&self) -> Option<v1::AirflowTaskToken> {
+    /// The instance whose token Airflow has taken last, since one that has ended shows none any more; the newest where no
+    /// tokens are wanted.
+    fn newest(&self) -> Brought {
         let words = self.evidence.iter().filter_map(|evidence| {
             let (token, shown) = evidence.token.present()?;
-            Some((shown, &evidence.ti_id, token))
+            Some((shown, evidence, token))
         });
-        let (_, ti_id, token) = words.max_by_key(|(shown, ..)| *shown)?;
-        Some(v1::AirflowTaskToken {
-            ti_id: ti_id.clone(),
-            token: token.expose().to_owned(),
-        })
+        match words.max_by_key(|(shown, ..)| *shown) {
+            Some((_, evidence, token)) => Brought {
+                airflow: Some(v1::AirflowTaskToken {
+                    ti_id: evidence.ti_id.clone(),
+                    token: token.expose().to_owned(),
+                }),
+                instance: Some(evidence.said.clone()),
+            },
+            None => Brought {
+                airflow: None,
+                instance: self.evidence.last().map(|evidence| evidence.said.clone()),
+            },
+        }
     }
 
     fn is_in_use(&self, now: SystemTime) -> bool {
@@ -248,10 +264,10 @@ impl TaskIssuing {
         while self.running.len() < AT_ONCE
             && let Some(task) = self.queue.pop_front()
         {
-            let evidence = self.entries.get(&task).and_then(Entry::newest_word);
+            let brought = self.entries.get(&task).map(Entry::newest);
             let caller = self.caller.clone();
             self.running.push(Box::pin(async move {
-                let issued = issue(&caller, &task, evidence).await;
+                let issued = issue(&caller, &task, brought.unwrap_or_default()).await;
                 (task, issued)
             }));
         }
@@ -411,11 +427,7 @@ pub(crate) fn is_refusal(error: &ControlError) -> bool {
     }
 }
 
-async fn issue(
-    caller: &Caller,
-    task: &Task,
-    airflow: Option<v1::AirflowTaskToken>,
-) -> Result<Issued, ControlError> {
+async fn issue(caller: &Caller, task: &Task, brought: Brought) -> Result<Issued, ControlError> {
     let local = |what| {
         move |error: sidewind_identity::KeyError| ControlError::Local {
             what,
@@ -427,7 +439,8 @@ async fn issue(
         csr: key.csr_der().map_err(local("sign a request"))?,
         dag_id: task.dag_id.to_string(),
         task_id: task.task_id.to_string(),
-        airflow,
+        airflow: brought.airflow,
+        instance: brought.instance,
         version: VERSION.to_owned(),
     };
     let call = caller.call(|mut client| {

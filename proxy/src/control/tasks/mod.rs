@@ -7,6 +7,7 @@ mod issuing;
 
 use std::sync::Arc;
 
+use sidewind_api::v1;
 use sidewind_identity::MAX_TASK_NAME_BYTES;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -23,13 +24,16 @@ pub(crate) use issuing::is_refusal;
 /// Asks that wait for the control thread; more wait for room.
 const QUEUE: usize = 64;
 
-/// Airflow's own word that a task is running, for control planes that demand it.
+/// The instance of a task that asks for its identity.
 #[derive(Clone, Debug)]
 pub(crate) struct TaskEvidence {
-    /// The task instance's UUID.
+    /// Its UUID.
     pub(crate) ti_id: String,
-    /// Its token of the Execution API: at each renewal the newest.
+    /// Airflow's own word that it is running, for control planes that demand it: its token of the Execution API, at each
+    /// renewal the newest. None where nobody wants it.
     pub(crate) token: LiveToken,
+    /// What the control plane's audit is told of it.
+    pub(crate) said: v1::TaskInstance,
 }
 
 /// A task, by its names in Airflow.

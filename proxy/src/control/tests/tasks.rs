@@ -42,6 +42,10 @@ fn evidence(ti_id: &str, token: &str) -> TaskEvidence {
     TaskEvidence {
         ti_id: ti_id.to_owned(),
         token: live,
+        said: v1::TaskInstance {
+            run_id: format!("run of {ti_id}"),
+            ..v1::TaskInstance::default()
+        },
     }
 }
 
@@ -230,7 +234,9 @@ async fn the_newest_token_is_brought_at_each_renewal_and_shown_nowhere() {
     ask(&two).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     one.token.set(Secret::new("second-secret"));
-    let brought = next(&mut fake).await.airflow.unwrap();
+    let request = next(&mut fake).await;
+    assert_eq!(request.instance.unwrap().run_id, "run of 0199");
+    let brought = request.airflow.unwrap();
     assert_eq!(
         (brought.ti_id.as_str(), brought.token.as_str()),
         ("0199", "second-secret")
