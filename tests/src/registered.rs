@@ -57,6 +57,7 @@ spec:
   spiffeId: {spiffe_id}
   services: {services:?}
   taskIdentities: {tasks}
+  taskContext: true
 "
         );
         mesh.control_plane

@@ -236,6 +236,18 @@ impl Config {
         &self.registrations
     }
 
+    /// Who is believed when it says which Airflow task a request comes from.
+    #[must_use]
+    pub fn tellers_of_tasks(&self) -> Vec<String> {
+        let tellers = self.registrations.iter().filter(|rule| rule.task_context);
+        let mut ids: Vec<_> = tellers
+            .map(|rule| rule.spiffe_id.template().to_string())
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
     /// Foreign trust domains whose bundles are fetched.
     #[must_use]
     pub fn federated(&self) -> &BTreeMap<TrustDomain, Arc<FederatedTrustDomain>> {

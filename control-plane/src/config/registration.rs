@@ -36,6 +36,8 @@ pub struct RegistrationRule {
     pub services: Vec<Template>,
     /// Whether identities of tasks may be derived from its own, and how.
     pub task_identities: Option<TaskTerms>,
+    /// Whether peers believe it when it says which Airflow task a request comes from.
+    pub task_context: bool,
     /// Foreign trust domains whose bundles it gets.
     pub federates_with: Vec<TrustDomain>,
 }
@@ -94,6 +96,8 @@ struct Spec {
     #[serde(default, deserialize_with = "present")]
     task_identities: Option<Spanned<Node>>,
     #[serde(default, deserialize_with = "present")]
+    task_context: Option<Spanned<bool>>,
+    #[serde(default, deserialize_with = "present")]
     federates_with: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default, deserialize_with = "present")]
     shared_across_clusters: Option<bool>,
@@ -134,6 +138,11 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
     {
         reader.refuse(at, message);
     }
+    let task_context = spec.task_context.as_ref().filter(|it| it.value);
+    if let Some(at) = task_context.filter(|_| !spiffe_id.template().is_literal()) {
+        // Peers are told the identity, and a pattern would mean those of other registrations, too.
+        reader.refuse(at, "needs a `spiffeId` without placeholders");
+    }
     let (task_identities, airflow_at) = read_task_identities(reader, spec.task_identities.as_ref());
     let rule = RegistrationRule {
         name: format!("{namespace}/{name}"),
@@ -144,6 +153,7 @@ pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
         dns_names: read_dns_names(reader, spec.dns_names.as_ref(), section),
         services: read_services(reader, spec.services.as_deref(), section),
         task_identities,
+        task_context: task_context.is_some(),
         federates_with: read_domains(
             reader,
             spec.federates_with.as_ref().map(|it| it.value.as_slice()),

@@ -88,6 +88,19 @@ fn terms_of_tasks_are_read() {
     }
 }
 
+#[test]
+fn whose_word_on_tasks_counts_is_one_identity_and_no_pattern() {
+    let text = format!("{REGISTRATION}  taskContext: true\n{PARTNER}---{ATTESTORS}");
+    let error = parse(&text).unwrap_err().to_string();
+    let expected = "spec.taskContext: needs a `spiffeId` without placeholders";
+    assert!(error.contains(expected), "{error}");
+    let fixed = text.replace("{kubernetes.namespace}", "airflow");
+    let teller = "spiffe://sidewind.local/ns/airflow";
+    assert_eq!(parse(&fixed).unwrap().tellers_of_tasks(), [teller]);
+    let silent = fixed.replace("taskContext: true", "taskContext: false");
+    assert!(parse(&silent).unwrap().tellers_of_tasks().is_empty());
+}
+
 /// What is right, what of it to replace with what, and how the mistake is told.
 const MISTAKES: &[(&str, &str, &str)] = &[
     (

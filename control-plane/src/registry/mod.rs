@@ -378,6 +378,7 @@ impl Registry {
             default_deny,
             rules,
             limits: Vec::new(),
+            task_context_from: state.config.tellers_of_tasks(),
         })
     }
 

@@ -5,6 +5,7 @@
 
 mod path;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -101,6 +102,8 @@ pub(crate) struct InboundPolicy {
     plaintext: Plaintext,
     default_deny: bool,
     rules: Vec<Rule>,
+    /// Who is believed when it says which Airflow task a request comes from.
+    tellers_of_tasks: HashSet<SpiffeId>,
 }
 
 #[derive(Debug)]
@@ -140,7 +143,18 @@ impl InboundPolicy {
             },
             default_deny: policy.default_deny,
             rules,
+            // One that cannot be read is nobody.
+            tellers_of_tasks: policy
+                .task_context_from
+                .iter()
+                .filter_map(|id| SpiffeId::parse(id).ok())
+                .collect(),
         })
+    }
+
+    /// Whether the control plane has a peer believed when it says which Airflow task a request comes from.
+    pub(crate) fn believes_tasks_of(&self, peer: &SpiffeId) -> bool {
+        self.tellers_of_tasks.contains(peer)
     }
 
     /// Whether callers without mutual TLS are let in at all; the rules say the rest.

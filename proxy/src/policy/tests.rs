@@ -13,6 +13,20 @@ fn strings(values: &[&str]) -> Vec<String> {
     values.iter().map(|value| (*value).to_owned()).collect()
 }
 
+#[test]
+fn the_word_of_those_on_tasks_counts_whom_the_control_plane_names() {
+    let teller = "spiffe://sidewind.local/ns/airflow/sa/worker";
+    let policy = v1::InboundPolicy {
+        task_context_from: strings(&["nonsense", teller]),
+        ..v1::InboundPolicy::default()
+    };
+    let policy = InboundPolicy::compile(&policy).unwrap();
+    let believes = |id: &str| policy.believes_tasks_of(&SpiffeId::parse(id).unwrap());
+    assert!(believes(teller));
+    assert!(!believes("spiffe://sidewind.local/ns/airflow/sa/web"));
+    assert!(!believes(&format!("{teller}/more")));
+}
+
 fn policy(rules: Vec<v1::AllowRule>) -> Arc<InboundPolicy> {
     let policy = v1::InboundPolicy {
         version: 1,

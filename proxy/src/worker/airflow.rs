@@ -91,10 +91,15 @@ impl Worker {
         }
     }
 
-    /// Whether a peer is believed when it says which task a request comes from.
+    /// Whether a peer is believed when it says which task a request comes from: by its registration, or by this proxy's
+    /// own configuration.
     pub(crate) fn believes_tasks_of(&self, peer: Option<&SpiffeId>) -> bool {
         let patterns = &self.config.airflow.context_from;
-        let is_named = |id: &SpiffeId| patterns.iter().any(|pattern| pattern.matches(id));
+        let policy = self.inbound_policy().ok();
+        let is_named = |id: &SpiffeId| {
+            patterns.iter().any(|pattern| pattern.matches(id))
+                || policy.as_ref().is_some_and(|it| it.believes_tasks_of(id))
+        };
         // Whoever is believed about its tasks is so when they have identities of their own.
         peer.is_some_and(|peer| {
             is_named(peer) || TaskId::of(peer).is_some_and(|task| is_named(&task.worker))

@@ -85,7 +85,6 @@ impl Stage {
         let api = mesh
             .workload("data", "payroll-api")
             .serves(wanted.port)
-            .flag("--task-context-from", WORKER)
             .start();
         let api_server = mesh
             .workload("airflow", "api-server")
