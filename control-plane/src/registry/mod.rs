@@ -230,7 +230,7 @@ impl Registry {
             stream.outbox.put_policy(policy);
         }
         state.send_bundles();
-        let view = View::new(&state.directory, &state.config);
+        let view = View::new(&state.directory, &state.config, &state.bundles);
         let changed = state.subscriptions.resolve_all(&view);
         send(&state.streams, changed);
     }
@@ -314,7 +314,7 @@ impl Registry {
         }
         let state = &mut *state;
         let dirty = std::mem::take(&mut state.dirty);
-        let view = View::new(&state.directory, &state.config);
+        let view = View::new(&state.directory, &state.config, &state.bundles);
         let changed = state.subscriptions.resolve_topics(&view, &dirty);
         send(&state.streams, changed);
     }
@@ -473,7 +473,7 @@ impl Connected {
         let Some(stream) = state.streams.get(&self.id) else {
             return;
         };
-        let view = View::new(&state.directory, &state.config);
+        let view = View::new(&state.directory, &state.config, &state.bundles);
         let service = state.subscriptions.add(&view, query, self.id);
         stream.outbox.put_destination(query.clone(), service);
         self.registry.measure(state);

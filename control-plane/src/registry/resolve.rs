@@ -4,6 +4,7 @@ use super::Topic;
 use super::directory::Directory;
 use super::workload::{Port, WorkloadRecord};
 use crate::config::{Backend, Config, EntryEndpoint, EntryPort, MeshEndpoint, ServiceEntry};
+use aws_lc_rs::hmac;
 use sidewind_api::{Destination, ServiceName, v1};
 use sidewind_identity::SpiffeId;
 use std::collections::btree_map::Entry;
@@ -52,11 +53,21 @@ pub(super) struct Answer {
 pub(super) struct View<'a> {
     directory: &'a Directory,
     config: &'a Config,
+    /// Of the own trust domain.
+    bundles: &'a v1::TrustBundles,
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(directory: &'a Directory, config: &'a Config) -> Self {
-        Self { directory, config }
+    pub(super) fn new(
+        directory: &'a Directory,
+        config: &'a Config,
+        bundles: &'a v1::TrustBundles,
+    ) -> Self {
+        Self {
+            directory,
+            config,
+            bundles,
+        }
     }
 
     /// Resolves a destination. Resources come before what registered by itself: they are the operator's.
@@ -194,7 +205,7 @@ impl<'a> View<'a> {
                 let endpoint = |endpoint: &EntryEndpoint| {
                     let target = endpoint.port.or(port.target_port).unwrap_or(port.port);
                     if let Some(mesh) = &endpoint.mesh {
-                        return Some(foreign_endpoint(endpoint.address, target, mesh));
+                        return Some(self.foreign_endpoint(endpoint.address, target, mesh));
                     }
                     topics.insert(Topic::Address(endpoint.address));
                     self.entry_endpoint(endpoint.address, target)
@@ -248,20 +259,36 @@ impl<'a> View<'a> {
             None => Some(v1::Endpoint {
                 address: address.to_string(),
                 port: port.into(),
+                affinity: self.fixed_affinity(SocketAddr::new(address, port)),
                 ..Default::default()
             }),
         }
     }
-}
 
-/// A fixed endpoint of which the entry itself says who must answer there.
-fn foreign_endpoint(address: IpAddr, port: u16, mesh: &MeshEndpoint) -> v1::Endpoint {
-    v1::Endpoint {
-        address: address.to_string(),
-        port: port.into(),
-        mesh_port: mesh.port.into(),
-        spiffe_id: mesh.spiffe_id.to_string(),
-        ..Default::default()
+    /// A fixed endpoint of which the entry itself says who must answer there.
+    fn foreign_endpoint(self, address: IpAddr, port: u16, mesh: &MeshEndpoint) -> v1::Endpoint {
+        v1::Endpoint {
+            address: address.to_string(),
+            port: port.into(),
+            mesh_port: mesh.port.into(),
+            spiffe_id: mesh.spiffe_id.to_string(),
+            affinity: self.fixed_affinity(SocketAddr::new(address, port)),
+            ..Default::default()
+        }
+    }
+
+    /// What clients' cookies call an endpoint that no workload of the trust domain registered. It comes from the address, and
+    /// is keyed by the first root certificate, so that no browser finds out which by trying all there are: every replica has
+    /// that, also after a restart, and no client outside.
+    fn fixed_affinity(self, endpoint: SocketAddr) -> Vec<u8> {
+        let roots = self.bundles.bundles.first().map(|own| &own.authorities);
+        let Some(root) = roots.and_then(|roots| roots.first()) else {
+            return Vec::new();
+        };
+        let key = hmac::Key::new(hmac::HMAC_SHA256, root);
+        let text = format!("sidewind fixed endpoint affinity v1 {endpoint}");
+        let tag = hmac::sign(&key, text.as_bytes());
+        tag.as_ref().iter().copied().take(16).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It holds a name of 16 bytes that means something only when it is the name of an endpoint of the service: it can
 //! point to no other address, and tells none. The control plane gives an endpoint its name, so that every proxy knows
-//! it by the same one; one that has none (it has no sidecar) gets one from its address under a key of this process.
+//! it by the same one; one that has none (of an older control plane) gets one from its address under a key of this process.
 
 use std::fmt;
 use std::sync::OnceLock;

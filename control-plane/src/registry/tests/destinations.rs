@@ -199,3 +199,25 @@ async fn a_fixed_endpoint_is_in_the_mesh_while_a_workload_stands_there() {
     mesh.leave(one);
     assert_eq!(client.update(), ["192.0.2.1:5432"]);
 }
+
+#[tokio::test]
+async fn a_fixed_endpoint_has_the_same_name_in_cookies_at_every_replica() {
+    let names = async |root: &[u8]| {
+        let mesh = mesh().await;
+        mesh.registry.set_bundles(v1::TrustBundles {
+            bundles: vec![v1::TrustBundle {
+                authorities: vec![root.to_vec(), b"the next one".to_vec()],
+                ..v1::TrustBundle::default()
+            }],
+        });
+        mesh.configure(ENTRIES);
+        let answer = mesh.client().ask("db.example:5432").unwrap();
+        let names = answer.endpoints.iter().map(|it| it.affinity.clone());
+        names.collect::<Vec<_>>()
+    };
+    let first = names(b"a root").await;
+    assert!(first.iter().all(|name| name.len() == 16), "{first:?}");
+    assert_ne!(first[0], first[1]);
+    assert_eq!(names(b"a root").await, first);
+    assert_ne!(names(b"another").await[0], first[0]);
+}
