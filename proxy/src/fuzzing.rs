@@ -4,15 +4,18 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header};
 
+use crate::airflow::baggage;
 use crate::detect::{Detected, Verdict, classify};
 use crate::gateway::proxy_protocol;
 use crate::http::headers::{
-    AuthorityCache, Upgrade, clean_trailers, examine_request, request_to_http1, request_to_http2,
+    AuthorityCache, SIDEWIND_DESTINATION, SIDEWIND_PROTOCOL, Upgrade, clean_trailers,
+    examine_request, examine_response, header_list_bytes, request_to_http1, request_to_http2,
 };
 use crate::http::heads::Heads;
-use crate::inbound::Forwarding;
+use crate::http::interim;
+use crate::inbound::{Forwarding, take_destination};
 
 /// More bytes never change what a client was found to speak.
 pub fn detection(bytes: &[u8]) {
@@ -105,14 +108,7 @@ pub fn headers(bytes: &[u8]) {
     let Some(mut request) = lines.next().and_then(request_line) else {
         return;
     };
-    for line in lines.take(64) {
-        let mut parts = line.splitn(2, |byte| *byte == b':');
-        let name = parts.next().map(HeaderName::from_bytes);
-        let value = parts.next().map(HeaderValue::from_bytes);
-        if let (Some(Ok(name)), Some(Ok(value))) = (name, value) {
-            request.headers_mut().append(name, value);
-        }
-    }
+    add_fields(request.headers_mut(), lines);
     clean_trailers(&mut request.headers().clone());
     let Ok(examined) = examine_request(&request) else {
         return;
@@ -120,11 +116,7 @@ pub fn headers(bytes: &[u8]) {
     let headers = request.headers_mut();
     examined.strip_reserved(headers);
     examined.strip_hop_by_hop(headers, Upgrade::Strip);
-    for gone in [header::CONNECTION, header::UPGRADE, TRANSFER_ENCODING] {
-        assert!(!headers.contains_key(&gone), "{gone}");
-    }
-    let reserved = |name: &str| name.starts_with("sidewind-") || name.starts_with("x-airflow-");
-    assert!(!headers.keys().any(|name| reserved(name.as_str())));
+    assert_end_to_end(headers);
     for once in [HOST, CONTENT_LENGTH] {
         assert!(headers.get_all(&once).iter().count() <= 1, "{once}");
     }
@@ -141,6 +133,79 @@ pub fn headers(bytes: &[u8]) {
     let mut second = head;
     if request_to_http2(&mut second, authority).is_ok() {
         assert!(!second.headers.contains_key(HOST) && second.uri.authority().is_some());
+    }
+}
+
+fn add_fields<'b>(headers: &mut HeaderMap, lines: impl Iterator<Item = &'b [u8]>) {
+    for line in lines.take(64) {
+        let mut parts = line.splitn(2, |byte| *byte == b':');
+        let name = parts.next().map(HeaderName::from_bytes);
+        let value = parts.next().map(HeaderValue::from_bytes);
+        if let (Some(Ok(name)), Some(Ok(value))) = (name, value) {
+            headers.append(name, value);
+        }
+    }
+}
+
+/// Nothing of the connection that a message came by, and nothing that only proxies may say.
+fn assert_end_to_end(headers: &HeaderMap) {
+    for gone in [header::CONNECTION, header::UPGRADE, TRANSFER_ENCODING] {
+        assert!(!headers.contains_key(&gone), "{gone}");
+    }
+    let reserved = |name: &str| name.starts_with("sidewind-") || name.starts_with("x-airflow-");
+    assert!(!headers.keys().any(|name| reserved(name.as_str())));
+}
+
+/// A response that is not refused goes on with one length at most, and with nothing of the connection that it came by. The
+/// first line is status and version; each other one a field.
+pub fn response(bytes: &[u8]) {
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    let mut response = Response::new(());
+    let mut words = lines
+        .next()
+        .unwrap_or_default()
+        .splitn(2, |byte| *byte == b' ');
+    let status = words
+        .next()
+        .and_then(|text| http::StatusCode::from_bytes(text).ok());
+    *response.status_mut() = status.unwrap_or_default();
+    *response.version_mut() = match words.next() {
+        Some(b"2") => Version::HTTP_2,
+        _ => Version::HTTP_11,
+    };
+    add_fields(response.headers_mut(), lines);
+    let Ok(examined) = examine_response(&response) else {
+        return;
+    };
+    let headers = response.headers_mut();
+    examined.strip_reserved(headers);
+    examined.strip_hop_by_hop(headers, Upgrade::Strip);
+    assert_end_to_end(headers);
+    assert!(headers.get_all(CONTENT_LENGTH).iter().count() <= 1);
+}
+
+/// What a server says before its response goes on as whole interim responses and as nothing else, however it is cut. The
+/// first byte says how.
+pub fn interim(bytes: &[u8]) {
+    let Some((size, bytes)) = bytes.split_first() else {
+        return;
+    };
+    for passed in interim::at_the_beginning(bytes, usize::from(*size)) {
+        let mut fields = [httparse::EMPTY_HEADER; 128];
+        let mut response = httparse::Response::new(&mut fields);
+        let parsed = response.parse(&passed);
+        assert_eq!(parsed, Ok(httparse::Status::Complete(passed.len())));
+        let code = response.code.unwrap_or_default();
+        assert!((100..200).contains(&code) && code != 101, "{code}");
+        let mut headers = HeaderMap::new();
+        for field in response.headers.iter() {
+            let name = HeaderName::from_bytes(field.name.as_bytes());
+            let value = HeaderValue::from_bytes(field.value);
+            if let (Ok(name), Ok(value)) = (name, value) {
+                headers.append(name, value);
+            }
+        }
+        assert_end_to_end(&headers);
     }
 }
 
@@ -173,6 +238,71 @@ pub fn destination(bytes: &[u8]) {
         if let Ok(port) = forwarding.for_peer(text, local) {
             assert_eq!(port.address.ip(), local);
             assert!(!OWN.contains(&port.address.port()));
+        }
+    }
+}
+
+/// The head of an HBONE peer's CONNECT: its authority as the first line, each other line a field. What it says of the task
+/// that it comes from, and of where it goes, is in nothing that goes on.
+pub fn connect(bytes: &[u8]) {
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    let authority = lines.next().unwrap_or_default();
+    destination(authority);
+    let Ok(uri) = Uri::try_from(authority) else {
+        return;
+    };
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = uri;
+    add_fields(request.headers_mut(), lines);
+    let counted = header_list_bytes(&request);
+    let headers = request.headers_mut();
+    let fields: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    assert!(counted >= fields);
+    let _ = baggage::take(headers);
+    assert_eq!(baggage::take(headers), None);
+    let _ = take_destination(headers);
+    assert!(
+        !headers.contains_key(SIDEWIND_DESTINATION) && !headers.contains_key(SIDEWIND_PROTOCOL)
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kept_corpus_breaks_nothing() {
+        type Target = (&'static str, fn(&[u8]));
+        let targets: [Target; 9] = [
+            ("connect", connect),
+            ("destination", destination),
+            ("detection", detection),
+            ("headers", headers),
+            ("heads", heads),
+            ("interim", interim),
+            ("proxy_header", proxy_header),
+            ("response", response),
+            ("tls_hello", tls_hello),
+        ];
+        for (name, target) in targets {
+            let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");
+            let files = std::fs::read_dir(format!("{corpus}/{name}")).unwrap();
+            let mut count = 0;
+            for file in files {
+                let bytes = std::fs::read(file.unwrap().path()).unwrap();
+                target(&bytes);
+                // However it is cut off.
+                for length in 0..bytes.len().min(600) {
+                    target(&bytes[..length]);
+                }
+                count += 1;
+            }
+            assert!(count > 0, "{name}");
         }
     }
 }

@@ -60,6 +60,19 @@ pub(super) fn to_http1(response: &Response<()>) -> Vec<u8> {
     bytes
 }
 
+/// The interim responses that a server begins with, whose bytes come in pieces of `size`, as they are passed on.
+pub(crate) fn at_the_beginning(bytes: &[u8], size: usize) -> Vec<Vec<u8>> {
+    let mut interims = Interims::default();
+    let ((), found) = collect(|| {
+        for piece in bytes.chunks(size.max(1)) {
+            if interims.read(piece, came) == Beginning::Other {
+                return;
+            }
+        }
+    });
+    found.iter().map(to_http1).collect()
+}
+
 /// Follows the beginning of a response in HTTP/1, for the interim ones that hyper passes over.
 #[derive(Debug, Default)]
 pub(super) struct Interims {

@@ -15,7 +15,7 @@ pub(crate) mod headers;
 pub(crate) mod heads;
 mod idle;
 mod idle_io;
-mod interim;
+pub(crate) mod interim;
 mod opening;
 mod refusals;
 mod relay;

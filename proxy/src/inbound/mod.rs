@@ -18,7 +18,7 @@ use ::http::HeaderValue;
 use sidewind_identity::{PeerIdentity, SpiffeId};
 
 pub(crate) use self::{
-    destination::Forwarding,
+    destination::{Forwarding, take_destination},
     mesh::{MeshPort, serve as serve_mesh},
     plaintext::{PlaintextPort, serve as serve_plaintext},
 };
