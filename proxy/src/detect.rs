@@ -27,9 +27,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A method longer than this is no method that anybody uses.
 const MAX_METHOD_BYTES: usize = 32;
 
-/// Most bytes that are read to decide; a TLS ClientHello with a post-quantum key share has about
-/// 1.8 KiB, and the record layer bounds it at 16 KiB.
-const MAX_PREFIX_BYTES: usize = 16 * 1024 + 5;
+/// Most bytes that are read to decide.
+const MAX_PREFIX_BYTES: usize = tls_hello::MAX_BYTES;
 
 /// What a client speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +37,7 @@ pub(crate) enum Detected {
     Http1,
     /// HTTP/2 with prior knowledge (h2c).
     Http2,
-    /// TLS, with the server name that the client asked for if the first record tells.
+    /// TLS, with the server name that the client asked for if its hello tells.
     Tls {
         /// The name in lower case.
         server_name: Option<String>,

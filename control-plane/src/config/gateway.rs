@@ -75,6 +75,7 @@ pub(super) fn attach(
     parent: &GatewayParent,
     kind: &str,
     namespace: &str,
+    hostnames: &[String],
 ) -> Result<Vec<Attachment>, ConfigError> {
     let named = |gateway: &Gateway| {
         (&gateway.namespace, &gateway.name) == (&parent.namespace, &parent.name)
@@ -102,14 +103,39 @@ pub(super) fn attach(
     let allowed = meant.iter().filter(|(_, listener)| {
         listener.allows(kind) && (listener.all_namespaces || namespace == gateway.namespace)
     });
-    let allowed: Vec<_> = allowed.map(|(listener, _)| (index, *listener)).collect();
+    let allowed: Vec<_> = allowed.collect();
     if allowed.is_empty() {
         let message = format!(
             "names listeners that take no {kind} of namespace {namespace}; their `allowedRoutes` and protocols say what they take"
         );
         return Err(parent.at.error(message));
     }
-    Ok(allowed)
+    let meet = |listener: &Listener| {
+        let of_listener = listener.api.hostname.as_str();
+        hostnames.is_empty()
+            || hostnames
+                .iter()
+                .any(|host| have_host_in_common(host, of_listener))
+    };
+    let met = allowed.iter().filter(|(_, listener)| meet(listener));
+    let met: Vec<_> = met.map(|(listener, _)| (index, *listener)).collect();
+    if met.is_empty() {
+        let message = "names listeners for other hosts than all of the route's `hostnames`";
+        return Err(parent.at.error(message.to_owned()));
+    }
+    Ok(met)
+}
+
+/// Whether there is a host that both names mean: each is a host, `*.` and one for all below it, or empty for all.
+fn have_host_in_common(one: &str, other: &str) -> bool {
+    let is_below = |host: &str, end: &str| host.len() > end.len() && host.ends_with(end);
+    match (one.strip_prefix('*'), other.strip_prefix('*')) {
+        _ if one.is_empty() || other.is_empty() => true,
+        (None, None) => one == other,
+        (None, Some(end)) => is_below(one, end),
+        (Some(end), None) => is_below(other, end),
+        (Some(one), Some(other)) => one.ends_with(other) || other.ends_with(one),
+    }
 }
 
 impl Listener {

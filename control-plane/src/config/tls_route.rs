@@ -176,7 +176,8 @@ pub(super) fn attach_all(routes: &[TlsRoute], gateways: &mut [Gateway]) -> Vec<C
     let mut errors = Vec::new();
     for route in routes {
         for parent in &route.parents {
-            match attach(gateways, parent, "TLSRoute", &route.namespace) {
+            let hostnames = &route.api.hostnames;
+            match attach(gateways, parent, "TLSRoute", &route.namespace, hostnames) {
                 Ok(attachments) => {
                     for (gateway, listener) in attachments {
                         let listener = gateways

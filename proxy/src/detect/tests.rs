@@ -76,6 +76,7 @@ fn samples() -> Vec<(Vec<u8>, Detected, usize)> {
         (vec![0x16, 3, 9, 0, 5, 1, 0], Opaque, 3),
         (vec![0x16, 3, 1, 0, 5, 2, 0], Opaque, 6),
         (vec![0x16, 3, 1, 0xff, 0xff, 1, 0], Opaque, 5),
+        (vec![0x16, 3, 1, 0, 0, 1, 0], Opaque, 5),
         (vec![b'A'; 200], Opaque, MAX_METHOD_BYTES + 1),
     ]
 }
@@ -309,6 +310,88 @@ fn real_hello(name: &'static str) -> Vec<u8> {
     let mut hello = Vec::new();
     client.write_tls(&mut hello).unwrap();
     hello
+}
+
+/// The same handshake message in records of these sizes, the last of which takes the rest.
+fn in_records(hello: &[u8], sizes: impl IntoIterator<Item = usize>) -> Vec<u8> {
+    let (mut records, mut message) = (Vec::new(), &hello[5..]);
+    let mut sizes = sizes.into_iter();
+    while !message.is_empty() {
+        let size = sizes.next().unwrap_or(message.len()).min(message.len());
+        let (fragment, rest) = message.split_at(size);
+        records.extend([0x16, 3, 1]);
+        records.extend((fragment.len() as u16).to_be_bytes());
+        records.extend(fragment);
+        message = rest;
+    }
+    records
+}
+
+#[test]
+fn a_hello_in_several_records_has_its_name_wherever_they_are_split() {
+    let hello = real_hello("api.example.org");
+    let name = Verdict::Is(tls(Some("api.example.org")));
+    for size in 1..hello.len() - 5 {
+        let records = in_records(&hello, [size]);
+        assert_eq!(classify(&records), name, "{size}");
+        for cut in [6, size + 4, size + 5, size + 6, size + 9, records.len() - 1] {
+            let part = &records[..cut.clamp(6, records.len() - 1)];
+            assert_eq!(classify(part), Verdict::TlsWithoutName, "{cut} of {size}");
+        }
+    }
+    for size in [1, 2, 3, 7, 64, 512] {
+        let records = in_records(&hello, std::iter::repeat(size));
+        assert_eq!(classify(&records), name, "{size}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_in_several_records_is_read_to_its_name_however_it_arrives() {
+    let hello = in_records(&real_hello("api.example.org"), std::iter::repeat(100));
+    for size in [1, 5, 104, 105, 106, 1460] {
+        let (mut client, mut io) = duplex(64 * 1024);
+        let bytes = hello.clone();
+        let sending = tokio::spawn(async move {
+            for part in bytes.chunks(size) {
+                client.write_all(part).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            client
+        });
+        let detection = detect(&mut io, 443, SECOND).await.unwrap();
+        assert_eq!(detection.protocol, tls(Some("api.example.org")), "{size}");
+        drop(sending.await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_that_goes_on_for_ever_or_as_something_else_has_no_name() {
+    let hello = client_hello("api.example.org");
+    let begun = &in_records(&hello, [100])[..105];
+    let mut endless = begun.to_vec();
+    endless[6] = 0xff;
+    assert_eq!(classify(&endless[..105]), Verdict::Is(tls(None)));
+    for next in [
+        &[0x15, 3, 3, 0, 2][..],
+        &[0x16, 3, 3, 0, 0],
+        &[0x16, 3, 3, 0xff, 0xff],
+        &[0x15],
+    ] {
+        let bytes = [begun, next].concat();
+        assert_eq!(classify(&bytes), Verdict::Is(tls(None)), "{next:?}");
+    }
+    // One byte in each record, for as long as it is read.
+    let mut large = hello;
+    large[6..9].copy_from_slice(&[0, 0x3f, 0xf0]);
+    large.resize(5 + 4 + 0x3ff0, 0);
+    let (mut client, mut io) = duplex(1024 * 1024);
+    client
+        .write_all(&in_records(&large, std::iter::repeat(1)))
+        .await
+        .unwrap();
+    let detection = detect(&mut io, 443, SECOND).await.unwrap();
+    assert_eq!(detection.protocol, tls(None));
+    assert!(detection.prefix.len() < MAX_PREFIX_BYTES + 64 * 1024);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The server name in a TLS ClientHello (RFC 8446, section 4.1.2; RFC 6066, section 3).
 
+use std::borrow::Cow;
+
 use super::{Detected, Verdict};
 
 /// The record type that a TLS client begins with.
@@ -11,6 +13,17 @@ const HOST_NAME: u8 = 0;
 
 /// Most payload of a plaintext record (RFC 8446, section 5.1).
 const MAX_RECORD_BYTES: u16 = 1 << 14;
+
+const RECORD_HEADER_BYTES: usize = 5;
+
+/// Most bytes of a ClientHello whose name is read. One with a post-quantum key share has about 1.8 KiB.
+const MAX_HELLO_BYTES: usize = 1 << 14;
+
+/// Most records that such a ClientHello may be spread over, where each is as small as that makes it.
+const MAX_RECORDS: usize = 64;
+
+/// Most bytes that are read for a name.
+pub(super) const MAX_BYTES: usize = MAX_HELLO_BYTES + MAX_RECORDS * RECORD_HEADER_BYTES;
 
 /// Longest name in DNS.
 const MAX_NAME_BYTES: usize = 253;
@@ -25,21 +38,62 @@ pub(super) fn classify(bytes: &[u8]) -> Verdict {
     {
         return opaque;
     }
-    let Some([high, low]) = bytes.get(3..5) else {
+    let Some([high, low]) = bytes.get(3..RECORD_HEADER_BYTES) else {
         return Verdict::Undecided;
     };
-    let length = u16::from_be_bytes([*high, *low]);
-    if !(4..=MAX_RECORD_BYTES).contains(&length) {
+    if !(1..=MAX_RECORD_BYTES).contains(&u16::from_be_bytes([*high, *low])) {
         return opaque;
     }
-    if bytes.len() < 6 {
+    if bytes.len() <= RECORD_HEADER_BYTES {
         return Verdict::Undecided;
     }
-    match bytes.get(5..5 + usize::from(length)) {
-        None => Verdict::TlsWithoutName,
-        Some(record) => Verdict::Is(Detected::Tls {
-            server_name: server_name(record),
+    match client_hello(bytes) {
+        Hello::Whole(message) => Verdict::Is(Detected::Tls {
+            server_name: server_name(&message),
         }),
+        Hello::None => Verdict::Is(Detected::Tls { server_name: None }),
+        Hello::NotYet => Verdict::TlsWithoutName,
+    }
+}
+
+enum Hello<'a> {
+    Whole(Cow<'a, [u8]>),
+    /// Something that no client begins with, or that is too long to be looked into.
+    None,
+    NotYet,
+}
+
+/// The handshake message that records carry: a client may spread it over several (RFC 8446, section 5.1).
+fn client_hello(mut bytes: &[u8]) -> Hello<'_> {
+    let mut message = Cow::Borrowed(&[][..]);
+    loop {
+        let Some((header, rest)) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>() else {
+            return match bytes.first() {
+                Some(&kind) if kind != HANDSHAKE_RECORD => Hello::None,
+                _ => Hello::NotYet,
+            };
+        };
+        let [kind, _, _, high, low] = *header;
+        let length = u16::from_be_bytes([high, low]);
+        if kind != HANDSHAKE_RECORD || !(1..=MAX_RECORD_BYTES).contains(&length) {
+            return Hello::None;
+        }
+        let Some((fragment, rest)) = rest.split_at_checked(usize::from(length)) else {
+            return Hello::NotYet;
+        };
+        bytes = rest;
+        if message.is_empty() {
+            message = Cow::Borrowed(fragment);
+        } else {
+            message.to_mut().extend_from_slice(fragment);
+        }
+        let mut head = Reader(&message);
+        let length = head.skip(1).and_then(|()| head.length(3));
+        match length.map(|length| length + 4) {
+            Some(length) if length > MAX_HELLO_BYTES => return Hello::None,
+            Some(length) if message.len() >= length => return Hello::Whole(message),
+            _ => {}
+        }
     }
 }
 

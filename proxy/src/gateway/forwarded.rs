@@ -25,15 +25,23 @@ const REMOVED: [HeaderName; 6] = [
 /// Most proxies before this one that are looked at.
 const MAX_HOPS: usize = 32;
 
-/// Sets the headers on a request for `host` from `peer`, and gives back the address of the client: the peer's, or the last that
-/// no trusted proxy has.
+/// A gateway's client: who it is, and how it came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Client {
+    pub(super) address: IpAddr,
+    /// Whether it speaks TLS, to this gateway or to the proxies in front.
+    pub(super) tls: bool,
+}
+
+/// Sets the headers on a request for `host` from `peer`, and gives back the client: the peer, or the last that no trusted proxy
+/// is, as the proxies say that it came.
 pub(crate) fn apply(
     headers: &mut HeaderMap,
     host: Option<&HeaderValue>,
     peer: SocketAddr,
     tls: bool,
     trusted: &[Cidr],
-) -> IpAddr {
+) -> Client {
     let peer = peer.ip().to_canonical();
     for name in &REMOVED {
         headers.remove(name);
@@ -53,26 +61,31 @@ pub(crate) fn apply(
             headers.insert(HOST, host.clone());
         }
         forwarded(headers, host, &[], peer, tls);
-        return peer;
+        return Client { address: peer, tls };
     };
     let client = hops.iter().rev().copied().find(|hop| !is_trusted(*hop));
-    let client = client.or(hops.first().copied()).unwrap_or(peer);
+    let address = client.or(hops.first().copied()).unwrap_or(peer);
     let text: Vec<String> = hops.iter().chain([&peer]).map(IpAddr::to_string).collect();
     headers.remove(FOR);
     append(headers, FOR, &text.join(", "));
-    if !matches!(
-        headers.get(PROTO).map(HeaderValue::as_bytes),
-        Some(b"http" | b"https")
-    ) {
-        headers.insert(PROTO, HeaderValue::from_static(scheme(tls)));
-    }
+    let client_tls = match headers.get(PROTO).map(HeaderValue::as_bytes) {
+        Some(b"http") => false,
+        Some(b"https") => true,
+        _ => {
+            headers.insert(PROTO, HeaderValue::from_static(scheme(tls)));
+            tls
+        }
+    };
     if !headers.contains_key(HOST)
         && let Some(host) = host
     {
         headers.insert(HOST, host.clone());
     }
     forwarded(headers, host, &hops, peer, tls);
-    client
+    Client {
+        address,
+        tls: client_tls,
+    }
 }
 
 const fn scheme(tls: bool) -> &'static str {
@@ -135,6 +148,16 @@ mod tests {
         tls: bool,
         trusted: &[&str],
     ) -> (Vec<(String, String)>, String) {
+        let (headers, client) = applied_to(given, peer, tls, trusted);
+        (headers, client.address.to_string())
+    }
+
+    fn applied_to(
+        given: &[(&'static str, &str)],
+        peer: &str,
+        tls: bool,
+        trusted: &[&str],
+    ) -> (Vec<(String, String)>, Client) {
         let mut headers = HeaderMap::new();
         let host = HeaderValue::from_static("airflow.example.com");
         for (name, value) in given {
@@ -153,7 +176,7 @@ mod tests {
             .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
             .collect();
         all.sort();
-        (all, client.to_string())
+        (all, client)
     }
 
     fn expected(of: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -233,6 +256,30 @@ mod tests {
                 headers.contains(&("x-forwarded-proto".into(), "https".into())),
                 "{headers:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_trusted_proxy_says_whether_the_client_speaks_tls_and_nobody_else() {
+        let https = [
+            ("x-forwarded-for", "192.0.2.7"),
+            ("x-forwarded-proto", "https"),
+        ];
+        let http = [
+            ("x-forwarded-for", "192.0.2.7"),
+            ("x-forwarded-proto", "http"),
+        ];
+        let silent = [("x-forwarded-for", "192.0.2.7")];
+        for (claims, peer, tls, expected) in [
+            (&https[..], "10.0.0.1:1", false, true),
+            (&http, "10.0.0.1:1", true, false),
+            (&silent, "10.0.0.1:1", true, true),
+            (&silent, "10.0.0.1:1", false, false),
+            (&https, "192.0.2.1:1", false, false),
+            (&http, "192.0.2.1:1", true, true),
+        ] {
+            let (_, client) = applied_to(claims, peer, tls, &["10.0.0.0/8"]);
+            assert_eq!(client.tls, expected, "{claims:?} {peer} {tls}");
         }
     }
 }

@@ -98,15 +98,26 @@ impl GatewayHttp {
         let headers = request.headers_mut();
         let client = forwarded::apply(headers, host.as_ref(), inner.client, tls, trusted);
         let mut origin = inner.origin.clone();
-        if client != inner.client.ip().to_canonical() {
+        if client.address != inner.client.ip().to_canonical() {
             // A proxy in front says who it is, and from no port.
-            origin.source.address = Some(SocketAddr::new(client, 0));
+            origin.source.address = Some(SocketAddr::new(client.address, 0));
         }
+        // Where it came in at that proxy nobody says: most likely at the scheme's own port.
+        let number = match (client.tls == tls, client.tls) {
+            (true, _) => inner.port.number,
+            (false, true) => 443,
+            (false, false) => 80,
+        };
+        let front = Front {
+            tls: client.tls,
+            port: number,
+        };
         let exchange = Exchange::begin(&origin, &mut request, inner.worker.drain.active());
         let port = inner.port.current();
         let host = host.as_ref().and_then(|host| host.to_str().ok());
         let listener = inner.listener(&port, host.unwrap_or_default());
-        let result = inner.forward(&origin, &exchange, listener, request).await;
+        let result = inner.forward(&origin, &exchange, front, listener, request);
+        let result = result.await;
         let mut response = exchange.end(result);
         if let Some(hsts) = listener.ok().and_then(|listener| listener.hsts.clone()) {
             let headers = response.headers_mut();
@@ -136,6 +147,7 @@ impl Inner {
         &self,
         origin: &Origin,
         exchange: &Rc<Exchange>,
+        front: Front,
         listener: Result<&Arc<Listener>, NoListener>,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
@@ -151,10 +163,7 @@ impl Inner {
             worker: &self.worker,
             origin,
             exchange,
-            front: Front {
-                tls: self.proven.is_some(),
-                port: self.port.number,
-            },
+            front,
             // Each service says what it speaks; what the client spoke says nothing of it.
             http2: false,
             call: None,
@@ -178,15 +187,17 @@ enum NoListener {
 
 impl From<NoListener> for ProxyError {
     fn from(reason: NoListener) -> Self {
-        let message = match reason {
-            NoListener::Unknown => {
-                "No listener of this gateway is for the host that the request names."
-            }
-            NoListener::Other => {
-                "The host that the request names is served by another listener than this connection; make a new one."
-            }
-        };
-        Self::new(ErrorCode::WrongDestination, message)
+        match reason {
+            // On whichever connection: a new one would be of no use.
+            NoListener::Unknown => Self::new(
+                ErrorCode::NoRoute,
+                "No listener of this gateway is for the host that the request names.",
+            ),
+            NoListener::Other => Self::new(
+                ErrorCode::WrongDestination,
+                "The host that the request names is served by another listener than this connection; make a new one.",
+            ),
+        }
     }
 }
 

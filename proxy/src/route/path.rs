@@ -48,8 +48,11 @@ impl PathChange {
         }
     }
 
-    /// The same with the query that the request has.
+    /// The same with the query that the request has. The target of `OPTIONS *` is no path, and stays.
     pub(super) fn apply_with_query(&self, target: &http::Uri, prefix: usize) -> String {
+        if target.path() == "*" {
+            return "*".to_owned();
+        }
         let mut path = self.apply(target.path(), prefix);
         if let Some(query) = target.query() {
             path.push('?');
@@ -88,6 +91,17 @@ mod tests {
                 expected,
                 "{path} {prefix} {replacement}"
             );
+        }
+    }
+
+    #[test]
+    fn what_is_no_path_stays() {
+        for change in [
+            PathChange::Prefix("/xyz".into()),
+            PathChange::Full("/xyz".into()),
+        ] {
+            let target = http::Uri::from_static("*");
+            assert_eq!(change.apply_with_query(&target, 0), "*");
         }
     }
 

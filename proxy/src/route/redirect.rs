@@ -96,6 +96,8 @@ impl Redirect {
                 .map_or("/", |path| path.as_str())
                 .to_owned(),
         };
+        // The server as a whole, in a URI: no path (RFC 9112, section 3.2.4).
+        let path = path.strip_prefix('*').unwrap_or(&path);
         Ok(match port == known_port {
             true => format!("{scheme}://{host}{path}"),
             false => format!("{scheme}://{host}:{port}{path}"),

@@ -363,12 +363,14 @@ pub(super) fn expression(text: &str) -> Result<Expression, RuleError> {
     Expression::new(text).map_err(|error| RuleError::Expression(text.to_owned(), error))
 }
 
-/// The host that a request names, in lower case and without its port; empty when it names none.
+/// The host that a request names, in lower case and without its port and the dot at its end, which is that of the whole
+/// name space; empty when it names none.
 pub(super) fn host<B>(request: &Request<B>) -> Cow<'_, str> {
     let host = match request.uri().host() {
         Some(host) => host,
         None => without_port(host_header(request.headers())),
     };
+    let host = host.strip_suffix('.').unwrap_or(host);
     match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
         true => Cow::Owned(host.to_ascii_lowercase()),
         false => Cow::Borrowed(host),

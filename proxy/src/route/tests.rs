@@ -652,3 +652,71 @@ proptest! {
         let _ = table.select(&request);
     }
 }
+
+#[test]
+fn a_mirror_gets_the_share_of_requests_that_the_route_says() {
+    let table = |numerator, denominator| {
+        let mirror = v1::RequestMirror {
+            backend: Some(v1::RouteBackend {
+                weight: 1,
+                target: Some(v1::route_backend::Target::Own(true)),
+                filters: Vec::new(),
+            }),
+            numerator,
+            denominator,
+        };
+        let rule = v1::RouteRule {
+            filters: vec![v1::RouteFilter {
+                filter: Some(Filter::Mirror(mirror)),
+            }],
+            ..Default::default()
+        };
+        let table = v1::RouteTable { rules: vec![rule] };
+        RouteTable::compile(&table, &|_| RetryPolicy::default())
+    };
+    for (numerator, denominator, expected) in [
+        (None, 0, 10_000..=10_000),
+        (Some(0), 100, 0..=0),
+        (Some(10), 100, 800..=1200),
+        (Some(1), 8, 1050..=1450),
+        (Some(100), 100, 10_000..=10_000),
+    ] {
+        let table = table(numerator, denominator).unwrap();
+        let request = http::Request::get("http://orders/")
+            .body(Body::Empty)
+            .unwrap();
+        let rule = table.select(&request).unwrap().rule;
+        let copies: usize = (0..10_000).map(|_| rule.mirrors().count()).sum();
+        assert!(
+            expected.contains(&copies),
+            "{numerator:?}/{denominator}: {copies}"
+        );
+    }
+    assert!(table(Some(1), 0).is_err());
+}
+
+#[test]
+fn a_host_with_the_dot_of_the_whole_name_space_is_the_same_host() {
+    let rule = v1::RouteRule {
+        hostnames: vec![
+            "airflow.example.com".to_owned(),
+            "*.apps.example.com".to_owned(),
+        ],
+        ..Default::default()
+    };
+    let table = v1::RouteTable { rules: vec![rule] };
+    let table = RouteTable::compile(&table, &|_| RetryPolicy::default()).unwrap();
+    for (host, matches) in [
+        ("airflow.example.com", true),
+        ("airflow.example.com.", true),
+        ("Airflow.Example.com.:8443", true),
+        ("a.apps.example.com.", true),
+        ("airflow.example.com..", false),
+        ("other.example.com.", false),
+    ] {
+        let request = http::Request::get("/")
+            .header("host", host)
+            .body(Body::Empty);
+        assert_eq!(table.select(&request.unwrap()).is_some(), matches, "{host}");
+    }
+}

@@ -186,15 +186,33 @@ fn the_server_name_chooses_listener_certificate_and_versions() {
 #[test]
 fn a_request_for_another_listener_than_its_connections_is_sent_to_make_a_new_one() {
     let edge = Edge::start();
-    for host in ["a.apps.example.com", "other.example.com"] {
+    for (host, status, code) in [
+        ("a.apps.example.com", 421, "wrong-destination"),
+        // Of no listener at all: a new connection would be of no use.
+        ("other.example.com", 404, "no-route"),
+    ] {
         let header = format!("host: {host}");
         let answer = edge.ask(&["-H", &header, "https://airflow.example.com:8443/orders"]);
         assert_eq!(
             (answer.status, answer.error.as_str()),
-            (421, "wrong-destination"),
+            (status, code),
             "{answer:?}"
         );
     }
+}
+
+#[test]
+fn a_client_may_ask_whether_its_body_is_wanted_and_write_its_host_with_a_dot() {
+    let edge = Edge::start();
+    let url = "https://airflow.example.com:8443/echo";
+    let asks = ["-v", "--http1.1", "--expect100-timeout", "25"];
+    let asks = edge.curl(&asks).args(["-H", "expect: 100-continue"]);
+    let asked = asks.args(["-d", "x", url]).finish();
+    assert_eq!(asked.success(), "x");
+    let said = asked.err();
+    assert!(said.contains("< HTTP/1.1 100 Continue"), "{said}");
+    let dotted = edge.ask(&["-H", "host: airflow.example.com.", url]);
+    assert_eq!(dotted.status, 200, "{dotted:?}");
 }
 
 #[test]
@@ -332,6 +350,15 @@ fn tls_is_passed_through_by_server_name() {
         .wait_for_access("the connection", |record| !record.is_request());
     assert_eq!(record.text("direction"), "gateway", "{record}");
     assert_eq!(record.destination_id(), edge.api.spiffe_id, "{record}");
+    // A ClientHello of more than a record of 512 bytes, by which other clients' middleboxes go.
+    let protocols: Vec<String> = (0..80).map(|number| format!("protocol-{number}")).collect();
+    let at = format!("{}:9443", edge.host.address);
+    let client = edge.host.place.program("openssl");
+    let client = client.args(["s_client", "-quiet", "-servername", "own.example.com"]);
+    let client = client.args(["-connect", &at, "-max_send_frag", "512"]);
+    let client = client.args(["-alpn", &protocols.join(",")]);
+    let page = client.input("GET / HTTP/1.0\r\n\r\n").finish().out();
+    assert!(page.contains("s_server"), "{page}");
     let unknown = [
         "--connect-to",
         &format!("x.example.com:9443:{}:9443", edge.host.address),

@@ -227,3 +227,61 @@ fn each_mistake_of_a_gateway_is_named_with_its_place_and_remedy() {
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
+
+#[test]
+fn hosts_in_common_are_found_among_names_and_wildcards() {
+    for (one, other, expected) in [
+        ("", "a.example.com", true),
+        ("*.example.com", "", true),
+        ("a.example.com", "a.example.com", true),
+        ("a.example.com", "b.example.com", false),
+        ("a.example.com", "*.example.com", true),
+        ("a.b.example.com", "*.example.com", true),
+        ("example.com", "*.example.com", false),
+        ("badexample.com", "*.example.com", false),
+        ("*.example.com", "*.com", true),
+        ("*.example.com", "*.example.org", false),
+        ("*.a.example.com", "*.b.example.com", false),
+    ] {
+        assert_eq!(have_host_in_common(one, other), expected, "{one} {other}");
+        assert_eq!(have_host_in_common(other, one), expected, "{other} {one}");
+    }
+}
+
+#[test]
+fn a_route_for_hosts_that_no_listener_has_is_an_error_and_goes_to_those_alone_that_have_them() {
+    let route = |parent: &str, host: &str| {
+        format!(
+            "{GATEWAY}---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ name: api, namespace: airflow }}
+spec:
+  parentRefs: [{{ name: web{parent} }}]
+  hostnames: [{host}]
+  rules: [{{ backendRefs: [{{ name: api, port: 80 }}] }}]
+"
+        )
+        .replace(
+            "sidewind.dev/https-redirect: \"true\"",
+            "sidewind.dev/https-redirect: \"false\"",
+        )
+    };
+    let error = parse(&route(", sectionName: https", "api.example.org")).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("for other hosts than all of the route's"),
+        "{error}"
+    );
+    let rules = |host: &str| -> Vec<usize> {
+        let config = parse(&route("", host)).unwrap();
+        let listeners = config.gateway_listeners(&id("/ns/airflow/sa/web"));
+        let rules = listeners.iter().map(|listener| &listener.routes);
+        rules
+            .map(|table| table.as_ref().map_or(0, |it| it.rules.len()))
+            .collect()
+    };
+    // Plain HTTP for any host, HTTPS for those below example.com, and TLS passed through.
+    assert_eq!(rules("api.example.com"), [1, 1, 0]);
+    assert_eq!(rules("api.example.org"), [1, 0, 0]);
+}

@@ -44,10 +44,11 @@ struct Spec {
     parent_refs: Spanned<Vec<Spanned<ParentReference>>>,
     #[serde(default, deserialize_with = "present")]
     hostnames: Option<Spanned<Vec<Spanned<String>>>>,
-    rules: Spanned<Vec<Spanned<RuleSpec>>>,
+    #[serde(default, deserialize_with = "present")]
+    rules: Option<Spanned<Vec<Spanned<RuleSpec>>>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RuleSpec {
     #[serde(default, deserialize_with = "present")]
@@ -108,15 +109,23 @@ pub(crate) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
     let spec = &resource.spec;
     let parents = parents(reader, &spec.parent_refs, &namespace);
     let hostnames = hostnames(reader, spec.hostnames.as_ref());
-    at_most(reader, &spec.rules, MAX_RULES);
-    if spec.rules.value.is_empty() {
-        reader.refuse(&spec.rules, "must have a rule");
-    }
+    // Without any there is one that every request matches, as the Gateway API's schema has it.
+    let of_all = [RuleSpec::default()];
+    let specs: Vec<&RuleSpec> = match &spec.rules {
+        Some(rules) => {
+            at_most(reader, rules, MAX_RULES);
+            if rules.value.is_empty() {
+                reader.refuse(rules, "must have a rule, or be left out");
+            }
+            rules.value.iter().map(|rule| &rule.value).collect()
+        }
+        None => of_all.iter().collect(),
+    };
     let mut names = HashSet::new();
     let mut rules = Vec::new();
-    for spec in &spec.rules.value {
-        let mut rule = rule(reader, &spec.value, &parents, &namespace);
-        rule.api.name = rule_name(reader, spec.value.name.as_ref(), &mut names);
+    for spec in specs {
+        let mut rule = rule(reader, spec, &parents, &namespace);
+        rule.api.name = rule_name(reader, spec.name.as_ref(), &mut names);
         rule.api.route = format!("{namespace}/{name}");
         rule.api.hostnames.clone_from(&hostnames);
         rules.push(rule);

@@ -171,7 +171,13 @@ impl RouteDraft {
                 let Parent::Gateway(parent) = parent else {
                     continue;
                 };
-                match attach(gateways, parent, route.kind, &route.namespace) {
+                match attach(
+                    gateways,
+                    parent,
+                    route.kind,
+                    &route.namespace,
+                    route.hostnames(),
+                ) {
                     Ok(attachments) => attachments
                         .into_iter()
                         .for_each(|place| route.attach_to(gateways, place)),
@@ -198,6 +204,11 @@ impl RouteDraft {
 }
 
 impl Route {
+    /// The hosts that its requests may name, which are those of each of its rules; none for all.
+    fn hostnames(&self) -> &[String] {
+        self.rules.first().map_or(&[], |rule| &rule.api.hostnames)
+    }
+
     fn attach_to(&self, gateways: &mut [Gateway], (gateway, listener): Attachment) {
         let listener = gateways
             .get_mut(gateway)

@@ -464,3 +464,26 @@ fn what_of_a_session_cannot_be_kept_is_refused_at_its_place() {
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
+
+#[test]
+fn a_route_without_rules_has_one_for_every_request() {
+    let route = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: orders, namespace: data }
+spec:
+  parentRefs: [{ group: \"\", kind: Service, name: orders, port: 80 }]
+";
+    let config = parse(route).unwrap();
+    let service = "orders.data".parse().unwrap();
+    let (policy, table) = config.routes(&service, 80);
+    assert_eq!(policy.unwrap().route, "data/orders");
+    assert_eq!(table, None);
+    let error = parse(&format!("{route}  rules: []\n")).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("must have a rule, or be left out"),
+        "{error}"
+    );
+}
