@@ -6,7 +6,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     time::{Duration, SystemTime},
 };
@@ -30,7 +30,7 @@ use crate::{
         Body, BodyWatcher, Bound, H2Place,
         headers::{AuthorityCache, BadRequest, Upgrade, examine_request, header_list_bytes},
     },
-    limit::{Admitted, Asker, Permit, ServiceLimits},
+    limit::{Admitted, Asker, Permit, ServiceLimits, client_of},
     mesh::StreamLease,
     telemetry::{
         Direction, FailedAttempt, Peer, Protocol, TaskContext, Telemetry,
@@ -298,6 +298,12 @@ impl Exchange {
         &self.source
     }
 
+    /// What tells the client apart by its address.
+    pub(crate) fn client_address(&self) -> Option<IpAddr> {
+        let address = self.source.address?;
+        Some(client_of(self.direction, address.ip()))
+    }
+
     /// Whether the client asks to go on with another protocol than HTTP.
     pub(crate) fn wants_upgrade(&self) -> bool {
         self.upgrade.borrow().is_some()
@@ -422,7 +428,7 @@ impl Exchange {
     ) -> Result<(), ProxyError> {
         let asker = Asker {
             identity: self.source.id.as_ref().map(SpiffeId::as_str),
-            address: self.source.address.map(|address| address.ip()),
+            address: self.client_address(),
             route,
         };
         let (header_bytes, _) = self.header_bytes;

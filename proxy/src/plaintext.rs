@@ -69,6 +69,7 @@ impl PlaintextClient {
             http1: H1Pool::new(limits),
             http2: H2Pool::new(H2PoolLimits {
                 idle_timeout: HTTP2_IDLE_TIMEOUT,
+                handshake_timeout: config.traffic.handshake_timeout,
                 patience: config.traffic.connect_timeout,
             }),
             connect_timeout: config.traffic.connect_timeout,
@@ -135,7 +136,7 @@ impl PlaintextClient {
         let connection = self.connect_http1(address).await?;
         let connection = self.http1.adopt(key, connection);
         let sent = connection.send(request).await;
-        sent.map_err(|error| self.failed(address, error.unsent, error.stalled, error))
+        sent.map_err(|error| self.failed_http1(address, error))
     }
 
     async fn send_http2(
@@ -221,8 +222,17 @@ impl PlaintextClient {
     ) -> Result<Request<Body>, ProxyError> {
         match error.request.take() {
             Some(request) if error.unsent => Ok(*request),
-            _ => Err(self.failed(address, error.unsent, error.stalled, error)),
+            _ => Err(self.failed_http1(address, error)),
         }
+    }
+
+    fn failed_http1(&self, address: SocketAddr, error: SendError) -> ProxyError {
+        if error.malformed {
+            let message = format_args!("{address} sent no valid HTTP.");
+            let cause = Chain(&error).to_string();
+            return ProxyError::new(ErrorCode::UpstreamProtocol, message).with_source(cause);
+        }
+        self.failed(address, error.unsent, error.stalled, error)
     }
 
     fn failed(
@@ -281,81 +291,4 @@ pub(crate) fn clean_response(
 }
 
 #[cfg(test)]
-mod tests {
-    use http::{HeaderValue, header::UPGRADE};
-
-    use super::*;
-
-    fn cleaned(
-        status: u16,
-        switched: Option<&str>,
-        asked: Option<&str>,
-    ) -> Result<Response<Body>, ProxyError> {
-        let upgrade = |protocols: &str| {
-            let value = HeaderValue::from_str(protocols).unwrap();
-            HeaderMap::from_iter([(UPGRADE, value)])
-        };
-        let mut response = Response::builder();
-        if let (Some(switched), Some(headers)) = (switched, response.headers_mut()) {
-            headers.extend(upgrade(switched));
-        }
-        let response = response
-            .status(status)
-            .header("sidewind-error", "connect-failed")
-            .header("x-other", "stays")
-            .body(Body::Empty)
-            .unwrap();
-        let asked = asked.map(upgrade);
-        clean_response(([10, 0, 0, 2], 80).into(), response, asked.as_ref())
-    }
-
-    #[tokio::test]
-    async fn a_silent_server_has_vanished_when_several_probes_are_lost_and_not_one() {
-        let listener = crate::capture::listen(([127, 0, 0, 1], 0).into()).unwrap();
-        let address = listener.local_addr().unwrap();
-        let stream = capture::connect(address, Duration::from_secs(5), None)
-            .await
-            .unwrap();
-        notice_vanished(&stream);
-        let socket = SockRef::from(&stream);
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(VANISHED));
-        let (after, interval) = (
-            socket.tcp_keepalive_time().unwrap(),
-            socket.tcp_keepalive_interval().unwrap(),
-        );
-        assert!(after + 3 * interval < VANISHED, "{after:?}, {interval:?}");
-    }
-
-    #[test]
-    fn a_server_cannot_speak_as_a_proxy() {
-        let response = cleaned(503, None, None).unwrap();
-        assert!(!response.headers().contains_key("sidewind-error"));
-        assert!(response.headers().contains_key("x-other"));
-    }
-
-    #[test]
-    fn protocols_are_switched_only_where_the_client_asked_for_it() {
-        for (switched, asked) in [("websocket", "websocket"), ("WebSocket", "a/1, websocket")] {
-            let response = cleaned(101, Some(switched), Some(asked));
-            assert!(response.is_ok(), "{switched} for {asked}: {response:?}");
-        }
-        for (switched, asked) in [
-            (Some("websocket"), None),
-            (None, None),
-            (None, Some("websocket")),
-            (Some(""), Some("websocket")),
-            (Some("h2c"), Some("websocket")),
-            (Some("websocket, h2c"), Some("websocket")),
-            (Some("websocket/2"), Some("websocket")),
-        ] {
-            let error = cleaned(101, switched, asked).unwrap_err();
-            let code = error.code();
-            assert_eq!(
-                code,
-                ErrorCode::UpstreamProtocol,
-                "{switched:?} for {asked:?}"
-            );
-        }
-        assert!(cleaned(200, None, Some("websocket")).is_ok());
-    }
-}
+mod tests;

@@ -43,8 +43,11 @@ const NOTICEABLE: f64 = 0.6;
 /// How often another endpoint is drawn when the one that was drawn begins slowly.
 const REDRAWS: usize = 3;
 
+/// How many endpoints a request or connection is tried at where none accepts it: what discovery says may be old.
+pub(crate) const MOST_UNSENT: u32 = 8;
+
 /// Endpoints that one request remembers to have tried; more tries are rare.
-const REMEMBERED_TRIES: usize = 4;
+const REMEMBERED_TRIES: usize = MOST_UNSENT as usize;
 
 /// A service's endpoints as one worker sees them.
 #[derive(Debug)]
@@ -93,19 +96,17 @@ pub(crate) struct Selection<'a> {
 /// The endpoints that the tries of one request went to.
 #[derive(Debug, Default)]
 pub(crate) struct Tried {
-    addresses: Cell<[Option<SocketAddr>; REMEMBERED_TRIES]>,
+    addresses: [Cell<Option<SocketAddr>>; REMEMBERED_TRIES],
     count: Cell<usize>,
 }
 
 impl Tried {
     /// Notes another one.
     pub(crate) fn add(&self, address: SocketAddr) {
-        let mut addresses = self.addresses.get();
         let count = self.count.get();
-        if let Some(place) = addresses.get_mut(count % REMEMBERED_TRIES) {
-            *place = Some(address);
+        if let Some(place) = self.addresses.get(count % REMEMBERED_TRIES) {
+            place.set(Some(address));
         }
-        self.addresses.set(addresses);
         self.count.set(count + 1);
     }
 
@@ -114,7 +115,8 @@ impl Tried {
     }
 
     fn has(&self, address: SocketAddr) -> bool {
-        !self.is_empty() && self.addresses.get().contains(&Some(address))
+        let tried = self.addresses.iter().take(self.count.get());
+        tried.into_iter().any(|place| place.get() == Some(address))
     }
 }
 
@@ -202,6 +204,13 @@ impl Balancer {
         let inner = self.inner.borrow();
         let passing = inner.list.iter().filter(|it| it.health().passes_checks());
         passing.take(2).count() > 1
+    }
+
+    /// Whether there is an endpoint that was not tried, and that active checks have nothing against.
+    pub(crate) fn has_untried(&self, tried: &Tried) -> bool {
+        let inner = self.inner.borrow();
+        let mut passing = inner.list.iter().filter(|it| it.health().passes_checks());
+        passing.any(|endpoint| !tried.has(endpoint.desc().address))
     }
 
     /// Tells those who wait for an answer of endpoints that do not answer any more.

@@ -1,18 +1,42 @@
 //! Both bodies of an exchange as they pass: how much of them, how long they stand still, and how they end.
 
-use std::rc::Rc;
+use std::{net::SocketAddr, pin::pin, rc::Rc};
 
-use http::HeaderMap;
+use http::{HeaderMap, Response};
+use tokio::time::timeout;
 
 use super::Exchange;
 use crate::{
     complaints::complain,
-    errors::{Chain, ErrorCode},
+    errors::{Chain, ErrorCode, ProxyError},
     http::{Body, BodyEnd, BodyError, BodyWatcher, Bound, LEAST_BYTES},
     limit::ServiceLimits,
 };
 
 impl Exchange {
+    /// Waits for the head of a response for as long as a stream may say nothing, since the last byte of the request. Calls of
+    /// gRPC have deadlines instead, since their servers may have nothing to say for longer.
+    pub(crate) async fn head_within(
+        &self,
+        endpoint: SocketAddr,
+        sent: impl Future<Output = Result<Response<Body>, ProxyError>>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let Some(limit) = self.patience.stream.filter(|_| !self.is_grpc()) else {
+            return sent.await;
+        };
+        let mut sent = pin!(sent);
+        loop {
+            let before = self.request_bytes.get();
+            if let Ok(result) = timeout(limit, &mut sent).await {
+                return result;
+            }
+            if self.request_bytes.get() == before {
+                let message = format_args!("{endpoint} has not begun to answer within {limit:?}.");
+                return Err(ProxyError::new(ErrorCode::UpstreamStalled, message));
+            }
+        }
+    }
+
     /// How long more of a response's body may be waited for.
     pub(super) fn bound_of(&self, body: &Body) -> Option<Bound> {
         if self.is_grpc() || matches!(body, Body::Empty | Body::Full(_)) {

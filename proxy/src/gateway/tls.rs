@@ -15,6 +15,7 @@ use crate::{
     copy::Connection,
     detect::{self, Detected, Prefixed},
     errors::{Chain, ErrorCode, ProxyError},
+    limit::client_of,
     listen::Placed,
     outbound::{self, Target},
     telemetry::{
@@ -39,7 +40,8 @@ pub(super) async fn serve<T: Connection + Send + 'static>(
         let metrics = worker.telemetry.metrics();
         metrics.handshake(Side::Gateway, Err(failure), began.elapsed());
     };
-    let Some(place) = worker.gateway.gate.enter(client.ip()) else {
+    let one_client = client_of(Direction::Gateway, client.ip());
+    let Some(place) = worker.gateway.gate.enter(one_client) else {
         return failed(HandshakeFailure::TooMany);
     };
     let limit = worker.config.traffic.handshake_timeout;

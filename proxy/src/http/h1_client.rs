@@ -41,6 +41,8 @@ pub(crate) struct SendError {
     pub(crate) reused: bool,
     /// True when the server took too long over taking the request, or over the head of its response once that had begun.
     pub(crate) stalled: bool,
+    /// True when what was received is no head of a response, or one that is too long.
+    pub(crate) malformed: bool,
     source: Option<hyper::Error>,
 }
 
@@ -59,6 +61,7 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.unsent, self.nothing_received) {
             _ if self.stalled => "the server stood still",
+            _ if self.malformed => "the server sent no head of a response that could be read",
             (true, _) => "connection closed before the request was sent",
             (false, true) => "connection failed before the response began",
             (false, false) => "connection failed within the head of the response",
@@ -197,12 +200,17 @@ impl H1Connection {
         .await;
         match result {
             Some(Ok(response)) => Ok(self.finish(response)),
-            Some(Err(mut error)) => Err(SendError {
-                request: error.take_message().map(Box::new),
-                stalled: self.relay.is_stalled(),
-                source: Some(error.into_error()),
-                ..self.failure()
-            }),
+            Some(Err(mut error)) => {
+                let request = error.take_message().map(Box::new);
+                let error = error.into_error();
+                Err(SendError {
+                    request,
+                    stalled: self.relay.is_stalled(),
+                    malformed: error.is_parse(),
+                    source: Some(error),
+                    ..self.failure()
+                })
+            }
             None => Err(SendError {
                 stalled: true,
                 ..self.failure()
@@ -217,6 +225,7 @@ impl H1Connection {
             nothing_received: self.relay.read_bytes() == 0,
             reused: self.reused,
             stalled: false,
+            malformed: false,
             request: None,
             source: None,
         }

@@ -32,8 +32,9 @@ const MAX_CONNECTIONS: usize = 16;
 pub(crate) struct H2PoolLimits {
     /// How long a connection may be unused. Servers announce its end, so no request can meet it.
     pub(crate) idle_timeout: Duration,
-    /// How long a server may take over its settings, and how long a request waits for a place while all streams of all
-    /// connections are in use.
+    /// How long a server may take over its settings.
+    pub(crate) handshake_timeout: Duration,
+    /// How long a request waits for a place while all streams of all connections are in use.
     pub(crate) patience: Duration,
 }
 
@@ -144,7 +145,11 @@ impl H2Pool {
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let server = self.server(key);
-        let patience = self.0.limits.patience;
+        let H2PoolLimits {
+            handshake_timeout,
+            patience,
+            ..
+        } = self.0.limits;
         let mut until = None;
         loop {
             if let Some(place) = server.place() {
@@ -157,7 +162,7 @@ impl H2Pool {
                     return Ok(place);
                 }
                 if server.failures.get() == failures && server.has_room() {
-                    match server.dial(connect(), patience).await {
+                    match server.dial(connect(), handshake_timeout).await {
                         Ok(()) => continue,
                         Err(error) => server.failed(error),
                     }
@@ -241,7 +246,7 @@ impl Server {
     async fn dial<I>(
         self: &Rc<Self>,
         connecting: impl Future<Output = io::Result<I>>,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<(), H2PoolError>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -250,9 +255,9 @@ impl Server {
         let mut builder = client_builder();
         builder.initial_max_send_streams(0);
         let handshake = builder.handshake::<_, Bytes>(io.clone());
-        let (sender, mut driver) = timeout(patience, handshake)
+        let (sender, mut driver) = timeout(limit, handshake)
             .await
-            .map_err(|_| H2PoolError::Silent(patience))??;
+            .map_err(|_| H2PoolError::Silent(limit))??;
         let mut turn = move |cx: &mut Context<'_>| {
             let ended = Pin::new(&mut driver).poll(cx);
             match io.poll_flush_gathered(cx) {
@@ -265,9 +270,9 @@ impl Server {
             Poll::Pending if sender.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         });
-        timeout(patience, settings)
+        timeout(limit, settings)
             .await
-            .map_err(|_| H2PoolError::Silent(patience))??;
+            .map_err(|_| H2PoolError::Silent(limit))??;
         let connection = Rc::new(Connection {
             sender,
             in_use: Cell::new(0),

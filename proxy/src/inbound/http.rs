@@ -166,7 +166,8 @@ impl Service<Request<Body>> for Forward {
         let (dial, http2) = (self.port.dial, self.http2);
         Box::pin(async move {
             exchange.sent_to(dial, None);
-            worker.workload.send(dial, &exchange, request, http2).await
+            let sending = worker.workload.send(dial, &exchange, request, http2);
+            exchange.head_within(dial, sending).await
         })
     }
 }

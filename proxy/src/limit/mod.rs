@@ -28,7 +28,7 @@ use tokio::time::Instant;
 pub(crate) use bounds::{Bounds, Permit};
 pub(crate) use layer::LimitLayer;
 pub(crate) use overload::{Admitted, Overload};
-pub(crate) use rate::Asker;
+pub(crate) use rate::{Asker, client_of};
 
 use crate::errors::{ErrorCode, ProxyError};
 use crate::http::Body;

@@ -11,27 +11,30 @@ use super::bucket::{Bucket, Rate, Table};
 use super::paths;
 use crate::errors::{ErrorCode, ProxyError};
 use crate::http::Body;
+use crate::telemetry::Direction;
+
+/// What tells clients apart by address that come to a proxy in a direction. Outside the mesh an IPv6 client is its /64,
+/// whose addresses it chooses at will; within it the pods of a node share one.
+pub(crate) fn client_of(direction: Direction, address: IpAddr) -> IpAddr {
+    match (direction, address.to_canonical()) {
+        (Direction::Gateway, IpAddr::V6(address)) => {
+            Ipv6Addr::from_bits(address.to_bits() >> u64::BITS << u64::BITS).into()
+        }
+        (_, address) => address,
+    }
+}
 
 /// Who asks, and by which route.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Asker<'a> {
     pub(crate) identity: Option<&'a str>,
+    /// As [`client_of`] has it.
     pub(crate) address: Option<IpAddr>,
     /// "namespace/name" of the route, where one matched, and "/rule" where its rule has a name.
     pub(crate) route: Option<&'a str>,
 }
 
 impl Asker<'_> {
-    /// What has a bucket of its own among addresses: of IPv6 the first half, whose rest a client chooses at will.
-    fn network(&self) -> Option<IpAddr> {
-        self.address.map(|address| match address.to_canonical() {
-            IpAddr::V6(address) => {
-                Ipv6Addr::from_bits(address.to_bits() >> u64::BITS << u64::BITS).into()
-            }
-            address => address,
-        })
-    }
-
     /// Whether it is one of these routes that matched, or a rule of one.
     fn is_of(&self, routes: &[String]) -> bool {
         let Some(name) = self.route else {
@@ -126,9 +129,9 @@ impl RateLimit {
             // Whoever has no identity is told apart by address.
             v1::RateLimitKey::SourceIdentity => match asker.identity {
                 Some(identity) => self.random.hash_one(identity),
-                None => self.random.hash_one(asker.network()),
+                None => self.random.hash_one(asker.address),
             },
-            _ => self.random.hash_one(asker.network()),
+            _ => self.random.hash_one(asker.address),
         }
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::{advance, timeout};
 
 use super::bucket::{Bucket, Rate, Table};
 use super::*;
+use crate::telemetry::Direction;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -106,22 +107,42 @@ async fn a_client_with_many_ipv6_addresses_has_one_bucket() {
         v1::RateLimitKey::SourceAddress,
         v1::RateLimitKey::SourceIdentity,
     ] {
-        let limits = limits(key);
-        for (address, passes) in [
-            ("2001:db8:0:1::1", true),
-            ("2001:db8:0:1::2", false),
-            ("2001:db8:0:1:ffff:ffff:ffff:ffff", false),
-            ("2001:db8:0:2::1", true),
-            ("192.0.2.1", true),
-            ("::ffff:192.0.2.1", false),
-            ("::ffff:192.0.2.2", true),
+        // Of a client from outside, and of one in the mesh.
+        for (direction, addresses) in [
+            (
+                Direction::Gateway,
+                [
+                    ("2001:db8:0:1::1", true),
+                    ("2001:db8:0:1::2", false),
+                    ("2001:db8:0:1:ffff:ffff:ffff:ffff", false),
+                    ("2001:db8:0:2::1", true),
+                    ("192.0.2.1", true),
+                    ("::ffff:192.0.2.1", false),
+                    ("::ffff:192.0.2.2", true),
+                ],
+            ),
+            (
+                Direction::Inbound,
+                [
+                    ("2001:db8:0:1::1", true),
+                    ("2001:db8:0:1::2", true),
+                    ("2001:db8:0:1::1", false),
+                    ("2001:db8:0:2::1", true),
+                    ("192.0.2.1", true),
+                    ("::ffff:192.0.2.1", false),
+                    ("::ffff:192.0.2.2", true),
+                ],
+            ),
         ] {
-            let asker = Asker {
-                address: Some(address.parse().unwrap()),
-                ..Asker::default()
-            };
-            let admitted = limits.admit(&request("POST", "/login"), 0, &asker).await;
-            assert_eq!(admitted.is_ok(), passes, "{key:?}: {address}");
+            let limits = limits(key);
+            for (address, passes) in addresses {
+                let asker = Asker {
+                    address: Some(client_of(direction, address.parse().unwrap())),
+                    ..Asker::default()
+                };
+                let admitted = limits.admit(&request("POST", "/login"), 0, &asker).await;
+                assert_eq!(admitted.is_ok(), passes, "{key:?} {direction:?}: {address}");
+            }
         }
     }
 }

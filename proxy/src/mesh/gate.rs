@@ -38,6 +38,7 @@ impl HandshakeGate {
     /// A place for a handshake from `address`, held until the guard is dropped; None when all are
     /// taken.
     pub(crate) fn enter(&self, address: IpAddr) -> Option<GateGuard> {
+        let address = address.to_canonical();
         let mut by_address = self.0.by_address.borrow_mut();
         let theirs = by_address.get(&address).copied().unwrap_or(0);
         if self.0.total.get() >= self.0.max_total || theirs >= self.0.max_per_address {
@@ -87,6 +88,7 @@ mod tests {
         let (one, other) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let held: Vec<_> = (0..2).map(|_| gate.enter(one).unwrap()).collect();
         assert!(gate.enter(one).is_none());
+        assert!(gate.enter("::ffff:10.0.0.1".parse().unwrap()).is_none());
         assert!(gate.enter(other).is_some());
         drop(held);
         assert!(gate.enter(one).is_some());

@@ -55,6 +55,17 @@ impl EndpointDesc {
         http2: bool,
     ) -> Result<Response<Body>, ProxyError> {
         exchange.sent_to(self.address, self.mesh.as_ref().map(|mesh| &mesh.id));
+        let sending = self.send_somehow(worker, exchange, request, http2);
+        exchange.head_within(self.address, sending).await
+    }
+
+    async fn send_somehow(
+        &self,
+        worker: &Rc<Worker>,
+        exchange: &Rc<Exchange>,
+        request: Request<Body>,
+        http2: bool,
+    ) -> Result<Response<Body>, ProxyError> {
         match &self.mesh {
             None => {
                 let client = &worker.endpoints;
@@ -153,10 +164,14 @@ impl EndpointDesc {
         let connection = H1Connection::new(near)
             .await
             .map_err(|error| failed(&error))?;
-        connection
-            .send(request)
-            .await
-            .map_err(|error| failed(&error))
+        connection.send(request).await.map_err(|error| {
+            if error.malformed {
+                let message = format_args!("{} sent no valid HTTP.", self.address);
+                let cause = Chain(&error).to_string();
+                return ProxyError::new(ErrorCode::UpstreamProtocol, message).with_source(cause);
+            }
+            failed(&error)
+        })
     }
 
     /// Makes of a request what goes over the mesh wire.

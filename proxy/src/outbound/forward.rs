@@ -9,15 +9,16 @@ use tower::{Layer, ServiceExt};
 
 use super::{
     destination::Resolved,
-    http::Balance,
+    http::{Among, Balance},
     service::{Routes, Service},
 };
 use crate::{
     airflow::ExecutionCall,
+    balance::Tried,
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin},
     http::Body,
-    retry::{RetryObserver, RetryPolicy},
+    retry::{Others, RetryObserver, RetryPolicy},
     route::{CopiedBody, Front, Mirror, RouteTable, Selected, Target},
     telemetry::{Direction, metrics::MirrorOutcome},
     worker::{READY_WAIT, Worker},
@@ -169,13 +170,17 @@ impl Forward<'_> {
         }
         let observer = Rc::clone(self.exchange) as Rc<dyn RetryObserver>;
         let retry = service.retry(Rc::clone(&policy)).observed(observer);
+        let among = Rc::new(Among {
+            service: Rc::clone(service),
+            tried: Tried::default(),
+        });
         let retry = retry.since(self.exchange.started());
+        let retry = retry.among(Rc::clone(&among) as Rc<dyn Others>);
         let balance = Balance {
             worker: Rc::clone(self.worker),
             exchange: Rc::clone(self.exchange),
-            service: Rc::clone(service),
+            among,
             http2,
-            tried: Rc::default(),
             secure: self.front.tls,
             ends: retry.ends(request.headers()),
             policy,

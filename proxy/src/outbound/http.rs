@@ -27,8 +27,8 @@ use crate::{
     exchange::{Exchange, Origin, Party},
     http::Body,
     retry::{
-        Progress, ReplayBuffer, RetryError, RetryObserver, RetryPolicy, UNAVAILABLE, grpc_status,
-        said_by_proxy,
+        Others, Progress, ReplayBuffer, RetryError, RetryObserver, RetryPolicy, UNAVAILABLE,
+        grpc_status, said_by_proxy,
     },
     route::Front,
     telemetry::Direction,
@@ -209,14 +209,26 @@ impl tower::Service<Request<Body>> for Outside {
     }
 }
 
+/// The endpoints of a service for one request.
+#[derive(Debug)]
+pub(super) struct Among {
+    pub(super) service: Rc<Service>,
+    pub(super) tried: Tried,
+}
+
+impl Others for Among {
+    fn are_left(&self) -> bool {
+        self.service.has_untried(&self.tried)
+    }
+}
+
 /// Sends each try of a request to an endpoint of the service: the better of two, and another than the last.
 #[derive(Clone, Debug)]
 pub(super) struct Balance {
     pub(super) worker: Rc<Worker>,
     pub(super) exchange: Rc<Exchange>,
-    pub(super) service: Rc<Service>,
+    pub(super) among: Rc<Among>,
     pub(super) http2: bool,
-    pub(super) tried: Rc<Tried>,
     /// Whether the client came over TLS.
     pub(super) secure: bool,
     /// What the request's route says.
@@ -237,14 +249,15 @@ impl tower::Service<Request<Body>> for Balance {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
-            let (tried, policy) = (&this.tried, &this.policy);
-            let chosen = (this.service).pick_for(&request, &this.exchange, tried, policy);
+            let Among { service, tried } = &*this.among;
+            let policy = &this.policy;
+            let chosen = service.pick_for(&request, &this.exchange, tried, policy);
             let Some(chosen) = chosen else {
-                return Err(this.service.no_endpoints());
+                return Err(service.no_endpoints());
             };
             let pick = &chosen.pick;
             let endpoint = pick.desc();
-            this.tried.add(endpoint.address);
+            tried.add(endpoint.address);
             pick.wait_for(patience(policy, this.ends, Instant::now()));
             let waiting = Waiting::of(pick, request.body());
             let sent = endpoint.send(&this.worker, &this.exchange, request, this.http2);

@@ -121,15 +121,20 @@ impl Service {
         RetryLayer::new(policy, Arc::clone(&self.budget), Rc::clone(&self.queue))
     }
 
-    /// An endpoint for a connection of `source`, another than those `tried` where there is one.
-    pub(crate) fn pick(&self, source: &Party, tried: &Tried) -> Option<Pick> {
+    /// An endpoint for a connection of `source`, whom `address` tells apart, another than those `tried` where there is one.
+    pub(crate) fn pick(
+        &self,
+        source: &Party,
+        address: Option<IpAddr>,
+        tried: &Tried,
+    ) -> Option<Pick> {
         let settings = Rc::clone(&self.settings.borrow());
         self.endpoints.pick(&Selection {
             tried: Some(tried),
             hash: settings
                 .hash
                 .as_ref()
-                .and_then(|it| hash_of(it, source, None)),
+                .and_then(|it| hash_of(it, source, address, None)),
             // Nothing was sent yet, so that another endpoint is as good.
             repeatable: true,
             ..Selection::default()
@@ -147,7 +152,8 @@ impl Service {
         let settings = Rc::clone(&self.settings.borrow());
         let headers = request.headers();
         let hash = settings.hash.as_ref();
-        let hash = hash.and_then(|it| hash_of(it, exchange.source(), Some(headers)));
+        let (source, address) = (exchange.source(), exchange.client_address());
+        let hash = hash.and_then(|it| hash_of(it, source, address, Some(headers)));
         let sticky = policy.sticky.as_ref().or(settings.sticky.as_ref());
         let named = sticky.and_then(|sticky| Affinity::of_request(headers, sticky));
         let repeatable = retry::is_repeatable(request, policy);
@@ -168,6 +174,11 @@ impl Service {
     /// Whether there is more than one endpoint that active checks have nothing against.
     pub(crate) fn has_choice(&self) -> bool {
         self.endpoints.has_choice()
+    }
+
+    /// Whether there is an endpoint that was not tried, and that active checks have nothing against.
+    pub(crate) fn has_untried(&self, tried: &Tried) -> bool {
+        self.endpoints.has_untried(tried)
     }
 
     /// What callers' proxies keep for it, if anything.
@@ -244,12 +255,17 @@ impl Chosen {
 }
 
 /// What a policy hashes of a request, or of a connection that has no headers; none where it has nothing of the kind.
-fn hash_of(what: &HashSource, source: &Party, headers: Option<&HeaderMap>) -> Option<u64> {
+fn hash_of(
+    what: &HashSource,
+    source: &Party,
+    address: Option<IpAddr>,
+    headers: Option<&HeaderMap>,
+) -> Option<u64> {
     Some(match what {
         HashSource::Header(name) => balance::hash(headers?.get(name)?.as_bytes()),
         HashSource::Cookie(name) => balance::hash(balance::cookie(headers?, name)?),
         HashSource::Identity => balance::hash(source.id.as_ref()?.as_str().as_bytes()),
-        HashSource::Address => match source.address?.ip() {
+        HashSource::Address => match address? {
             IpAddr::V4(ip) => balance::hash(&ip.octets()),
             IpAddr::V6(ip) => balance::hash(&ip.octets()),
         },
@@ -309,6 +325,10 @@ mod tests {
         }
     }
 
+    fn address(source: &Party) -> Option<IpAddr> {
+        source.address.map(|address| address.ip())
+    }
+
     #[test]
     fn clients_are_told_apart_by_identity_and_address_and_requests_by_what_they_say() {
         let headers = HeaderMap::from_iter([
@@ -317,23 +337,26 @@ mod tests {
         ]);
         for what in [HashSource::Identity, HashSource::Address] {
             let hashes: std::collections::HashSet<_> = (0..100)
-                .map(|number| hash_of(&what, &source(number), None).unwrap())
+                .map(|number| {
+                    hash_of(&what, &source(number), address(&source(number)), None).unwrap()
+                })
                 .collect();
             assert_eq!(hashes.len(), 100, "{what:?}");
             // Another connection of the same client.
             let mut again = source(7);
             again.address = Some(([10, 0, 0, 7], 50_000).into());
-            let of = |source: &Party| hash_of(&what, source, Some(&headers));
+            let of = |source: &Party| hash_of(&what, source, address(source), Some(&headers));
             assert_eq!(of(&again), of(&source(7)), "{what:?}");
-            assert_eq!(of(&again), hash_of(&what, &again, None), "{what:?}");
+            let by_nothing_else = hash_of(&what, &again, address(&again), None);
+            assert_eq!(of(&again), by_nothing_else, "{what:?}");
             assert_eq!(of(&Party::default()), None, "{what:?}");
         }
         let by_header = HashSource::Header(http::HeaderName::from_static("x-key"));
         for what in [by_header, HashSource::Cookie("key".into())] {
-            let of = |number| hash_of(&what, &source(number), Some(&headers));
+            let of = |number| hash_of(&what, &source(number), None, Some(&headers));
             assert_eq!(of(1), of(2), "{what:?}");
             assert_eq!(of(1), Some(balance::hash(b"a")), "{what:?}");
-            assert_eq!(hash_of(&what, &source(1), None), None, "{what:?}");
+            assert_eq!(hash_of(&what, &source(1), None, None), None, "{what:?}");
         }
     }
 }

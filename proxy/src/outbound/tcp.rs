@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{
     airflow::ConnectionTask,
-    balance::{Outcome, Pick, Tried},
+    balance::{MOST_UNSENT, Outcome, Pick, Tried},
     config::Outside,
     copy::{self, Connection, Progress, Side},
     errors::{ErrorCode, ProxyError},
     exchange::Party,
-    limit::Permit,
+    limit::{Permit, client_of},
     mesh::TunnelStream,
     telemetry::{
         ConnectionRecord, Direction, Protocol,
@@ -26,8 +26,8 @@ use crate::{
     worker::{READY_WAIT, Worker},
 };
 
-/// How many endpoints are tried before a connection is given up.
-const MAX_TRIES: u32 = 3;
+/// How often a connection is tried where there is no other endpoint that was not.
+const LEAST_TRIES: u32 = 3;
 
 /// A connection of the workload that is carried as bytes.
 #[derive(Debug)]
@@ -211,8 +211,11 @@ async fn connect_to_service(
     }
     let mut last = None;
     let tried = Tried::default();
-    while journey.attempts < MAX_TRIES {
-        let Some(pick) = service.pick(&journey.source, &tried) else {
+    let address = (journey.source.address).map(|it| client_of(journey.direction, it.ip()));
+    while journey.attempts < LEAST_TRIES
+        || journey.attempts < MOST_UNSENT && service.has_untried(&tried)
+    {
+        let Some(pick) = service.pick(&journey.source, address, &tried) else {
             break;
         };
         journey.attempts += 1;

@@ -184,6 +184,8 @@ impl Kind {
             (false, _) => self.repeatable && policy.statuses.contains(&response.status()),
         };
         let said = said_by_proxy(response);
+        // A server that answers with what is no HTTP does so again.
+        let repeat = repeat && said != Some(ErrorCode::UpstreamProtocol);
         let undelivered = said == Some(ErrorCode::WorkloadUnavailable);
         let reset = said == Some(ErrorCode::UpstreamReset) && self.repeatable;
         let not_ready = policy.outage && said.is_some_and(ErrorCode::may_pass);

@@ -20,7 +20,7 @@ use super::deadline::{AskAgain, Deadline, deadline, grpc_timeout, set_grpc_timeo
 use super::hold::{Held, HoldQueue};
 use super::policy::RetryPolicy;
 use super::spare::Spare;
-use crate::balance::Random;
+use crate::balance::{MOST_UNSENT, Random};
 use crate::errors::ErrorCode;
 use crate::http::Body;
 
@@ -56,6 +56,12 @@ pub(crate) trait RetryObserver {
     fn settled(&self, _other: Failed, _first_counts: bool) {}
 }
 
+/// The endpoints that attempts of a request may go to.
+pub(crate) trait Others {
+    /// Whether there is one that none has gone to.
+    fn are_left(&self) -> bool;
+}
+
 /// Retries requests to one service.
 #[derive(Clone)]
 pub(crate) struct RetryLayer {
@@ -65,6 +71,7 @@ pub(crate) struct RetryLayer {
     random: Rc<Random>,
     observer: Option<Rc<dyn RetryObserver>>,
     began: Option<Instant>,
+    others: Option<Rc<dyn Others>>,
 }
 
 impl fmt::Debug for RetryLayer {
@@ -89,6 +96,7 @@ impl RetryLayer {
             random: Rc::new(Random::new(rand::random())),
             observer: None,
             began: None,
+            others: None,
         }
     }
 
@@ -101,6 +109,12 @@ impl RetryLayer {
     /// The same for a request that came before now, whose time runs since then.
     pub(crate) fn since(mut self, began: Instant) -> RetryLayer {
         self.began = Some(began);
+        self
+    }
+
+    /// The same, and what was not sent to one of several endpoints goes to each of the others, before anything else counts.
+    pub(crate) fn among(mut self, others: Rc<dyn Others>) -> RetryLayer {
+        self.others = Some(others);
         self
     }
 
@@ -193,7 +207,7 @@ where
     let mut number = 1;
     loop {
         // What was not sent, or broke off, is tried once more whatever the policy says.
-        let mut spare = (number <= policy.max_retries.max(1) || policy.hold.is_some())
+        let mut spare = (number <= settings.most_retries() || policy.hold.is_some())
             .then(|| Spare::of(&mut attempt, policy.replay_bytes))
             .flatten();
         let limits = Limits {
@@ -271,6 +285,9 @@ impl RetryLayer {
         waiting: &mut Option<Held>,
         deadline: Option<Deadline>,
     ) -> bool {
+        if waiting.is_none() && self.goes_elsewhere(again, number, deadline) {
+            return true;
+        }
         if waiting.is_none()
             && let Some(delay) = self.delay(again, number, deadline)
             && self.withdraw(again)
@@ -296,6 +313,22 @@ impl RetryLayer {
         }
     }
 
+    /// After how many attempts there may be another.
+    fn most_retries(&self) -> u32 {
+        let elsewhere = self.others.as_ref().map_or(1, |_| MOST_UNSENT - 1);
+        self.policy.max_retries.max(elsewhere)
+    }
+
+    /// Whether an attempt that was not sent is made at once at an endpoint that none has gone to. It costs nobody anything:
+    /// what discovery says of endpoints may be old, and no user should notice.
+    fn goes_elsewhere(&self, again: &Again, number: u32, deadline: Option<Deadline>) -> bool {
+        again.unsent
+            && again.ask_again.is_none()
+            && number < MOST_UNSENT
+            && deadline.is_none_or(|deadline| Instant::now() < deadline.at)
+            && self.others.as_ref().is_some_and(|it| it.are_left())
+    }
+
     /// How long to wait before a further attempt; none where the policy, the server or the time left allows no more.
     fn delay(&self, again: &Again, number: u32, deadline: Option<Deadline>) -> Option<Duration> {
         let most = match again.always {
@@ -310,6 +343,10 @@ impl RetryLayer {
         let backoff = match at_once {
             true => Duration::ZERO,
             false => self.policy.backoff.delay(number, &self.random),
+        };
+        let backoff = match again.failed {
+            Failed::Response(..) => backoff.saturating_add(self.policy.least_backoff),
+            Failed::Error(_) => backoff,
         };
         let delay = match again.ask_again {
             None => backoff,

@@ -30,6 +30,9 @@ pub(crate) struct RetryPolicy {
     pub(crate) methods: Vec<Method>,
     /// Waits between attempts.
     pub(crate) backoff: Backoff,
+    /// What is waited at least after an answer, beside that: a route that names its backoff means the least (Gateway API,
+    /// `HTTPRouteRetry`).
+    pub(crate) least_backoff: Duration,
     /// Most bytes of a body that are kept for another attempt.
     pub(crate) replay_bytes: usize,
     /// How long one attempt may take to the head of its response.
@@ -62,6 +65,7 @@ impl Default for RetryPolicy {
             grpc_codes: Vec::new(),
             methods: Vec::new(),
             backoff: Backoff::default(),
+            least_backoff: Duration::ZERO,
             replay_bytes: MAX_REPLAY_BYTES,
             try_timeout: None,
             request_timeout: None,
@@ -78,6 +82,7 @@ impl RetryPolicy {
     /// What a route says, and what the configuration says where it does not.
     pub(crate) fn new(route: Option<&v1::RoutePolicy>, defaults: &TrafficConfig) -> RetryPolicy {
         let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let least_backoff = route.and_then(|route| route.retry_backoff_ms);
         let mut route = route.cloned().unwrap_or_default();
         let set = &mut route;
         set.request_timeout_ms = set
@@ -93,7 +98,10 @@ impl RetryPolicy {
             let codes = defaults.retry_codes.iter().copied();
             set.retry_codes = codes.map(u32::from).collect();
         }
-        RetryPolicy::from(&route)
+        RetryPolicy {
+            least_backoff: least_backoff.map(Duration::from_millis).unwrap_or_default(),
+            ..RetryPolicy::from(&route)
+        }
     }
 }
 
@@ -139,6 +147,7 @@ impl From<&v1::RoutePolicy> for RetryPolicy {
             grpc_codes: grpc_codes.collect(),
             methods: methods.collect(),
             backoff,
+            least_backoff: Duration::ZERO,
             replay_bytes: replay_bytes.min(MOST_REPLAY_BYTES),
             try_timeout: timeout(route.backend_request_timeout_ms),
             request_timeout: timeout(route.request_timeout_ms),

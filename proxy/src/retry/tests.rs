@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use sidewind_api::v1;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -710,4 +711,136 @@ async fn what_the_server_would_do_twice_is_repeated_only_where_it_surely_did_not
         let (result, _) = play(policy(), request(Method::POST, Body::Empty), steps).await;
         assert_eq!(result.attempts(), attempts, "{name}");
     }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_server_that_wants_to_be_asked_again_in_a_distant_age_is_not() {
+    for timeout in [None, Some(Duration::from_secs(10))] {
+        for after in ["18446744073709551615", "9223372036854775808", "99999999999"] {
+            let policy = RetryPolicy {
+                request_timeout: timeout,
+                ..RetryPolicy::default()
+            };
+            let busy = Response::builder().status(503).header("retry-after", after);
+            let steps = vec![Ok(busy.body(Body::Empty).unwrap())];
+            let (answer, _) = play(policy, request(Method::GET, Body::Empty), steps).await;
+            assert_eq!((answer.code(), answer.attempts()), (503, 1), "{after}");
+        }
+    }
+}
+
+/// So many endpoints are left, each of which refuses.
+#[derive(Debug)]
+struct Left(Cell<u32>);
+
+impl Others for Left {
+    fn are_left(&self) -> bool {
+        self.0.get() > 0
+    }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn what_was_not_sent_goes_to_each_endpoint_whatever_is_left_of_the_budget() {
+    // Beside the first endpoint; of these the last answers, if it is asked.
+    for (others, expected) in [(1, Some(2)), (5, Some(6)), (7, Some(8)), (8, None)] {
+        let left = Rc::new(Left(Cell::new(others)));
+        let (tried, calls) = (Rc::clone(&left), Rc::new(Cell::new(0)));
+        let service = service_fn(move |_: Request<Body>| {
+            let call = calls.replace(calls.get() + 1);
+            tried.0.set(others.saturating_sub(call));
+            async move {
+                match call == others {
+                    true => status(200),
+                    false => Err(Failure::Connect),
+                }
+            }
+        });
+        let budget: Arc<RetryBudget> = Arc::default();
+        while budget.withdraw() {}
+        let policy = Rc::new(RetryPolicy {
+            max_retries: 0,
+            ..RetryPolicy::default()
+        });
+        let layer = RetryLayer::new(policy, budget, Rc::default()).among(left);
+        let began = Instant::now();
+        let answer = layer
+            .layer(service)
+            .oneshot(request(Method::POST, Body::from("x")));
+        let answer = answer.await;
+        match expected {
+            Some(attempts) => assert_eq!((answer.code(), answer.attempts()), (200, attempts)),
+            None => assert_eq!(answer.attempts(), 8),
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_backoff_that_a_route_names_is_waited_at_least_after_an_answer() {
+    let worker = crate::worker::testing::worker();
+    let config = &worker.config.traffic;
+    let named = v1::RoutePolicy {
+        retry_backoff_ms: Some(100),
+        retry_codes: vec![503],
+        ..v1::RoutePolicy::default()
+    };
+    for (route, least) in [(Some(&named), 100), (None, 0)] {
+        let mut waits = Vec::new();
+        for _ in 0..50 {
+            let policy = RetryPolicy::new(route, config);
+            let began = Instant::now();
+            let steps = vec![status(503), status(200)];
+            let (answer, _) = play(policy, request(Method::GET, Body::Empty), steps).await;
+            assert_eq!(answer.attempts(), 2);
+            waits.push(began.elapsed());
+        }
+        assert!(
+            waits
+                .iter()
+                .all(|wait| *wait >= Duration::from_millis(least)),
+            "{waits:?}"
+        );
+        assert!(
+            waits
+                .iter()
+                .all(|wait| *wait <= Duration::from_millis(2 * least.max(25) + 1)),
+            "{waits:?}"
+        );
+        if least == 0 {
+            assert!(
+                waits.iter().any(|wait| *wait < Duration::from_millis(15)),
+                "{waits:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn each_further_attempt_is_told_what_is_left_of_the_clients_time() {
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&told);
+    let service = service_fn(move |request: Request<Body>| {
+        let timeout = request.headers()["grpc-timeout"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        seen.borrow_mut().push(timeout);
+        async {
+            sleep(Duration::from_secs(3)).await;
+            Err::<Response<Body>, _>(Failure::Reset)
+        }
+    });
+    let policy = Rc::new(RetryPolicy {
+        backoff: Backoff {
+            base: Duration::ZERO,
+            cap: Duration::ZERO,
+        },
+        ..RetryPolicy::default()
+    });
+    let mut call = request(Method::GET, Body::Empty);
+    call.headers_mut()
+        .insert("grpc-timeout", "10S".parse().unwrap());
+    let layer = RetryLayer::new(policy, Arc::default(), Rc::default());
+    layer.layer(service).oneshot(call).await.unwrap_err();
+    assert_eq!(*told.borrow(), ["10S", "7000m", "4000m"]);
 }

@@ -37,6 +37,7 @@ mod limits;
 mod mesh_port;
 mod opaque;
 mod outage;
+mod plain_endpoints;
 mod policy;
 mod protocols;
 mod replicas;

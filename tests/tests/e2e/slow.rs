@@ -205,6 +205,23 @@ fn half_a_head_and_a_body_that_stands_still_or_drips_are_answered_with_408() {
 }
 
 #[test]
+fn a_client_that_connects_in_advance_is_served_when_it_asks() {
+    let slow = Slow::begin();
+    for (direction, place, address, sidecar) in slow.listeners() {
+        let mut stream = send(place, address, b"");
+        // Three times as long as the head of a request may take.
+        while_silent(&stream, Duration::from_secs(3));
+        let asked = request("GET /poll", "connection: close\r\n");
+        stream.write_all(&asked).unwrap();
+        let answer = answered(stream, direction);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{direction}: {answer}");
+        let labels = [("direction", direction)];
+        let errors = sidecar.metrics().sum("sidewind_errors_total", &labels);
+        assert_eq!(errors, 0.0, "{direction}");
+    }
+}
+
+#[test]
 fn a_client_that_takes_nothing_of_its_response_is_let_go() {
     let slow = Slow::begin();
     for (direction, place, address, sidecar) in slow.listeners() {

@@ -21,6 +21,7 @@ fn key() -> PoolKey {
 fn pool() -> H2Pool {
     H2Pool::new(H2PoolLimits {
         idle_timeout: Duration::from_secs(60),
+        handshake_timeout: PATIENCE,
         patience: PATIENCE,
     })
 }
