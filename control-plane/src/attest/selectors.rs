@@ -45,7 +45,7 @@ impl fmt::Display for Selector {
 }
 
 /// Everything that is known of a workload. One key may have several values (groups, for example).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Selectors(BTreeSet<Selector>);
 
 impl Selectors {

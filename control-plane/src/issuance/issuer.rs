@@ -80,7 +80,8 @@ impl Issuer {
         })
     }
 
-    /// Exchanges evidence for a first certificate. Gives back what was registered, too.
+    /// Exchanges evidence for a first certificate. Gives back what was registered, too. `admit` is asked about what was
+    /// attested before anything is signed for it.
     ///
     /// # Errors
     /// Why not; the refusal is in the audit already.
@@ -88,9 +89,10 @@ impl Issuer {
         &self,
         request: &v1::AttestRequest,
         caller: IpAddr,
+        admit: impl FnOnce(&Registration) -> Result<(), Refusal>,
     ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
         let mut audit = audit_record("attest", &request.csr, caller);
-        let result = self.try_attest(request, &mut audit).await;
+        let result = self.try_attest(request, &mut audit, admit).await;
         result.map_err(|refusal| self.refused(audit, refusal))
     }
 
@@ -98,6 +100,7 @@ impl Issuer {
         &self,
         request: &v1::AttestRequest,
         audit: &mut AuditRecord,
+        admit: impl FnOnce(&Registration) -> Result<(), Refusal>,
     ) -> Result<(v1::SvidResponse, Arc<Registration>), Refusal> {
         check_csr_size(&request.csr)?;
         let (attestor, evidence) = self.attestors.of(request.evidence.as_ref())?;
@@ -115,6 +118,7 @@ impl Issuer {
         };
         audit.spiffe_id = Some(registration.spiffe_id.to_string());
         self.bans.check(&registration.spiffe_id, "")?;
+        admit(&registration)?;
         // Signed before the evidence is used up: a bad request must not cost its sender the token.
         let issued = self.sign(&request.csr, &template(&registration), audit.at)?;
         note(audit, &registration, &issued);

@@ -2,11 +2,13 @@
 
 use super::line::Line;
 use super::listener::Caller;
-use super::turnstile::told_when;
+use super::subjects::Subjects;
+use super::turnstile::{told_when, too_often};
 use crate::issuance::issuer::Issuer;
 use crate::issuance::jwt::mint::JwtMint;
 use crate::issuance::tasks::TaskIssuer;
 use crate::registry::Registry;
+use crate::store::Registration;
 use sidewind_api::Reason;
 use sidewind_api::v1;
 use sidewind_api::v1::identity_service_server::IdentityService;
@@ -20,6 +22,7 @@ pub(super) struct IdentityApi {
     tasks: TaskIssuer,
     registry: Arc<Registry>,
     line: Arc<Line>,
+    subjects: Arc<Subjects>,
 }
 
 impl IdentityApi {
@@ -29,6 +32,7 @@ impl IdentityApi {
         tasks: TaskIssuer,
         registry: Arc<Registry>,
         line: Arc<Line>,
+        subjects: Arc<Subjects>,
     ) -> Self {
         Self {
             issuer,
@@ -36,6 +40,7 @@ impl IdentityApi {
             tasks,
             registry,
             line,
+            subjects,
         }
     }
 }
@@ -59,7 +64,19 @@ impl IdentityService for IdentityApi {
         })?;
         let request = request.into_inner();
         let address = caller.address.ip();
-        let (mut response, registration) = self.issuer.attest(&request, address).await?;
+        let mut told = None;
+        let admit = |registration: &Registration| {
+            let admitted = self.subjects.attest(registration);
+            admitted.map_err(|wait| {
+                told = Some(wait);
+                too_often("what was attested is attested too often", wait)
+            })
+        };
+        let attested = self.issuer.attest(&request, address, admit).await;
+        let (mut response, registration) = attested.map_err(|refusal| match told {
+            Some(wait) => told_when(refusal.into(), wait),
+            None => refusal.into(),
+        })?;
         self.registry.learn_services(&registration);
         response
             .trust_bundles

@@ -3,6 +3,7 @@
 use super::Shutdown;
 use super::identity::caller;
 use super::session::{Session, UnderWay, named};
+use super::streams::Streams;
 use crate::issuance::bans::Bans;
 use crate::issuance::issuer::Issuer;
 use crate::registry::{Outbox, Registry, WorkloadRecord};
@@ -35,6 +36,7 @@ pub(super) struct MeshApi {
     pub(super) registry: Arc<Registry>,
     pub(super) bans: Arc<Bans>,
     pub(super) store: Store,
+    pub(super) streams: Arc<Streams>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: Shutdown,
 }
@@ -58,6 +60,13 @@ impl MeshService for MeshApi {
         let Some(identity) = caller.peer else {
             return Err(Reason::CertificateRequired.status("a stream needs a certificate"));
         };
+        let open = self.streams.open(&registration.id).map_err(|error| {
+            let (spiffe_id, peer) = (&identity.id, caller.address.ip());
+            if let Some(unsaid) = REFUSED.admit("streams") {
+                tracing::warn!(%spiffe_id, %peer, %error, unsaid, "a stream is refused");
+            }
+            Reason::LimitExceeded.status(error.to_string())
+        })?;
         let mut inbound = request.into_inner();
         let hello = hello(&mut inbound).await?;
         let (address, now) = (caller.address.ip(), SystemTime::now());
@@ -101,6 +110,7 @@ impl MeshService for MeshApi {
             bans: Arc::clone(&self.bans),
             returned: None,
             store_away: self.store.is_away_from_others(),
+            _open: open,
             metrics: Arc::clone(&self.metrics),
         };
         session.connected.register(registration);

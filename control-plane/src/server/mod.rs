@@ -38,6 +38,8 @@ mod resources;
 mod session;
 pub mod settings;
 mod start;
+mod streams;
+mod subjects;
 mod turnstile;
 mod web_certificate;
 

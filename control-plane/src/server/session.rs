@@ -1,5 +1,6 @@
 //! One stream: what the proxy asks for, what it is sent, and when it ends.
 
+use super::streams::OpenStream;
 use crate::issuance::bans::{Bans, Returned, TooMuch};
 use crate::registry::acknowledgements::Acknowledged;
 use crate::registry::outbox::EndReason;
@@ -38,6 +39,7 @@ pub(super) struct Session {
     /// What has come of the list of bans that the proxy was asked for.
     pub(super) returned: Option<Box<Returned>>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) _open: OpenStream,
 }
 
 /// How a destination is spelled, by what it means: each spelling is answered as it was asked for.

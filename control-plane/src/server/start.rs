@@ -12,6 +12,7 @@ use super::line::Line;
 use super::listener;
 use super::measure::MeasureLayer;
 use super::mesh::MeshApi;
+use super::subjects::Subjects;
 use super::turnstile::{Turnstile, TurnstileLayer};
 use super::web_certificate::WebCertificate;
 use super::{BundleEndpoints, Settings, Shutdown, clock, keeping, resources};
@@ -405,8 +406,14 @@ impl Rooms {
         let accepting = tokio::spawn(accepting);
         let metrics = Arc::clone(&self.metrics);
         let line = Arc::new(Line::new());
-        let turnstile =
-            Turnstile::new(self.limits, Arc::clone(&line), Arc::clone(&issuer), metrics);
+        let subjects = Arc::new(Subjects::new(self.limits));
+        let turnstile = Turnstile::new(
+            self.limits,
+            Arc::clone(&line),
+            Arc::clone(&subjects),
+            Arc::clone(&issuer),
+            metrics,
+        );
         let turnstile = Arc::new(turnstile);
         let mint = JwtMint::new(
             Arc::clone(&issuer),
@@ -416,12 +423,13 @@ impl Rooms {
         let registry = Arc::clone(&self.registry);
         let airflow = AirflowWord::new(self.config.clone());
         let tasks = TaskIssuer::new(Arc::clone(&issuer), airflow);
-        let identity = IdentityApi::new(Arc::clone(&issuer), mint, tasks, registry, line);
+        let identity = IdentityApi::new(Arc::clone(&issuer), mint, tasks, registry, line, subjects);
         let mesh = MeshApi {
             issuer,
             registry: Arc::clone(&self.registry),
             bans: Arc::clone(&self.bans),
             store: self.store.clone(),
+            streams: Arc::default(),
             metrics: Arc::clone(&self.metrics),
             shutdown: shutdown.clone(),
         };

@@ -10,6 +10,7 @@ mod body;
 use super::limits::{Buckets, Limits, source};
 use super::line::Line;
 use super::listener::Caller;
+use super::subjects::Subjects;
 use crate::issuance::Refusal;
 use crate::issuance::issuer::Issuer;
 use crate::store::RegistrationId;
@@ -46,6 +47,7 @@ pub(super) const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 pub(super) struct Turnstile {
     attest: Buckets<IpAddr>,
     sign: Buckets<RegistrationId>,
+    subjects: Arc<Subjects>,
     anonymous: Arc<Semaphore>,
     known: Arc<Semaphore>,
     line: Arc<Line>,
@@ -111,6 +113,7 @@ impl Turnstile {
     pub(super) fn new(
         limits: Limits,
         line: Arc<Line>,
+        subjects: Arc<Subjects>,
         issuer: Arc<Issuer>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -119,6 +122,7 @@ impl Turnstile {
             sign: Buckets::new(f64::from(limits.sign_per_second.get())),
             anonymous: Arc::new(Semaphore::new(ANONYMOUS_CALLS)),
             known: Arc::new(Semaphore::new(KNOWN_CALLS)),
+            subjects,
             line,
             issuer,
             metrics,
@@ -136,7 +140,13 @@ impl Turnstile {
             }
         };
         let (places, asked) = match registration {
-            Some(registration) => (&self.known, self.sign.take(registration.id.clone())),
+            Some(registration) => {
+                let own = self.sign.take(registration.id.clone());
+                (
+                    &self.known,
+                    own.and_then(|()| self.subjects.sign(&registration)),
+                )
+            }
             None => (
                 &self.anonymous,
                 self.attest.take(source(caller.address.ip())),
@@ -193,14 +203,19 @@ pub(super) fn told_when(mut status: Status, wait: Duration) -> Status {
 }
 
 fn rate_limited(wait: Duration) -> Refused {
-    let message = format!(
-        "too many calls; try again in {:.1} s",
-        wait.as_secs_f64().max(0.1)
-    );
     Refused {
-        refusal: Refusal::new(Reason::RateLimited, message),
+        refusal: too_often("too many calls", wait),
         retry_after: Some(wait),
     }
+}
+
+/// A refusal of what comes more often than it may.
+pub(super) fn too_often(what: &str, wait: Duration) -> Refusal {
+    let seconds = wait.as_secs_f64().max(0.1);
+    Refusal::new(
+        Reason::RateLimited,
+        format!("{what}; try again in {seconds:.1} s"),
+    )
 }
 
 /// Whether a message may be read, by what its first bytes say of it.

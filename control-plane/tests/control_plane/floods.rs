@@ -1,6 +1,9 @@
 //! Floods by clients that keep to TLS and break the spirit of HTTP/2, on the gRPC port.
 
-use crate::support::{ControlPlane, svid_of, until, within};
+use crate::support::{ControlPlane, limited, svid_of, until, within};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use sidewind_api::Reason;
+use sidewind_api::v1::identity_service_client::IdentityServiceClient;
 use sidewind_identity::PrivateKey;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -135,6 +138,67 @@ async fn streams_that_are_reset_at_once_end_their_connection_and_hold_up_nobody(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_without_end_ends_its_connection_and_holds_up_nobody() {
     withstands(endless_header()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_with_all_the_places_there_are_keep_nobody_out() {
+    // Both ends of each are in this process.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    let known = within(client.svid(ORDERS, &[])).await;
+    let mut held = Vec::new();
+    for _ in 0..4_200 {
+        held.push(TcpStream::connect(client.address).await.unwrap());
+    }
+    within(client.svid(ORDERS, &[])).await;
+    let key = PrivateKey::generate().unwrap();
+    let renewed = within(client.renew(&known, key.csr_der().unwrap())).await;
+    renewed.unwrap();
+    // A quarter of all places is one address's.
+    until(async || {
+        let metrics = control_plane.get("/metrics").await.1;
+        let displaced = "sidewind_connections_refused_total{reason=\"displaced\"} ";
+        let displaced = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(displaced));
+        displaced.is_some_and(|number| number.parse::<u32>().unwrap() >= 4_200 - 1_024)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_certificate_is_let_in_from_an_address_that_owes_handshakes() {
+    let control_plane = limited(1, 100).await;
+    let client = &control_plane.client;
+    let known = within(client.svid(ORDERS, &[])).await;
+    until(async || {
+        for _ in 0..5 {
+            let mut stream = TcpStream::connect(client.address).await.unwrap();
+            // The server may have closed it already.
+            let _ = stream.write_all(b"no TLS at all, but a line of text").await;
+            let _ = within(stream.read_to_end(&mut Vec::new())).await;
+        }
+        let Ok(channel) = client.channel(client.anonymous_tls()).await else {
+            return false;
+        };
+        let request = sidewind_api::v1::ChallengeRequest::default();
+        let asked = IdentityServiceClient::new(channel).challenge(request).await;
+        // Its connection was closed, once it had shown nothing.
+        let is_closed = asked.is_err_and(|status| Reason::of(&status).is_none());
+        let Ok(channel) = client.channel(client.tls(&known)).await else {
+            return false;
+        };
+        let request = sidewind_api::v1::RenewRequest {
+            csr: PrivateKey::generate().unwrap().csr_der().unwrap(),
+            version: "test".to_owned(),
+        };
+        let renewed = IdentityServiceClient::new(channel).renew(request).await;
+        is_closed && renewed.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
