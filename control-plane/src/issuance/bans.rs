@@ -84,10 +84,18 @@ impl Bans {
         if !self.current.load().list.refuses(id, serial_hex) {
             return Ok(());
         }
-        Err(Refusal::new(
-            Reason::Banned,
-            format!("{id} is banned; `sidewind unban` lifts it"),
-        ))
+        Err(refused(id))
+    }
+
+    /// Refuses an identity that is banned, whatever its certificate.
+    ///
+    /// # Errors
+    /// That it is.
+    pub fn check_identity(&self, id: &SpiffeId) -> Result<(), Refusal> {
+        if self.current.load().list.refuses_identity(id) {
+            return Err(refused(id));
+        }
+        Ok(())
     }
 
     /// The list in the API's form.
@@ -229,6 +237,11 @@ impl Bans {
     }
 }
 
+fn refused(id: &SpiffeId) -> Refusal {
+    let message = format!("{id} is banned; `sidewind unban` lifts it");
+    Refusal::new(Reason::Banned, message)
+}
+
 fn from_api(ban: &v1::Ban) -> Option<BanRecord> {
     Some(BanRecord {
         banned: Banned::try_from(ban.subject.as_ref()?).ok()?,
@@ -281,6 +294,21 @@ mod tests {
             assert_eq!(change(number(banned), lift).await, expected, "{name}");
         }
         assert_eq!(bans.api().bans.len(), MAX_BANS);
+    }
+
+    #[tokio::test]
+    async fn a_ban_of_serial_number_zero_is_one_of_a_certificate_and_of_no_identity() {
+        let (_directory, store) = empty_store().await;
+        let bans = Bans::open(store).await.unwrap();
+        let audit = audit_record("ban", SystemTime::now());
+        let zero = "00".parse().unwrap();
+        let done = bans.change(zero, String::new(), false, &audit).await;
+        done.unwrap();
+        let id = SpiffeId::parse("spiffe://example.org/x").unwrap();
+        bans.check_identity(&id).unwrap();
+        bans.check(&id, "01").unwrap();
+        // As the serial number of a certificate is written, without leading zeros.
+        assert_eq!(bans.check(&id, "").unwrap_err().reason, Reason::Banned);
     }
 
     #[tokio::test]

@@ -117,7 +117,7 @@ impl Issuer {
             Attested::Facts(facts) => self.admission.admit(&facts)?,
         };
         audit.spiffe_id = Some(registration.spiffe_id.to_string());
-        self.bans.check(&registration.spiffe_id, "")?;
+        self.bans.check_identity(&registration.spiffe_id)?;
         admit(&registration)?;
         // Signed before the evidence is used up: a bad request must not cost its sender the token.
         let issued = self.sign(&request.csr, &template(&registration), audit.at)?;
@@ -286,7 +286,7 @@ impl Issuer {
 
     /// Refuses an identity that is banned, or whose workload is.
     pub(super) fn check_ban(&self, id: &SpiffeId) -> Result<(), Refusal> {
-        self.bans.check(id, "")
+        self.bans.check_identity(id)
     }
 
     /// Signs the key of a request.

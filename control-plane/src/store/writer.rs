@@ -5,7 +5,7 @@
 
 use super::registrations::{NewSvid, insert_svids};
 use super::{AuditRecord, RegistrationId, Store, StoreError, SvidRecord, Topic, audit, workloads};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Throttle};
 use sidewind_api::v1;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -76,8 +76,15 @@ pub fn writer(store: Store, metrics: Arc<Metrics>) -> (Writer, WriterTask) {
 impl Writer {
     /// Writes a thing soon.
     pub fn write(&self, write: Write) {
+        static LOST: Throttle = Throttle::new();
         if self.queue.try_send(write).is_err() {
             self.metrics.store_writes_lost.inc();
+            if let Some(unsaid) = LOST.admit("write") {
+                tracing::error!(
+                    unsaid,
+                    "the store has been away for so long that records are lost: audit, certificates, workloads"
+                );
+            }
         }
     }
 
@@ -90,7 +97,12 @@ impl Writer {
             written.await.ok()
         };
         if !matches!(tokio::time::timeout(PATIENCE, flushed).await, Ok(Some(()))) {
-            tracing::error!("not everything could be written to the store");
+            let lost = self.queue.max_capacity() - self.queue.capacity();
+            self.metrics.store_writes_lost.inc_by(lost as u64);
+            tracing::error!(
+                lost,
+                "what waited to be written to the store is lost with this process"
+            );
         }
     }
 
@@ -119,6 +131,7 @@ impl WriterTask {
             };
             let named: Vec<Named> = batch.drain(..).map(named).collect();
             if !self.write(&named).await {
+                self.give_up(named.len());
                 return;
             }
             for Named { write, .. } in named {
@@ -128,6 +141,17 @@ impl WriterTask {
                 }
             }
         }
+    }
+
+    /// Counts what is lost with the process.
+    fn give_up(&mut self, batch: usize) {
+        self.queue.close();
+        let lost = batch + std::iter::from_fn(|| self.queue.try_recv().ok()).count();
+        self.metrics.store_writes_lost.inc_by(lost as u64);
+        tracing::error!(
+            lost,
+            "the process ends before all was written to the store, and the rest is lost"
+        );
     }
 
     /// Writes a batch, as often as it takes; `false` when the process ends first.
@@ -324,6 +348,20 @@ mod tests {
             });
         }
         assert_eq!(writer.metrics.store_writes_lost.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_with_the_process_is_counted() {
+        let (_directory, store) = empty_store().await;
+        let (writer, task) = writer(store.clone(), Arc::default());
+        for _ in 0..BATCH + 3 {
+            writer.audit(granted(None));
+        }
+        let metrics = Arc::clone(&writer.metrics);
+        store.close().await;
+        drop(writer);
+        task.run().await;
+        assert_eq!(metrics.store_writes_lost.get(), BATCH as u64 + 3);
     }
 
     fn granted(detail: Option<String>) -> AuditRecord {
