@@ -8,8 +8,8 @@ use std::marker::PhantomData;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// What a call has at first for each direction: most messages of a stream are smaller.
-const BUFFER_BYTES: usize = 512;
+/// What a call has at first for each direction: less than most messages take, so that the buffer is as large as they are.
+const BUFFER_BYTES: usize = 128;
 /// Messages that are ready together are sent together, up to this many bytes; tonic's own default.
 const TOGETHER_BYTES: usize = 32 * 1024;
 

@@ -132,8 +132,7 @@ impl Issuer {
         audit.log();
         self.metrics.count_issued("attest");
         let registration = Arc::new(registration);
-        self.registrations
-            .add(Arc::clone(&registration), issued.record());
+        let registration = self.registrations.add(registration, issued.record());
         Ok((
             self.response_to_workload(&issued, &registration),
             registration,
@@ -186,8 +185,7 @@ impl Issuer {
             registration: registration.id.clone(),
         });
         self.granted(audit.clone());
-        self.registrations
-            .add(Arc::clone(&registration), issued.record());
+        let registration = self.registrations.add(registration, issued.record());
         Ok((
             self.response_to_workload(&issued, &registration),
             registration,

@@ -1,6 +1,8 @@
 //! What each living certificate may be renewed to, in memory; and in the store, where other replicas issue too.
 
-use crate::store::{Registration, RegistrationId, Store, StoreError, SvidRecord};
+use crate::store::{
+    Registration, RegistrationId, Store, StoreError, SvidRecord, from_unix_seconds, unix_seconds,
+};
 use sidewind_identity::{PeerIdentity, SpiffeId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,21 +17,42 @@ pub struct Registrations {
 
 #[derive(Debug, Default)]
 struct Tables {
-    by_serial: HashMap<String, Certificate>,
-    by_spiffe_id: HashMap<SpiffeId, Identity>,
+    by_serial: HashMap<Serial, Certificate>,
+    living: HashMap<RegistrationId, Living>,
+    /// One identity may have thousands of registrations, one for each pod that ran with it. This is the last that came.
+    newest: HashMap<SpiffeId, Arc<Registration>>,
 }
 
-/// One identity may have thousands of registrations, one for each pod that ran with it.
-#[derive(Debug)]
-struct Identity {
-    living: HashMap<RegistrationId, Living>,
-    newest: Arc<Registration>,
+/// A serial number: at most 20 bytes (RFC 5280 section 4.1.2.2), with zeros before it. There is one for each renewal, so
+/// these are small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Serial([u8; 20]);
+
+impl Serial {
+    /// None for what is no serial number in hexadecimal, or too large to be one that was given here.
+    fn parse(hex: &str) -> Option<Self> {
+        let digits = hex.as_bytes();
+        let mut number = [0; 20];
+        if digits.len() > 2 * number.len() {
+            return None;
+        }
+        let mut bytes = number.iter_mut().rev();
+        for pair in digits.rchunks(2) {
+            let mut value = 0;
+            for digit in pair {
+                value = value << 4 | u8::try_from(char::from(*digit).to_digit(16)?).ok()?;
+            }
+            *bytes.next()? = value;
+        }
+        Some(Self(number))
+    }
 }
 
 #[derive(Debug)]
 struct Certificate {
     registration: Arc<Registration>,
-    not_after: SystemTime,
+    /// Its end, in seconds since 1970.
+    not_after: i64,
     /// Of its DER form, where it is known.
     sha256: Option<[u8; 32]>,
 }
@@ -56,7 +79,7 @@ struct Living {
 
 /// A clock that jumped forward must not forget what is still in use.
 const GRACE: Duration = Duration::from_secs(7 * 86_400);
-/// What can attest again needs less of that, and comes in larger numbers.
+/// What can attest again needs less of that, and comes in larger numbers; and a certificate that has ended renews nothing.
 const SHORT_GRACE: Duration = Duration::from_secs(3600);
 
 fn grace(registration: &Registration) -> Duration {
@@ -127,16 +150,16 @@ impl Registrations {
 
     /// A registration, as it is known here if it is.
     fn known(&self, registration: Registration) -> Arc<Registration> {
-        let tables = self.tables();
-        let identity = tables.by_spiffe_id.get(&registration.spiffe_id);
-        let living = identity.and_then(|identity| identity.living.get(&registration.id));
+        let living = self.tables();
+        let living = living.living.get(&registration.id);
         let known = living.map(|living| Arc::clone(&living.registration));
         known.unwrap_or_else(|| Arc::new(registration))
     }
 
-    /// Notes a new certificate of a registration.
-    pub fn add(&self, registration: Arc<Registration>, svid: SvidRecord) {
-        self.tables().add(registration, svid);
+    /// Notes a new certificate of a registration. Gives back the registration to go on with: one that is known already
+    /// is not kept twice.
+    pub fn add(&self, registration: Arc<Registration>, svid: SvidRecord) -> Arc<Registration> {
+        self.tables().add(registration, svid)
     }
 
     /// Whether a peer's certificate is one that was signed here, as far as it is known without the store.
@@ -163,7 +186,8 @@ impl Registrations {
 
     fn noted(&self, peer: &PeerIdentity) -> Noted {
         let tables = self.tables();
-        let Some(certificate) = tables.by_serial.get(&peer.serial_hex) else {
+        let serial = Serial::parse(&peer.serial_hex);
+        let Some(certificate) = serial.and_then(|serial| tables.by_serial.get(&serial)) else {
             return Noted::Nothing;
         };
         let registration = &certificate.registration;
@@ -178,40 +202,49 @@ impl Registrations {
     }
 
     fn newest(&self, peer: &PeerIdentity) -> Option<Arc<Registration>> {
-        let tables = self.tables();
-        let identity = tables.by_spiffe_id.get(&peer.id)?;
-        Some(Arc::clone(&identity.newest))
+        self.tables().newest.get(&peer.id).map(Arc::clone)
     }
 
     /// Every registration.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Registration>> {
         let tables = self.tables();
-        let identities = tables.by_spiffe_id.values();
-        identities
-            .flat_map(|identity| identity.living.values())
-            .map(|living| Arc::clone(&living.registration))
-            .collect()
+        let living = tables.living.values();
+        living.map(|it| Arc::clone(&it.registration)).collect()
+    }
+
+    /// How many registrations there are.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.tables().living.len()
     }
 
     /// Forgets certificates that have ended, and registrations with no other.
     pub fn prune(&self, now: SystemTime) {
         let mut tables = self.tables();
-        let tables = &mut *tables;
-        tables
-            .by_serial
-            .retain(|_, known| known.not_after + grace(&known.registration) >= now);
-        tables.by_spiffe_id.retain(|_, identity| {
-            let living = &mut identity.living;
-            living.retain(|_, known| known.not_after + grace(&known.registration) >= now);
-            let newest = living.values().max_by_key(|known| known.not_after);
-            if !living.contains_key(&identity.newest.id)
-                && let Some(newest) = newest
-            {
-                identity.newest = Arc::clone(&newest.registration);
+        let Tables {
+            by_serial,
+            living,
+            newest,
+        } = &mut *tables;
+        by_serial.retain(|_, known| from_unix_seconds(known.not_after) + SHORT_GRACE >= now);
+        living.retain(|_, known| known.not_after + grace(&known.registration) >= now);
+        newest.retain(|_, known| living.contains_key(&known.id));
+        // Those whose newest is gone go by the one that is good for longest.
+        let mut ends: HashMap<SpiffeId, SystemTime> = HashMap::new();
+        for known in living.values() {
+            let id = &known.registration.spiffe_id;
+            match ends.get(id) {
+                None if newest.contains_key(id) => continue,
+                Some(end) if *end >= known.not_after => continue,
+                _ => {}
             }
-            !living.is_empty()
-        });
+            ends.insert(id.clone(), known.not_after);
+            newest.insert(id.clone(), Arc::clone(&known.registration));
+        }
+        if by_serial.capacity() > 4 * by_serial.len() {
+            by_serial.shrink_to_fit();
+        }
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -226,43 +259,47 @@ impl Noted {
 }
 
 impl Tables {
-    fn add(&mut self, registration: Arc<Registration>, svid: SvidRecord) {
+    /// Notes a certificate; gives back its registration as it is shared by all that are equal.
+    fn add(&mut self, registration: Arc<Registration>, svid: SvidRecord) -> Arc<Registration> {
         let SvidRecord {
             serial,
             not_after,
             sha256,
         } = svid;
-        let identity = self
-            .by_spiffe_id
-            .entry(registration.spiffe_id.clone())
-            .or_insert_with(|| Identity {
-                living: HashMap::new(),
-                newest: Arc::clone(&registration),
-            });
-        match identity.living.get_mut(&registration.id) {
+        let shared = match self.living.get_mut(&registration.id) {
             Some(known) => {
                 known.not_after = known.not_after.max(not_after);
-                // Documents may have changed since.
-                known.registration = Arc::clone(&registration);
-                if identity.newest.id == registration.id {
-                    identity.newest = Arc::clone(&registration);
+                if *known.registration != *registration {
+                    // Documents have changed since.
+                    known.registration = registration;
                 }
+                Arc::clone(&known.registration)
             }
             None => {
                 let living = Living {
                     registration: Arc::clone(&registration),
                     not_after,
                 };
-                identity.living.insert(registration.id.clone(), living);
-                identity.newest = Arc::clone(&registration);
+                self.living.insert(registration.id.clone(), living);
+                self.newest
+                    .insert(registration.spiffe_id.clone(), Arc::clone(&registration));
+                registration
             }
-        }
-        let certificate = Certificate {
-            registration,
-            not_after,
-            sha256,
         };
-        self.by_serial.insert(serial, certificate);
+        if let Some(newest) = self.newest.get_mut(&shared.spiffe_id)
+            && newest.id == shared.id
+        {
+            newest.clone_from(&shared);
+        }
+        if let Some(serial) = Serial::parse(&serial) {
+            let certificate = Certificate {
+                registration: Arc::clone(&shared),
+                not_after: unix_seconds(not_after),
+                sha256,
+            };
+            self.by_serial.insert(serial, certificate);
+        }
+        shared
     }
 }
 
@@ -387,6 +424,38 @@ mod tests {
         for (serial, expected) in [("01", "a.x"), ("02", "b.x"), ("03", "b.x")] {
             let found = registrations.of(&peer(serial, "spiffe://example.org/x"));
             assert_eq!(found.unwrap().services[0].as_str(), expected, "{serial}");
+        }
+    }
+
+    #[test]
+    fn renewals_keep_one_registration_and_only_certificates_that_live() {
+        let registrations = Registrations::default();
+        let now = SystemTime::now();
+        let first = registrations.add(Arc::new(registration("a.x")), svid("01", now));
+        for serial in 2..100 {
+            let equal = Arc::new(Registration::clone(&first));
+            let kept = registrations.add(equal, svid(&format!("{serial:02x}"), now));
+            assert!(Arc::ptr_eq(&kept, &first), "{serial}");
+        }
+        assert_eq!(registrations.tables().by_serial.len(), 99);
+        registrations.prune(now + SHORT_GRACE + Duration::from_secs(1));
+        let tables = registrations.tables();
+        assert_eq!((tables.by_serial.len(), tables.living.len()), (0, 1));
+    }
+
+    #[test]
+    fn serial_numbers_are_told_apart_by_their_value() {
+        let equal = [("0b", "b"), ("0B", "0b"), ("", "00"), ("000102", "0102")];
+        for (one, other) in equal {
+            assert_eq!(Serial::parse(one), Serial::parse(other), "{one} {other}");
+        }
+        let largest = "f".repeat(40);
+        let mut others = vec!["0b", "b0", "0b00", "000b01", &largest, &largest[1..]];
+        others.sort_by_key(|serial| Serial::parse(serial).unwrap().0);
+        others.dedup_by_key(|serial| Serial::parse(serial).unwrap().0);
+        assert_eq!(others.len(), 6);
+        for none in [&format!("1{largest}"), "0g", "é"] {
+            assert_eq!(Serial::parse(none), None, "{none}");
         }
     }
 

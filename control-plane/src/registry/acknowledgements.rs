@@ -73,7 +73,7 @@ impl fmt::Display for Laggard {
 /// What every stream has said last.
 #[derive(Debug, Default)]
 pub(super) struct Acknowledgements {
-    by_stream: HashMap<StreamId, Record>,
+    by_stream: HashMap<StreamId, Box<Record>>,
 }
 
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Acknowledgements {
             acknowledged: Acknowledged::default(),
             asked_for_bans: false,
         };
-        self.by_stream.insert(stream, record);
+        self.by_stream.insert(stream, Box::new(record));
     }
 
     pub(super) fn remove(&mut self, stream: StreamId) {
@@ -140,7 +140,8 @@ impl Acknowledgements {
             let has = record.acknowledged.bundles.get(trust_domain);
             has.is_none_or(|has| *has < sequence)
         };
-        let behind = self.by_stream.values().filter(is_behind);
+        let records = self.by_stream.values().map(|record| &**record);
+        let behind = records.filter(is_behind);
         behind.map(|record| record.proxy.clone())
     }
 
@@ -154,7 +155,7 @@ impl Acknowledgements {
     /// The stream with the latest list of bans after a version that was not asked for it yet, and the latest version
     /// that any stream has after that one.
     fn ask_for_bans(&mut self, version: u64) -> (Option<StreamId>, Option<u64>) {
-        let later = |record: &&mut Record| record.acknowledged.bans_version > version;
+        let later = |record: &&mut Box<Record>| record.acknowledged.bans_version > version;
         let latest = self.by_stream.values_mut().filter(later);
         let latest = latest.map(|record| record.acknowledged.bans_version).max();
         let streams = self.by_stream.iter_mut();

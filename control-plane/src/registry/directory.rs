@@ -14,7 +14,8 @@ const ADDRESS_HOLD: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Directory {
-    workloads: HashMap<WorkloadKey, Entry>,
+    /// In boxes: a table has room for half as many again as it holds.
+    workloads: HashMap<WorkloadKey, Box<Entry>>,
     /// Most addresses are of one workload, and a set has room for eleven.
     by_address: HashMap<IpAddr, Vec<WorkloadKey>>,
     by_service: HashMap<ServiceName, BTreeSet<WorkloadKey>>,
@@ -79,7 +80,7 @@ impl Directory {
             stream,
             order: self.registered,
         };
-        self.workloads.insert(key, entry);
+        self.workloads.insert(key, Box::new(entry));
         topics
     }
 
@@ -187,7 +188,7 @@ impl Directory {
     pub(super) fn at(&self, address: IpAddr, port: u16) -> Option<&WorkloadRecord> {
         let entries = || {
             let keys = self.by_address.get(&address).into_iter().flatten();
-            keys.filter_map(|key| self.workloads.get(key))
+            keys.filter_map(|key| self.workloads.get(key).map(|entry| &**entry))
         };
         let declares = |entry: &&Entry| entry.record.ports.iter().any(|p| p.target == port);
         let newest = |entry: &&Entry| entry.order;

@@ -2,7 +2,7 @@
 
 use super::Shutdown;
 use super::identity::caller;
-use super::session::{Session, UnderWay, named};
+use super::session::{Session, Takes, UnderWay, named, pipe};
 use super::streams::Streams;
 use crate::issuance::bans::Bans;
 use crate::issuance::issuer::Issuer;
@@ -16,14 +16,10 @@ use sidewind_api::v1::proxy_message::Message;
 use sidewind_api::{Reason, v1};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How long a stream may take to say who it is for.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Messages on their way to the transport; what waits longer waits in the outbox, where it stays new.
-const MESSAGES_UNDER_WAY: usize = 4;
 
 /// What a stream carries to the proxy.
 type Sent = Result<v1::ControlMessage, Status>;
@@ -43,7 +39,7 @@ pub(super) struct MeshApi {
 
 #[tonic::async_trait]
 impl MeshService for MeshApi {
-    type StreamStream = Map<ReceiverStream<UnderWay>, fn(UnderWay) -> Sent>;
+    type StreamStream = Map<Takes<UnderWay>, fn(UnderWay) -> Sent>;
 
     async fn stream(
         &self,
@@ -97,7 +93,7 @@ impl MeshService for MeshApi {
             version = hello.version,
             "a proxy connected"
         );
-        let (sender, receiver) = mpsc::channel(MESSAGES_UNDER_WAY);
+        let (sender, receiver) = pipe();
         let outbox = Arc::new(Outbox::default());
         let session = Session {
             connected: self
@@ -116,7 +112,7 @@ impl MeshService for MeshApi {
         session.connected.register(registration);
         tokio::spawn(session.run(refused));
         let unboxed: fn(UnderWay) -> Sent = |message| *message;
-        Ok(Response::new(ReceiverStream::new(receiver).map(unboxed)))
+        Ok(Response::new(receiver.map(unboxed)))
     }
 }
 

@@ -1,5 +1,9 @@
 //! One stream: what the proxy asks for, what it is sent, and when it ends.
 
+mod pipe;
+
+pub(super) use pipe::{Sends, Takes, pipe};
+
 use super::streams::OpenStream;
 use crate::issuance::bans::{Bans, Returned, TooMuch};
 use crate::registry::acknowledgements::Acknowledged;
@@ -13,7 +17,6 @@ use sidewind_identity::PeerIdentity;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 /// The wall clock is read again at least this often: a timer does not see it jump.
@@ -22,7 +25,7 @@ const CLOCK_CHECK: Duration = Duration::from_secs(15);
 /// How long the reason of an end waits for room.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// A message on its way to the transport. In a box, since a channel has room for 32 of them from its first on.
+/// A message on its way to the transport.
 pub(super) type UnderWay = Box<Result<v1::ControlMessage, Status>>;
 
 /// A stream being served. Ending it takes the workload out of discovery.
@@ -31,7 +34,7 @@ pub(super) struct Session {
     pub(super) connected: Connected,
     pub(super) outbox: Arc<Outbox>,
     pub(super) inbound: Streaming<v1::ProxyMessage>,
-    pub(super) sender: mpsc::Sender<UnderWay>,
+    pub(super) sender: Sends<UnderWay>,
     pub(super) identity: Arc<PeerIdentity>,
     /// Whether other replicas will not hear of it soon.
     pub(super) store_away: bool,
@@ -65,8 +68,9 @@ impl Session {
                 tracing::info!(%spiffe_id, reason, detail = status.message(), "a stream ended");
                 // The transport may be gone or clogged, and then nobody is told.
                 drop(self.connected);
-                let told = self.sender.send(Box::new(Err(status)));
-                let _ = tokio::time::timeout(FAREWELL, told).await;
+                if let Ok(true) = tokio::time::timeout(FAREWELL, self.sender.room()).await {
+                    self.sender.send(Box::new(Err(status)));
+                }
             }
         }
     }
@@ -79,8 +83,8 @@ impl Session {
             store_away: self.store_away,
             ..v1::ControlHello::default()
         };
-        // The channel is empty.
-        let _ = self.sender.try_send(control(ToProxy::Hello(hello)));
+        // There is nothing in it yet.
+        self.sender.send(control(ToProxy::Hello(hello)));
         self.connected.present(&self.identity);
         let mut spellings = Spellings::default();
         loop {
@@ -96,9 +100,7 @@ impl Session {
                     None => return Ok(()),
                 },
                 outgoing = next(&self.sender, &self.outbox) => match outgoing {
-                    Some((permit, outgoing)) => {
-                        self.send(permit, outgoing, &spellings).await?;
-                    }
+                    Some(outgoing) => self.send(outgoing, &spellings).await?,
                     None => return Ok(()),
                 },
             }
@@ -155,12 +157,7 @@ impl Session {
         Ok(Query::new(destination, &self.identity.id))
     }
 
-    async fn send(
-        &mut self,
-        permit: mpsc::OwnedPermit<UnderWay>,
-        outgoing: Outgoing,
-        spellings: &Spellings,
-    ) -> Result<(), Status> {
+    async fn send(&mut self, outgoing: Outgoing, spellings: &Spellings) -> Result<(), Status> {
         let (kind, message) = match outgoing {
             Outgoing::End(EndReason::Replaced) => {
                 return Err(Reason::Replaced.status("another stream of this process took over"));
@@ -191,25 +188,22 @@ impl Session {
                 ToProxy::InboundPolicy(policy.as_ref().clone()),
             ),
             Outgoing::Destination(query, service) => {
-                let mut permit = Some(permit);
                 for destination in spellings.by_query.get(&query).into_iter().flatten() {
+                    // Two spellings of one destination are rare. That nobody takes them is seen in the loop.
+                    self.sender.room().await;
                     let update = v1::DestinationUpdate {
                         destination: destination.clone(),
                         service: service.as_deref().cloned(),
                     };
                     let message = control(ToProxy::Destination(update));
                     self.metrics.count_message("destination");
-                    match permit.take() {
-                        Some(permit) => drop(permit.send(message)),
-                        // Two spellings of one destination are rare; a closed channel is seen in the loop.
-                        None => drop(self.sender.send(message).await),
-                    }
+                    self.sender.send(message);
                 }
                 return Ok(());
             }
         };
         self.metrics.count_message(kind);
-        drop(permit.send(control(message)));
+        self.sender.send(control(message));
         Ok(())
     }
 }
@@ -225,12 +219,12 @@ pub(super) fn named(status: Status) -> Status {
 }
 
 /// The next thing to send, once the transport has room for it.
-async fn next(
-    sender: &mpsc::Sender<UnderWay>,
-    outbox: &Outbox,
-) -> Option<(mpsc::OwnedPermit<UnderWay>, Outgoing)> {
-    let permit = sender.clone().reserve_owned().await.ok()?;
-    Some((permit, outbox.next().await))
+async fn next(sender: &Sends<UnderWay>, outbox: &Outbox) -> Option<Outgoing> {
+    if sender.room().await {
+        Some(outbox.next().await)
+    } else {
+        None
+    }
 }
 
 /// Waits for the end of a certificate, by the wall clock.

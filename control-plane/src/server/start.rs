@@ -563,7 +563,7 @@ impl Rooms {
         let jwt = self.jwt_keys.signer().expires();
         self.metrics.set_certificate_expiry("jwt-key", jwt);
         self.authorities.measure();
-        let registrations = self.registrations.all().len();
+        let registrations = self.registrations.number();
         self.metrics
             .registrations
             .set(i64::try_from(registrations).unwrap_or(i64::MAX));

@@ -290,6 +290,7 @@ impl Store {
     pub async fn prune(&self, now: SystemTime) -> Result<(), StoreError> {
         // A clock that jumped forward must not delete at once what is still in use.
         const GRACE_SECONDS: i64 = 7 * 86_400;
+        const ENDED_SECONDS: i64 = 3600;
         const TOKEN_SECONDS: i64 = 30 * 86_400;
         // Long enough for every replica to have heard of it: one that was away reads everything again.
         const FAREWELL_SECONDS: i64 = 600;
@@ -299,6 +300,15 @@ impl Store {
             .bind(now - GRACE_SECONDS)
             .execute(&mut *transaction)
             .await?;
+        // What has ended renews nothing. The last of each registration says how long that is kept.
+        sqlx::query(
+            "DELETE FROM svids WHERE not_after < $1 AND EXISTS (
+                 SELECT 1 FROM svids AS later
+                 WHERE later.registration = svids.registration AND later.not_after > svids.not_after)",
+        )
+        .bind(now - ENDED_SECONDS)
+        .execute(&mut *transaction)
+        .await?;
         sqlx::query(
             "DELETE FROM registrations WHERE created_at < $1
              AND NOT EXISTS (SELECT 1 FROM svids WHERE registration = registrations.id)",
