@@ -1,5 +1,6 @@
 //! What each live proxy has said that it has in use.
 
+use super::outbox::EndReason;
 use super::{Connected, Registry, StreamId, WorkloadKey, WorkloadRecord};
 use sidewind_api::v1;
 use sidewind_identity::{PeerIdentity, SpiffeId, TrustDomain};
@@ -175,6 +176,13 @@ impl Acknowledgements {
         using.map(|record| record.proxy.clone())
     }
 
+    /// The streams that were opened with such a certificate.
+    fn streams_using(&self, key_ids: &[String]) -> impl Iterator<Item = StreamId> {
+        let records = self.by_stream.iter();
+        let using = records.filter(|(_, record)| key_ids.contains(&record.issuer_key_id));
+        using.map(|(stream, _)| *stream)
+    }
+
     /// The latest sequence of a trust domain's bundle that any proxy has, of those up to one.
     pub(super) fn latest(&self, trust_domain: &TrustDomain, at_most: u64) -> Option<u64> {
         let records = self.by_stream.values();
@@ -215,6 +223,16 @@ impl Registry {
     #[must_use]
     pub fn using(&self, key_ids: &[String]) -> Vec<Laggard> {
         sorted(self.state().acknowledgements.using(key_ids))
+    }
+
+    /// Ends the streams that were opened with a certificate of an authority with one of these key identifiers.
+    pub fn end_using(&self, key_ids: &[String]) {
+        let state = self.state();
+        for stream in state.acknowledgements.streams_using(key_ids) {
+            if let Some(stream) = state.streams.get(&stream) {
+                stream.outbox.end(EndReason::Distrusted);
+            }
+        }
     }
 
     /// The latest sequence of a trust domain's bundle that any connected proxy has, of those up to one.

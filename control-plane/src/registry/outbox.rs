@@ -15,6 +15,8 @@ pub enum EndReason {
     ShuttingDown,
     /// Its identity or certificate was banned.
     Banned,
+    /// The root that its certificate chains to was revoked.
+    Distrusted,
 }
 
 /// One thing to send.

@@ -28,10 +28,19 @@ pub(super) struct Authorities {
     pub(super) store: Store,
     pub(super) writer: Writer,
     pub(super) metrics: Arc<Metrics>,
-    /// The slots' version that everybody was told of.
-    pub(super) published: Mutex<Option<(u64, u64)>>,
+    /// What everybody was told of.
+    pub(super) published: Mutex<Option<Published>>,
     /// When the sequence was raised for what a proxy said, of late.
     pub(super) followed: Followed,
+}
+
+/// What everybody was told of.
+#[derive(Debug)]
+pub(super) struct Published {
+    /// Version of the slots, and sequence of the bundle.
+    present: (u64, u64),
+    /// Who signed certificates then.
+    signers: Vec<String>,
 }
 
 /// How often what proxies say raises the trust bundle's sequence: after a restart from an older copy once or twice, as
@@ -225,13 +234,28 @@ impl Authorities {
         let mut published = self.published.lock().await;
         let (slots, bundle) = (self.authority.slots(), self.authority.bundle());
         let present = (slots.version, bundle.sequence());
-        if *published == Some(present) {
+        if published
+            .as_ref()
+            .is_some_and(|told| told.present == present)
+        {
             return;
         }
         self.registry.set_bundles(self.authority.api_bundles());
         self.registry.set_tainted(self.authority.api_tainted());
+        // A signing authority goes when all that it has signed has ended, or with a root that is revoked: whoever has that
+        // one's key must not go on to hear what the mesh does.
+        if let Some(before) = &*published {
+            let signers = before.signers.iter();
+            let gone = signers.filter(|id| !slots.signers().any(|signer| signer == id.as_str()));
+            self.registry.end_using(&gone.cloned().collect::<Vec<_>>());
+        }
         match self.state.write_trust_bundle(&bundle.to_pem()) {
-            Ok(()) => *published = Some(present),
+            Ok(()) => {
+                *published = Some(Published {
+                    present,
+                    signers: slots.signers().map(str::to_owned).collect(),
+                });
+            }
             // Tried again at the next look.
             Err(error) => lasting_fault("the trust bundle's file is old", &error),
         }

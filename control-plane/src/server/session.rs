@@ -169,6 +169,10 @@ impl Session {
                 let message = format!("{} is banned", self.identity.id);
                 return Err(Reason::Banned.status(message));
             }
+            Outgoing::End(EndReason::Distrusted) => {
+                let message = "the root that this certificate chains to was revoked: attest again";
+                return Err(Reason::NotRegistered.status(message));
+            }
             Outgoing::Bans(bans) => ("bans", ToProxy::Bans(bans.as_ref().clone())),
             Outgoing::ReturnBans => {
                 self.returned = Some(Box::default());

@@ -103,6 +103,23 @@ fn certificates(pem: &Path) -> usize {
 }
 
 #[tokio::test]
+async fn a_stream_ends_with_the_root_that_its_certificate_chains_to() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    let mut proxy = client.proxy(ORDERS, vec![]).await;
+    assert_eq!(proxy.bundles().await.sequence, 2);
+    control_plane.rotate_root(false).await;
+    assert_eq!(proxy.bundles().await.sequence, 3);
+    proxy.acknowledge(3).await;
+    until(async || !control_plane.rotate_root(false).await.waiting).await;
+    let old_root = control_plane.authorities().await[0].subject_key_id.clone();
+    control_plane.revoke(&old_root, true).await.unwrap();
+    let ended = proxy.end().await;
+    assert_eq!(Reason::of(&ended), Some(Reason::NotRegistered), "{ended}");
+    assert!(ended.message().contains("was revoked"), "{ended}");
+}
+
+#[tokio::test]
 async fn a_root_is_published_acknowledged_activated_tainted_and_revoked() {
     let control_plane = ControlPlane::start().await;
     let client = &control_plane.client;

@@ -33,6 +33,14 @@ impl Slots {
         standings.max().unwrap_or(Standing::None)
     }
 
+    /// Key identifiers of the signing authorities.
+    pub fn signers(&self) -> impl Iterator<Item = &str> {
+        let signing = self
+            .iter()
+            .filter(|slot| slot.role == AuthorityRole::Signing);
+        signing.map(|slot| slot.key_id.as_str())
+    }
+
     fn standing_of(&self, signing: &Slot) -> Standing {
         let roots: Vec<&Slot> = self.roots_of(signing).collect();
         let is_revoked = |root: &&Slot| root.state == AuthorityState::Revoked;
