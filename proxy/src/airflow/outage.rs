@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::execution_api::Call;
 use crate::{
-    errors::{ErrorCode, ProxyError},
+    errors::ProxyError,
     http::{Body, headers::SIDEWIND_ERROR},
     retry::{HoldLimits, RetryPolicy},
 };
@@ -70,32 +70,37 @@ pub(crate) fn tell(
     result: Result<Response<Body>, ProxyError>,
 ) -> Result<Response<Body>, ProxyError> {
     match result {
-        Err(error) => {
-            let status = match error.code() {
-                ErrorCode::NoRoute => StatusCode::FORBIDDEN,
-                ErrorCode::RateLimited | ErrorCode::WrongDestination => {
-                    StatusCode::SERVICE_UNAVAILABLE
-                }
-                _ => return Err(error),
-            };
-            Err(error.with_status(status))
-        }
+        Err(error) => match told(error.code().http_status()) {
+            Some(status) => Err(error.with_status(status)),
+            None => Err(error),
+        },
         Ok(mut response) => {
-            let is_temporary = matches!(
-                response.status(),
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::MISDIRECTED_REQUEST
-            );
-            if is_temporary && response.headers().contains_key(SIDEWIND_ERROR) {
-                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            if response.headers().contains_key(SIDEWIND_ERROR)
+                && let Some(status) = told(response.status())
+            {
+                *response.status_mut() = status;
             }
             Ok(response)
         }
     }
 }
 
+/// What is said in place of a refusal of the mesh's own; none where it can be said as it is.
+fn told(status: StatusCode) -> Option<StatusCode> {
+    match status {
+        StatusCode::FORBIDDEN => None,
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::MISDIRECTED_REQUEST
+        | StatusCode::REQUEST_TIMEOUT => Some(StatusCode::SERVICE_UNAVAILABLE),
+        refusal if refusal.is_client_error() => Some(StatusCode::FORBIDDEN),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errors::ErrorCode;
 
     fn call(method: &Method, path: &str) -> Call {
         Call::read(method, path).unwrap()
@@ -139,18 +144,26 @@ mod tests {
             let refusal = tell(Err(ProxyError::new(*code, "no"))).unwrap_err();
             let response: Response<Body> = refusal.into_response(false);
             let status = response.status();
-            assert_ne!(status, StatusCode::NOT_FOUND, "{code}");
-            assert_ne!(status, StatusCode::TOO_MANY_REQUESTS, "{code}");
+            assert!(status == 403 || status.is_server_error(), "{code}");
         }
-        for (said, status) in [(Some("rate-limited"), 503), (None, 429)] {
+        for (said, status, expected) in [
+            (Some("rate-limited"), 429, 503),
+            (Some("wrong-destination"), 421, 503),
+            (Some("no-route"), 404, 403),
+            (Some("policy-denied"), 403, 403),
+            (Some("workload-unavailable"), 503, 503),
+            // Airflow's own word.
+            (None, 429, 429),
+            (None, 404, 404),
+        ] {
             let mut response = Response::new(Body::Empty);
-            *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
             if let Some(said) = said {
                 let said = said.parse().unwrap();
                 response.headers_mut().insert(SIDEWIND_ERROR, said);
             }
             let told = tell(Ok(response)).unwrap();
-            assert_eq!(told.status().as_u16(), status, "{said:?}");
+            assert_eq!(told.status().as_u16(), expected, "{said:?} {status}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! HTTP of a gateway: the way of one request.
 //!
-//! forwarded headers → exchange (record, trace) → clean → listener by host → the listener's limits → its routes →
+//! forwarded headers → exchange (record, trace) → clean, without what is said of tasks → listener by host → the listener's limits → its routes →
 //! [`Forward`], which is a sidecar's way too
 
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
@@ -10,6 +10,7 @@ use super::{
     port::{Listener, Port},
 };
 use crate::{
+    airflow::{ExecutionCall, baggage, outage},
     copy::Connection,
     errors::{Chain, ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
@@ -116,8 +117,12 @@ impl GatewayHttp {
         let port = inner.port.current();
         let host = host.as_ref().and_then(|host| host.to_str().ok());
         let listener = inner.listener(&port, host.unwrap_or_default());
+        let is_for_airflow = ExecutionCall::of(&request, None, &[]).is_some();
         let result = inner.forward(&origin, &exchange, front, listener, request);
-        let result = result.await;
+        let mut result = result.await;
+        if is_for_airflow {
+            result = outage::tell(result);
+        }
         let mut response = exchange.end(result);
         if let Some(hsts) = listener.ok().and_then(|listener| listener.hsts.clone()) {
             let headers = response.headers_mut();
@@ -153,6 +158,8 @@ impl Inner {
     ) -> Result<Response<Body>, ProxyError> {
         exchange.keep_admission(self.worker.overload.admit()?);
         exchange.clean(&mut request)?;
+        // Whoever comes from outside is no task of the mesh, whatever he says.
+        baggage::take(request.headers_mut());
         let listener = listener?;
         let served = self.worker.gateway.tables.of(&self.worker, listener);
         if let Some(limits) = &served.limits {

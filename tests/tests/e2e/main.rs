@@ -29,6 +29,7 @@ mod federation;
 mod federation_redirects;
 mod full_disk;
 mod gateway;
+mod gateway_airflow;
 mod harness;
 mod health;
 mod interim;
