@@ -147,8 +147,13 @@ impl EndpointDesc {
         let (mut head, body) = request.into_parts();
         let authority = exchange.authority(&head, self.address)?;
         headers::request_to_http1(&mut head, Some(&authority))?;
+        let task = exchange.task();
+        // A peer that reads the tunnel as HTTP takes the request's word, and another one the tunnel's.
+        if let Some(task) = task.now() {
+            baggage::put(&mut head.headers, task);
+        }
         let request = Request::from_parts(head, body);
-        let tunnel = self.tunnel(worker, identity, mesh, None).await?;
+        let tunnel = self.tunnel(worker, identity, mesh, task.now()).await?;
         let failed = |error: &(dyn std::error::Error + 'static)| {
             let message = format_args!("{} gave no complete response.", self.address);
             ProxyError::new(ErrorCode::UpstreamReset, message).with_source(Chain(error).to_string())

@@ -10,6 +10,7 @@ use sidewind_tests::wait::{PATIENCE, eventually};
 use socket2::SockRef;
 
 use crate::bad_input::send;
+use crate::support::TASK_ID;
 
 const UPGRADE: &str = "connection: upgrade\r\nupgrade: websocket\r\n\r\n";
 
@@ -144,4 +145,33 @@ fn an_upgrade_goes_on_to_another_endpoint_where_one_has_died() {
     let retried = [("outcome", "retried")];
     let metrics = task.sidecar.metrics();
     assert!(metrics.sum("sidewind_retries_total", &retried) >= 2.0);
+}
+
+#[test]
+fn an_upgrade_brings_its_task_along() {
+    let mut mesh = Mesh::plan().start();
+    let api = mesh.workload("data", "orders-api");
+    let api = api.serves("orders-api.data=8080/http");
+    let api = api.flag("--task-context-from", TASK_ID).start();
+    let task = mesh.workload("airflow", "task");
+    let task = task.flag("--task-lookup", "environment");
+    let task = task
+        .env("AIRFLOW_CTX_DAG_ID", "payroll")
+        .env("AIRFLOW_CTX_TASK_ID", "load")
+        .env("AIRFLOW_CTX_DAG_RUN_ID", "manual__1")
+        .start();
+    let listener = api.place.listen((api.bind(), 8080).into()).unwrap();
+    let (ends, _) = sync_channel(0);
+    std::thread::spawn(move || serve(&listener, &ends));
+    let asked = format!("GET /ends HTTP/1.1\r\nhost: orders-api.data\r\n{UPGRADE}");
+    let mut stream = send(&task.place, api.at(8080), asked.as_bytes());
+    let head = read_head(&mut stream);
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    stream.read_exact(&mut [0; 5]).unwrap();
+    stream.write_all(b"!").unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    let log = &api.sidecar;
+    let record = log.wait_for_access("the upgrade", |record| record.path() == "/ends");
+    let names = [record.text("dag_id"), record.text("run_id")];
+    assert_eq!(names, ["payroll", "manual__1"], "{record}");
 }
