@@ -4,10 +4,10 @@ use super::environment;
 use super::{Attributed, Owner, Unknown, process::Process, processes::Holder, title::Title};
 use crate::telemetry::TaskContext;
 
-/// Says whose a connection is. `chain` goes from the owner up to the first process.
+/// Says whose a connection is, by what its processes show. `chain` goes from the owner up to the first process.
 ///
 /// The shallowest process that has an attempt log open is the task's supervisor: what runs below it is the task's own
-/// code, which may open whatever it likes.
+/// code, which may open whatever it likes. That holds for what descends from a worker alone.
 pub(super) fn attribute<'p>(
     chain: &[Holder],
     process: impl Fn(u32) -> Option<&'p Process>,

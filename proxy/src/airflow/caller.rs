@@ -108,6 +108,7 @@ impl Callers {
                 Err(error) => (Outcome::Unavailable, Err(error)),
             },
             Standing::Unproven if self.refuse_unproven => (Outcome::Refused, Err(unproven())),
+            Standing::NotKnown if self.refuse_unproven => (Outcome::Unavailable, Err(not_known())),
             standing => {
                 task.set_caller(Caller::Workload);
                 match standing {
@@ -198,6 +199,12 @@ fn unproven() -> ProxyError {
     let message = "It is not sure which Airflow task the connection belongs to, if any, and this proxy is set to let no \
                    such connection into the mesh.";
     ProxyError::new(ErrorCode::TaskIdentityRefused, message)
+}
+
+fn not_known() -> ProxyError {
+    let message = "It was not to be found out in time which Airflow task the connection belongs to, if any, and this proxy \
+                   is set to let no such connection into the mesh.";
+    ProxyError::new(ErrorCode::TaskIdentityUnavailable, message).with_retry_after(RETRY_AFTER)
 }
 
 fn say(error: &ProxyError) {
@@ -301,6 +308,13 @@ mod tests {
                 true,
                 Err(ErrorCode::TaskIdentityRefused),
             ),
+            // A client that tries again may have more luck.
+            (
+                Standing::NotKnown,
+                true,
+                Err(ErrorCode::TaskIdentityUnavailable),
+            ),
+            (Standing::NotKnown, false, Ok(&own_id)),
         ] {
             let callers = callers(refuse, giving(&present));
             let connection = of(standing);

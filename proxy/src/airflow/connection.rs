@@ -1,7 +1,7 @@
 //! What becomes known of the task behind one connection, while the connection already goes on.
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     rc::Rc,
     time::Duration,
 };
@@ -9,8 +9,13 @@ use std::{
 use futures_util::{FutureExt, future};
 use tokio::sync::oneshot;
 
-use super::{Finding, Owner, ProcessKey, Standing, caller::Caller, open::Place};
+use super::{
+    Finding, Lookup, Owner, SocketPair, Standing, caller::Caller, open::Place, roots::Supervisor,
+};
 use crate::telemetry::{TaskContext, trace::TraceParent};
+
+/// How often it is asked again whose a connection is that must be known.
+const MAX_QUESTIONS: u32 = 4;
 
 /// The task behind a connection, as far as it is known. Clones share what becomes known.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +28,9 @@ struct Shared {
     known: OnceCell<Known>,
     /// As whom the connection goes, once that was decided.
     caller: RefCell<Option<Caller>>,
-    _place: Option<Place>,
+    place: RefCell<Option<Place>>,
+    /// Whom to ask again, and how often that has been done.
+    asked: Option<(Lookup, SocketPair, Cell<u32>)>,
 }
 
 type Pending = future::Shared<oneshot::Receiver<Finding>>;
@@ -33,17 +40,34 @@ struct Known {
     task: Option<TaskContext>,
     parent: Option<TraceParent>,
     standing: Standing,
-    supervisor: Option<ProcessKey>,
+    supervisor: Option<Supervisor>,
 }
 
 impl ConnectionTask {
     /// A task that is being looked for.
+    #[cfg(test)]
     pub(crate) fn pending((finding, place): (oneshot::Receiver<Finding>, Place)) -> Self {
+        Self::asked(finding, place, None)
+    }
+
+    /// Looks for the task behind the connection with these ends.
+    pub(crate) fn ask(lookup: &Lookup, socket: SocketPair) -> Self {
+        let (finding, place) = lookup.ask(socket);
+        let again = (lookup.clone(), socket, Cell::new(1));
+        Self::asked(finding, place, Some(again))
+    }
+
+    fn asked(
+        finding: oneshot::Receiver<Finding>,
+        place: Place,
+        asked: Option<(Lookup, SocketPair, Cell<u32>)>,
+    ) -> Self {
         Self(Some(Rc::new(Shared {
             pending: RefCell::new(Some(finding.shared())),
             known: OnceCell::new(),
             caller: RefCell::default(),
-            _place: Some(place),
+            place: RefCell::new(Some(place)),
+            asked,
         })))
     }
 
@@ -57,7 +81,8 @@ impl ConnectionTask {
                     ..Known::default()
                 }),
                 caller: RefCell::default(),
-                _place: None,
+                place: RefCell::default(),
+                asked: None,
             })
         }))
     }
@@ -73,8 +98,18 @@ impl ConnectionTask {
     }
 
     /// The process that has the connection, if that may be the supervisor of a task and is known by now.
-    pub(super) fn supervisor(&self) -> Option<ProcessKey> {
+    pub(super) fn supervisor(&self) -> Option<Supervisor> {
         self.found()?.supervisor
+    }
+
+    /// Whether it was said whose the connection is, or that this is not known.
+    pub(super) fn is_settled(&self) -> bool {
+        self.0.is_none() || self.found().is_some()
+    }
+
+    /// Waits for that, no longer than `limit`.
+    pub(super) async fn settle(&self, limit: Duration) {
+        self.found_within(limit).await;
     }
 
     fn found(&self) -> Option<&Known> {
@@ -91,12 +126,15 @@ impl ConnectionTask {
         self.found_within(limit).await?.task.as_ref()
     }
 
-    /// As whom the connection may go, waiting for it no longer than `limit`.
+    /// As whom the connection may go, waiting for it no longer than `limit`. Where it could not be found out the last time,
+    /// it is asked again.
     pub(super) async fn standing(&self, limit: Duration) -> Standing {
+        let Some(shared) = &self.0 else {
+            return Standing::Unproven;
+        };
+        shared.ask_again();
         let found = self.found_within(limit).await;
-        found
-            .map(|known| known.standing.clone())
-            .unwrap_or_default()
+        found.map_or(Standing::NotKnown, |known| known.standing.clone())
     }
 
     /// As whom the connection goes, if that was decided.
@@ -127,7 +165,32 @@ impl ConnectionTask {
 }
 
 impl Shared {
+    /// Asks again, if the answer to the last question was that it could not be found out.
+    fn ask_again(&self) {
+        let Some((lookup, socket, times)) = &self.asked else {
+            return;
+        };
+        let last = self.pending.borrow().clone();
+        let answered = last.and_then(|pending| pending.now_or_never()?.ok());
+        if self.known.get().is_none() && answered.is_some_and(|it| self.may_ask_again(&it)) {
+            times.set(times.get() + 1);
+            let (finding, place) = lookup.ask(*socket);
+            *self.pending.borrow_mut() = Some(finding.shared());
+            *self.place.borrow_mut() = Some(place);
+        }
+    }
+
+    /// Whether another question may bring a better answer.
+    fn may_ask_again(&self, finding: &Finding) -> bool {
+        let asked = self.asked.as_ref();
+        matches!(finding.standing, Standing::NotKnown)
+            && asked.is_some_and(|(.., times)| times.get() < MAX_QUESTIONS)
+    }
+
     fn set(&self, finding: Option<Finding>) {
+        if finding.as_ref().is_some_and(|it| self.may_ask_again(it)) {
+            return;
+        }
         let known = finding.map(|finding| {
             let (task, parent) = match finding.answer {
                 Ok(Owner::Task(found)) => (Some(found.task), found.parent),

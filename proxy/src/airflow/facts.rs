@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{
     execution_api::{Run, Unreadable},
     overhear::News,
-    process::Pid,
+    process::{Pid, ProcessKey},
 };
 use crate::telemetry::{TaskContext, metrics::TaskFact, trace::TraceParent};
 
@@ -28,15 +28,22 @@ const CLEANING: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Facts {
     instances: HashMap<String, Known>,
-    by_pid: HashMap<Pid, String>,
+    by_runner: HashMap<ProcessKey, String>,
+    /// Of the last one that was added.
+    number: u64,
     cleaned: Instant,
 }
+
+/// A task is of another run than Airflow has named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OtherRun;
 
 /// What is known of one.
 #[derive(Debug)]
 pub(super) struct Known {
+    number: u64,
     run: Option<Run>,
-    pid: Option<Pid>,
+    runner: Option<ProcessKey>,
     parent: Option<TraceParent>,
     until: Instant,
 }
@@ -45,7 +52,8 @@ impl Default for Facts {
     fn default() -> Self {
         Self {
             instances: HashMap::new(),
-            by_pid: HashMap::new(),
+            by_runner: HashMap::new(),
+            number: 0,
             cleaned: Instant::now(),
         }
     }
@@ -61,7 +69,7 @@ impl Facts {
     ) -> (Option<TaskFact>, Option<(Run, Option<Pid>)>) {
         match news {
             News::Begins(bodies) => match bodies.read() {
-                Ok((run, pid)) => match self.begins(ti_id, run.clone(), pid) {
+                Ok((run, pid)) => match self.begins(ti_id, run.clone()) {
                     true => (Some(TaskFact::Learned), Some((run, pid))),
                     false => (Some(TaskFact::Contradicted), None),
                 },
@@ -86,24 +94,26 @@ impl Facts {
         }
     }
 
-    /// A task instance begins, in the process `pid` where it said so. False when something else is known of it
-    /// already: whoever spoke first was its supervisor, before the task's own code could run.
-    pub(super) fn begins(&mut self, ti_id: &str, run: Run, pid: Option<Pid>) -> bool {
+    /// A task instance begins. False when something else is known of it already: whoever spoke first was its supervisor,
+    /// before the task's own code could run.
+    pub(super) fn begins(&mut self, ti_id: &str, run: Run) -> bool {
         let known = self.known(ti_id);
-        match &known.run {
-            Some(before) if *before != run => return false,
-            _ => known.run = Some(run),
+        if known.run.as_ref().is_some_and(|before| *before != run) {
+            return false;
         }
-        let before = std::mem::replace(&mut known.pid, pid);
-        if before != pid {
-            if let Some(before) = before {
-                self.forget_pid(before, ti_id);
-            }
-            if let Some(pid) = pid {
-                self.by_pid.insert(pid, ti_id.to_owned());
-            }
-        }
+        known.run = Some(run);
         true
+    }
+
+    /// A task instance runs in the process `runner`, which its supervisor has started for it.
+    pub(super) fn runs_in(&mut self, ti_id: &str, runner: ProcessKey) {
+        let before = self.known(ti_id).runner.replace(runner);
+        if let Some(before) = before.filter(|before| *before != runner) {
+            self.by_runner.remove(&before);
+        }
+        self.by_runner
+            .entry(runner)
+            .or_insert_with(|| ti_id.to_owned());
     }
 
     /// The span of Airflow's trace that a task instance belongs to. The first that is told stays.
@@ -125,51 +135,55 @@ impl Facts {
         }
     }
 
-    /// Adds to a task what is known of its instance, found by its id, or by the processes on the way to the owner of the
-    /// connection, or by the run. What belongs to another DAG or run is nobody's: titles can be faked and numbers of
-    /// processes given again.
+    /// Adds to a task what is known of its instance, found by the processes from the owner of the connection upwards, or
+    /// by its id.
+    ///
+    /// # Errors
+    /// Where Airflow has named another DAG or run.
     pub(super) fn complete(
         &self,
         task: &mut TaskContext,
         ti_id: Option<&str>,
-        pids: impl Iterator<Item = Pid>,
-    ) -> Option<TraceParent> {
-        let now = Instant::now();
-        let agrees = |known: &&Known| {
-            let run = known.run.as_ref();
-            known.until > now
-                && run.is_none_or(|run| run.dag_id == task.dag_id && run.run_id == task.run_id)
+        lineage: &[ProcessKey],
+    ) -> Result<Option<TraceParent>, OtherRun> {
+        // The topmost: what is below it is the task's own.
+        let mut runners = lineage.iter().rev();
+        let by_runner = runners.find_map(|process| self.by_runner.get(process));
+        let id = by_runner.map(String::as_str).or(ti_id);
+        let Some(known) = id.and_then(|id| self.living(id)) else {
+            return Ok(None);
         };
-        let by_id = ti_id.and_then(|id| self.instances.get(id)).filter(agrees);
-        let by_pid = || {
-            let mut ids = pids.filter_map(|pid| self.by_pid.get(&pid));
-            let known = ids.find_map(|id| self.instances.get(id))?;
-            // By its number alone it has to agree, not just not to differ.
-            Some(known).filter(|known| known.run.is_some() && agrees(known))
-        };
-        let exact = by_id.or_else(by_pid);
-        // All tasks of a run have the same person behind them; each has its own span.
-        let known = exact.or_else(|| {
-            let mut all = self.instances.values();
-            all.find(|known| known.run.is_some() && agrees(known))
-        })?;
-        if let Some(run) = &known.run {
-            task.triggered_by.clone_from(&run.triggered_by);
-            task.run_type.clone_from(&run.run_type);
-            task.team.clone_from(&run.team);
+        match &known.run {
+            Some(run) if !run.is_of(task) => return Err(OtherRun),
+            Some(run) => run.tell(task),
+            None => {}
         }
-        exact.and_then(|known| known.parent)
+        Ok(known.parent)
     }
 
-    /// The same where all connections are one task's.
+    /// The same where all connections are one task's: what was heard first of its run came from its supervisor.
     pub(super) fn complete_the_only(
         &self,
         task: &mut TaskContext,
         ti_id: Option<&str>,
     ) -> Option<TraceParent> {
-        let parent = self.complete(task, ti_id, std::iter::empty());
-        let mut all = self.instances.values().filter_map(|known| known.parent);
-        parent.or_else(|| all.next().filter(|_| all.next().is_none()))
+        let now = Instant::now();
+        let living = || self.instances.values().filter(|known| known.until > now);
+        let of_id = ti_id.and_then(|id| self.living(id));
+        let is_of_it = |known: &&Known| known.run.as_ref().is_some_and(|run| run.is_of(task));
+        let first = || living().filter(is_of_it).min_by_key(|known| known.number);
+        let known = of_id.filter(is_of_it).or_else(first);
+        if let Some(run) = known.and_then(|known| known.run.as_ref()) {
+            run.tell(task);
+        }
+        let mut parents = living().filter_map(|known| known.parent);
+        let only = || parents.next().filter(|_| parents.next().is_none());
+        of_id.and_then(|known| known.parent).or_else(only)
+    }
+
+    fn living(&self, ti_id: &str) -> Option<&Known> {
+        let known = self.instances.get(ti_id)?;
+        (known.until > Instant::now()).then_some(known)
     }
 
     fn known(&mut self, ti_id: &str) -> &mut Known {
@@ -183,9 +197,11 @@ impl Facts {
             let oldest = self.instances.values().map(|known| known.until).min();
             self.forget_those(|known| Some(known.until) == oldest);
         }
+        self.number += 1;
         let known = self.instances.entry(ti_id.to_owned()).or_insert(Known {
+            number: self.number,
             run: None,
-            pid: None,
+            runner: None,
             parent: None,
             until: now,
         });
@@ -196,13 +212,19 @@ impl Facts {
     fn forget_those(&mut self, is_over: impl Fn(&Known) -> bool) {
         self.instances.retain(|_, known| !is_over(known));
         let instances = &self.instances;
-        self.by_pid.retain(|_, id| instances.contains_key(id));
+        self.by_runner.retain(|_, id| instances.contains_key(id));
+    }
+}
+
+impl Run {
+    fn is_of(&self, task: &TaskContext) -> bool {
+        self.dag_id == task.dag_id && self.run_id == task.run_id
     }
 
-    fn forget_pid(&mut self, pid: Pid, ti_id: &str) {
-        if self.by_pid.get(&pid).is_some_and(|id| id == ti_id) {
-            self.by_pid.remove(&pid);
-        }
+    fn tell(&self, task: &mut TaskContext) {
+        task.triggered_by.clone_from(&self.triggered_by);
+        task.run_type.clone_from(&self.run_type);
+        task.team.clone_from(&self.team);
     }
 }
 
@@ -231,10 +253,15 @@ mod tests {
         }
     }
 
+    fn runner(pid: Pid) -> ProcessKey {
+        ProcessKey { pid, start_time: 7 }
+    }
+
     /// Who is behind a task of `dag`, by what is known, and whether its trace is.
     fn of(facts: &Facts, dag: &str, id: Option<&str>, pids: &[Pid]) -> (Option<String>, bool) {
         let mut task = task(dag);
-        let parent = facts.complete(&mut task, id, pids.iter().copied());
+        let lineage: Vec<_> = pids.iter().copied().map(runner).collect();
+        let parent = facts.complete(&mut task, id, &lineage).ok().flatten();
         (task.triggered_by, parent.is_some())
     }
 
@@ -242,33 +269,81 @@ mod tests {
         (Some("ada".to_owned()), trace)
     }
 
+    const NOBODY: (Option<String>, bool) = (None, false);
+
     #[tokio::test(start_paused = true)]
-    async fn a_task_is_completed_by_its_instance_its_process_or_its_run() {
+    async fn a_task_is_completed_by_its_instance_or_its_process_and_never_by_its_run_alone() {
         let mut facts = Facts::default();
-        assert!(facts.begins("one", run("a", "ada"), Some(7)));
+        assert!(facts.begins("one", run("a", "ada")));
+        facts.runs_in("one", runner(7));
         facts.belongs_to("one", TraceParent::parse(PARENT.as_bytes()).unwrap());
         assert_eq!(of(&facts, "a", Some("one"), &[]), ada(true));
         assert_eq!(of(&facts, "a", None, &[9, 7]), ada(true));
-        assert_eq!(of(&facts, "a", None, &[]), ada(false));
-        assert_eq!(of(&facts, "b", Some("one"), &[7]), (None, false));
+        assert_eq!(of(&facts, "a", None, &[]), NOBODY);
+        assert_eq!(of(&facts, "a", Some("two"), &[8]), NOBODY);
+        // A number that was given again.
+        let mut other = task("a");
+        let again = ProcessKey {
+            pid: 7,
+            start_time: 8,
+        };
+        assert_eq!(facts.complete(&mut other, None, &[again]), Ok(None));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_said_first_of_an_instance_stays() {
+    async fn a_task_of_another_run_than_airflow_has_named_is_contradicted() {
         let mut facts = Facts::default();
-        assert!(facts.begins("one", run("a", "ada"), Some(7)));
-        assert!(!facts.begins("one", run("a", "mallory"), Some(8)));
+        facts.begins("one", run("a", "ada"));
+        facts.runs_in("one", runner(7));
+        for (id, lineage) in [(Some("one"), vec![]), (None, vec![runner(9), runner(7)])] {
+            let found = facts.complete(&mut task("b"), id, &lineage);
+            assert_eq!(found, Err(OtherRun), "{id:?}");
+        }
+        // The process says more than a title, and the topmost of several counts.
+        facts.begins("two", run("b", "bob"));
+        facts.runs_in("two", runner(9));
+        let found = facts.complete(&mut task("b"), Some("two"), &[runner(9), runner(7)]);
+        assert_eq!(found, Err(OtherRun));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_first_of_an_instance_stays_and_of_a_process_too() {
+        let mut facts = Facts::default();
+        assert!(facts.begins("one", run("a", "ada")));
+        facts.runs_in("one", runner(7));
+        assert!(!facts.begins("one", run("a", "mallory")));
         assert_eq!(of(&facts, "a", Some("one"), &[]), ada(false));
+        facts.begins("forged", run("a", "mallory"));
+        facts.runs_in("forged", runner(7));
+        assert_eq!(of(&facts, "a", None, &[7]), ada(false));
         // Deferred and begun again, in another process.
-        assert!(facts.begins("one", run("a", "ada"), Some(9)));
-        assert!(facts.begins("two", run("b", "bob"), Some(7)));
-        assert_eq!(of(&facts, "b", None, &[7]).0.as_deref(), Some("bob"));
+        assert!(facts.begins("one", run("a", "ada")));
+        facts.runs_in("one", runner(9));
+        assert_eq!(of(&facts, "a", None, &[7]), NOBODY);
+        assert_eq!(of(&facts, "a", None, &[9]), ada(false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_is_one_tasks_what_was_heard_first_of_its_run_completes_it() {
+        let mut facts = Facts::default();
+        facts.begins("other", run("b", "bob"));
+        facts.begins("one", run("a", "ada"));
+        facts.begins("forged", run("a", "mallory"));
+        let completed = |id| {
+            let mut task = task("a");
+            facts.complete_the_only(&mut task, id);
+            task.triggered_by
+        };
+        assert_eq!(completed(None).as_deref(), Some("ada"));
+        assert_eq!(completed(Some("other")).as_deref(), Some("ada"));
+        assert_eq!(completed(Some("one")).as_deref(), Some("ada"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_instance_is_forgotten_a_minute_after_its_end_or_when_it_falls_silent() {
         let mut facts = Facts::default();
-        facts.begins("one", run("a", "ada"), Some(7));
+        facts.begins("one", run("a", "ada"));
+        facts.runs_in("one", runner(7));
         for _ in 0..200 {
             tokio::time::advance(Duration::from_secs(5)).await;
             facts.is_there("one");
@@ -277,14 +352,14 @@ mod tests {
         tokio::time::advance(AFTERMATH - Duration::from_secs(1)).await;
         assert_eq!(of(&facts, "a", Some("one"), &[]), ada(false));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(of(&facts, "a", Some("one"), &[7]), (None, false));
+        assert_eq!(of(&facts, "a", Some("one"), &[7]), NOBODY);
 
-        facts.begins("two", run("a", "ada"), None);
+        facts.begins("two", run("a", "ada"));
         tokio::time::advance(SILENCE).await;
-        assert_eq!(of(&facts, "a", Some("two"), &[]), (None, false));
-        facts.begins("three", run("a", "ada"), None);
+        assert_eq!(of(&facts, "a", Some("two"), &[]), NOBODY);
+        facts.begins("three", run("a", "ada"));
         assert_eq!(facts.instances.len(), 1);
-        assert!(facts.by_pid.is_empty());
+        assert!(facts.by_runner.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -292,10 +367,11 @@ mod tests {
         let mut facts = Facts::default();
         for n in 0..2 * MAX_INSTANCES {
             tokio::time::advance(Duration::from_millis(1)).await;
-            facts.begins(&n.to_string(), run("a", "ada"), Some(n as Pid));
+            facts.begins(&n.to_string(), run("a", "ada"));
+            facts.runs_in(&n.to_string(), runner(n as Pid));
         }
         assert_eq!(facts.instances.len(), MAX_INSTANCES);
-        assert_eq!(facts.by_pid.len(), MAX_INSTANCES);
+        assert_eq!(facts.by_runner.len(), MAX_INSTANCES);
         assert!(!facts.instances.contains_key("0"));
     }
 }

@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
+    runtime::{Builder, Runtime},
     sync::{
         mpsc::{self, error::TrySendError},
         oneshot,
@@ -15,12 +16,13 @@ use super::{
     attempt_log::AttemptLogs,
     attribute::attribute,
     execution_api::Run,
-    facts::Facts,
+    facts::{Facts, OtherRun},
     open::{OpenTasks, Place, Reply},
-    overhear::{Places, Report},
+    overhear::{News, Places, Report},
     plugin::Plugin,
     process::{Pid, ProcessKey},
     processes::{NotFound, Processes},
+    roots::Supervisor,
     sight::{self, Sight},
     socket::{SocketPair, SocketTable},
     standing::{Proofs, Standing},
@@ -38,6 +40,9 @@ use crate::{
 /// Connections that wait for their turn. One that finds no place stays unattributed.
 const MAX_WAITING: usize = 1024;
 
+/// What was overheard and waits to be read. Half of it is for tasks that begin, without which nothing is known of them.
+const MAX_REPORTS: usize = 1024;
+
 /// How much processor time one search may take: there is more to read then than anybody's processes have.
 const SEARCH_TIME: Duration = Duration::from_millis(50);
 
@@ -53,7 +58,7 @@ pub(crate) struct Finding {
     pub(crate) answer: Answer,
     pub(crate) standing: Standing,
     /// The process that has it, if it may be the supervisor of a task.
-    pub(crate) supervisor: Option<ProcessKey>,
+    pub(crate) supervisor: Option<Supervisor>,
 }
 
 impl From<Answer> for Finding {
@@ -94,7 +99,10 @@ fn thread() -> std::thread::Builder {
 /// Asks whose connections are. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Lookup {
-    messages: mpsc::Sender<Message>,
+    questions: mpsc::Sender<Question>,
+    reports: mpsc::Sender<Report>,
+    /// Whether it counts who reports.
+    asks_for_supervisors: bool,
     places: Places,
     open: OpenTasks,
     metrics: Arc<Metrics>,
@@ -102,9 +110,28 @@ pub(crate) struct Lookup {
 
 /// What the thread is sent.
 #[derive(Debug)]
+pub(super) struct Inbox {
+    questions: mpsc::Receiver<Question>,
+    reports: mpsc::Receiver<Report>,
+}
+
+/// One piece of it.
+#[derive(Debug)]
 pub(super) enum Message {
     Question(Question),
     Report(Report),
+}
+
+impl Inbox {
+    /// What comes next, reports first: what begins a task is known before its connections are asked about. None when
+    /// nobody can send any more. May be dropped and called again.
+    pub(super) async fn next(&mut self) -> Option<Message> {
+        tokio::select! {
+            biased;
+            Some(report) = self.reports.recv() => Some(Message::Report(report)),
+            question = self.questions.recv() => question.map(Message::Question),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -123,9 +150,16 @@ impl Lookup {
         metrics: &Arc<Metrics>,
         readiness: &Readiness,
     ) -> Result<Self, StartError> {
-        let (messages, received) = mpsc::channel(MAX_WAITING);
+        let (questions, asked) = mpsc::channel(MAX_WAITING);
+        let (reports, reported) = mpsc::channel(MAX_REPORTS);
+        let inbox = Inbox {
+            questions: asked,
+            reports: reported,
+        };
         let lookup = Self {
-            messages,
+            questions,
+            reports,
+            asks_for_supervisors: matches!(source, TaskSource::Processes(_)),
             places: Places::default(),
             open: OpenTasks::default(),
             metrics: Arc::clone(metrics),
@@ -143,7 +177,7 @@ impl Lookup {
                     let plugin = Plugin::new(listener, socket)?;
                     let counted = Arc::clone(metrics);
                     thread().spawn(move || {
-                        if let Err(error) = plugin.run(received, counted) {
+                        if let Err(error) = plugin.run(inbox, counted) {
                             tracing::error!(%error, "tasks cannot say which they are");
                         }
                     })?;
@@ -154,9 +188,10 @@ impl Lookup {
             proofs: Proofs::default(),
             metrics: Arc::clone(metrics),
         };
+        let runtime = Builder::new_current_thread().build()?;
         thread().spawn(move || {
             sight::use_capabilities();
-            searching.run(received)
+            searching.run(&runtime, inbox);
         })?;
         Ok(lookup)
     }
@@ -165,14 +200,15 @@ impl Lookup {
     /// The connection is among the open ones of its task for as long as its place is kept.
     pub(crate) fn ask(&self, pair: SocketPair) -> (oneshot::Receiver<Finding>, Place) {
         let (answer, receiver, place) = self.open.question();
-        let question = Message::Question(Question { pair, answer });
-        if let Err(
-            TrySendError::Full(Message::Question(question))
-            | TrySendError::Closed(Message::Question(question)),
-        ) = self.messages.try_send(question)
+        let question = Question { pair, answer };
+        if let Err(TrySendError::Full(question) | TrySendError::Closed(question)) =
+            self.questions.try_send(question)
         {
             self.metrics.task_lookup(TaskLookup::Busy, None);
-            question.answer.send(Err(Unknown::Busy).into());
+            question.answer.send(Finding {
+                standing: Standing::NotKnown,
+                ..Err(Unknown::Busy).into()
+            });
         }
         (receiver, place)
     }
@@ -184,9 +220,16 @@ impl Lookup {
 
     /// Tells what was overheard of a task instance.
     pub(super) fn report(&self, report: Report) {
-        if self.messages.try_send(Message::Report(report)).is_err() {
+        let begins = matches!(report.news, News::Begins(_));
+        let has_place = begins || self.reports.capacity() > MAX_REPORTS / 2;
+        if !has_place || self.reports.try_send(report).is_err() {
             self.count(TaskFact::Busy);
         }
+    }
+
+    /// Whether what is reported counts only where a supervisor was heard.
+    pub(super) fn asks_for_supervisors(&self) -> bool {
+        self.asks_for_supervisors
     }
 
     pub(super) fn places(&self) -> &Places {
@@ -214,41 +257,57 @@ enum Source {
 }
 
 impl Searching {
-    fn run(mut self, mut received: mpsc::Receiver<Message>) {
-        while let Some(message) = received.blocking_recv() {
-            match message {
-                Message::Question(question) => self.answer(question),
-                Message::Report(report) => self.hear(report),
+    fn run(mut self, runtime: &Runtime, mut inbox: Inbox) {
+        runtime.block_on(async move {
+            while let Some(message) = inbox.next().await {
+                match message {
+                    Message::Question(question) => self.answer(question),
+                    Message::Report(report) => self.hear(report),
+                }
             }
-        }
+        });
     }
 
     fn hear(&mut self, report: Report) {
         let Report {
             ti_id,
             news,
-            vouched,
+            supervisor,
+            by_airflow,
+            token,
         } = report;
+        let Source::Processes(finder, _) = &mut self.source else {
+            if let (Some(fact), _) = self.facts.learn(&ti_id, news) {
+                self.metrics.task_fact(fact);
+            }
+            return;
+        };
+        // A task's own code may ask a server of its own, and about any task.
+        let Some(supervisor) = supervisor else {
+            return self.metrics.task_fact(TaskFact::Unsupervised);
+        };
         let (fact, begun) = self.facts.learn(&ti_id, news);
         if let Some(fact) = fact {
             self.metrics.task_fact(fact);
         }
-        let (Some(vouched), Source::Processes(finder, _)) = (vouched, &mut self.source) else {
-            return;
-        };
+        let is_vouched = by_airflow && supervisor.is_sure;
+        let supervisor = supervisor.process;
         if let Some((run, Some(runner))) = begun {
-            match finder.started(vouched.supervisor, runner, &run) {
+            if let Some(runner) = finder.child(supervisor, runner) {
+                self.facts.runs_in(&ti_id, runner);
+            }
+            match finder.started(supervisor, runner, &run) {
+                _ if !is_vouched => {}
                 Some((runner, mut task)) => {
-                    // Whose run it is, for the audit of its identity.
-                    self.facts
-                        .complete(&mut task, Some(&ti_id), std::iter::empty());
-                    self.proofs.begins(vouched.supervisor, runner, &ti_id, task);
+                    // Whose run it is, for the audit of its identity. The log is of the run that Airflow has just named.
+                    let _ = self.facts.complete(&mut task, Some(&ti_id), &[]);
+                    self.proofs.begins(supervisor, runner, &ti_id, task);
                 }
                 None => self.metrics.task_fact(TaskFact::Unproven),
             }
         }
-        if let Some(token) = vouched.token {
-            self.proofs.shows(vouched.supervisor, &ti_id, token);
+        if let Some(token) = token.filter(|_| is_vouched) {
+            self.proofs.shows(supervisor, &ti_id, token);
         }
     }
 
@@ -269,7 +328,13 @@ impl Searching {
                 watch.look_again();
                 let finding = match finder.search(question.pair) {
                     Ok(found) => self.complete(found),
-                    Err(unknown) => Finding::from(Err(unknown)),
+                    Err(unknown) => Finding {
+                        standing: match unknown {
+                            Unknown::NoOwner | Unknown::TimedOut => Standing::NotKnown,
+                            _ => Standing::Unproven,
+                        },
+                        ..Err(unknown).into()
+                    },
                 };
                 (finding, Some(began.elapsed()))
             }
@@ -283,30 +348,31 @@ impl Searching {
 
     /// Adds to what processes show what Airflow has said.
     fn complete(&self, found: Found) -> Finding {
-        let mut owner = found.owner;
+        let mut answer = found.answer;
         let standing = match self.proofs.task(&found.lineage) {
             Some(vouched) => {
                 // Whatever its processes show by now.
-                owner = Owner::Task(Attributed {
+                answer = Ok(Owner::Task(Attributed {
                     task: vouched.task.clone(),
                     ti_id: Some(vouched.ti_id.clone()),
                     parent: None,
-                });
+                }));
                 Standing::Task(Arc::clone(vouched))
             }
             None if found.is_worker => Standing::Worker,
             None => Standing::Unproven,
         };
-        if let Owner::Task(task) = &mut owner {
+        if let Ok(Owner::Task(task)) = &mut answer {
             let ti_id = task.ti_id.as_deref();
-            let pids = found.pids.into_iter();
-            task.parent = self.facts.complete(&mut task.task, ti_id, pids);
+            match self.facts.complete(&mut task.task, ti_id, &found.lineage) {
+                Ok(parent) => task.parent = parent,
+                Err(OtherRun) => answer = Err(Unknown::Contradicted),
+            }
         }
-        let supervisor = found.lineage.first().copied();
         Finding {
-            answer: Ok(owner),
+            answer,
             standing,
-            supervisor: supervisor.filter(|_| found.may_supervise),
+            supervisor: found.supervisor,
         }
     }
 }
@@ -376,6 +442,8 @@ pub(super) fn result(answer: &Answer) -> TaskLookup {
         Err(Unknown::NoOwner) => TaskLookup::NoOwner,
         Err(Unknown::Denied) => TaskLookup::Denied,
         Err(Unknown::Ambiguous) => TaskLookup::Ambiguous,
+        Err(Unknown::Stray) => TaskLookup::Stray,
+        Err(Unknown::Contradicted) => TaskLookup::Contradicted,
         Err(Unknown::TimedOut) => TaskLookup::TimedOut,
         Err(Unknown::Busy) => TaskLookup::Busy,
     }
@@ -396,9 +464,15 @@ impl Finder {
         })
     }
 
+    /// Files that were looked at.
+    #[cfg(test)]
+    pub(super) fn files(&self) -> u64 {
+        self.processes.files
+    }
+
     #[cfg(test)]
     pub(super) fn find(&mut self, pair: SocketPair) -> Answer {
-        self.search(pair).map(|found| found.owner)
+        self.search(pair)?.answer
     }
 
     /// Whose a connection is.
@@ -416,16 +490,24 @@ impl Finder {
             NotFound::Nobody => Unknown::NoOwner,
             NotFound::Denied => Unknown::Denied,
             NotFound::TimedOut => Unknown::TimedOut,
+            NotFound::TooDeep => Unknown::Stray,
         })?;
-        let owner = attribute(&chain, |pid| processes.process(pid))?;
-        let lineage = processes.lineage(&chain);
+        let shown = attribute(&chain.holders, |pid| processes.process(pid));
         Ok(Found {
-            owner,
-            pids: chain.iter().map(|holder| holder.pid).collect(),
-            is_worker: Processes::worker(&chain, &lineage).is_some(),
-            may_supervise: processes.may_supervise(&chain, &lineage),
-            lineage,
+            answer: match shown {
+                Ok(Owner::NoTask) => Ok(Owner::NoTask),
+                _ if !chain.is_of_the_worker() => Err(Unknown::Stray),
+                shown => shown,
+            },
+            is_worker: chain.is_the_workers_own(),
+            supervisor: chain.supervisor(),
+            lineage: chain.lineage,
         })
+    }
+
+    /// The process with the number `child`, if it is a child of `parent`.
+    pub(super) fn child(&mut self, parent: ProcessKey, child: Pid) -> Option<ProcessKey> {
+        self.processes.child(parent, child)
     }
 
     /// The process that `supervisor` has started for a task of `run`, and the task; none where it is not sure.
@@ -444,12 +526,70 @@ impl Finder {
 /// What was found of a connection.
 #[derive(Debug)]
 pub(crate) struct Found {
-    pub(crate) owner: Owner,
-    /// The processes from its owner up to the first one.
-    pub(super) pids: Vec<Pid>,
-    /// Those of them of which it is sure that each is a child of the next.
+    /// What its processes show.
+    pub(crate) answer: Answer,
+    /// The processes from its owner upwards of which it is sure that each is a child of the next.
     pub(super) lineage: Vec<ProcessKey>,
     /// It is Airflow's own, of those that run no task's code.
     pub(super) is_worker: bool,
-    pub(super) may_supervise: bool,
+    /// Its owner, if that may be what supervises a task.
+    pub(super) supervisor: Option<Supervisor>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(news: News) -> Report {
+        Report {
+            ti_id: "one".to_owned(),
+            news,
+            supervisor: None,
+            by_airflow: false,
+            token: None,
+        }
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn no_flood_of_questions_or_of_other_news_takes_the_place_of_a_task_that_begins() {
+        let (questions, asked) = mpsc::channel(1);
+        let (reports, reported) = mpsc::channel(MAX_REPORTS);
+        let lookup = Lookup {
+            questions,
+            reports,
+            asks_for_supervisors: true,
+            places: Places::default(),
+            open: OpenTasks::default(),
+            metrics: Arc::new(Metrics::new()),
+        };
+        let address = "127.0.0.1:1".parse().unwrap();
+        let pair = SocketPair {
+            local: address,
+            remote: address,
+        };
+        let (first, _place) = lookup.ask(pair);
+        let (second, _other) = lookup.ask(pair);
+        let refused = second.await.unwrap();
+        assert_eq!(refused.answer, Err(Unknown::Busy));
+        assert!(matches!(refused.standing, Standing::NotKnown));
+        for _ in 0..2 * MAX_REPORTS {
+            lookup.report(report(News::IsThere));
+        }
+        lookup.report(report(News::begins_of_nothing()));
+        drop(lookup);
+        let mut inbox = Inbox {
+            questions: asked,
+            reports: reported,
+        };
+        let (mut others, mut begun) = (0, 0);
+        // Before the question, which was there first.
+        while let Some(Message::Report(report)) = inbox.next().await {
+            match report.news {
+                News::Begins(_) => begun += 1,
+                _ => others += 1,
+            }
+        }
+        assert_eq!((others, begun), (MAX_REPORTS / 2, 1));
+        drop(first);
+    }
 }

@@ -38,6 +38,7 @@ mod overhear;
 mod plugin;
 mod process;
 mod processes;
+mod roots;
 mod sight;
 mod socket;
 mod standing;
@@ -52,7 +53,6 @@ pub(crate) use self::{
     lookup::{Finder, Finding, Lookup, TaskSource},
     open::OpenTasks,
     overhear::{Answered, Overheard},
-    process::ProcessKey,
     sight::Sight,
     socket::SocketPair,
     standing::{LiveToken, Standing, Vouched},
@@ -91,6 +91,11 @@ pub(crate) enum Unknown {
     Denied,
     /// Its process works for several tasks.
     Ambiguous,
+    /// It does not surely descend from the worker beside it, and shows a task all the same; or it has more ancestors than are
+    /// looked at.
+    Stray,
+    /// Its processes show another run than Airflow has named.
+    Contradicted,
     /// Looking took too long.
     TimedOut,
     /// Too many connections were waiting to be looked at.

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,7 +21,8 @@ use super::{
     connection::ConnectionTask,
     execution_api::{Call, Event, MAX_BODY_BYTES, Run, Unreadable, runner},
     lookup::Lookup,
-    process::{Pid, ProcessKey},
+    process::Pid,
+    roots::Supervisor,
 };
 use crate::{
     config::Secret,
@@ -37,26 +39,24 @@ const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// Exchanges whose bodies are copied at once, by all workers: tasks that begin while no API server answers wait together.
 const MAX_COPIES: usize = 256;
 
+/// How long it is waited for who has asked, where that was not known when the answer came.
+const LATE: Duration = Duration::from_secs(5);
+
 /// What was overheard of a task instance.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) ti_id: String,
     pub(super) news: News,
-    /// Where it is more than telemetry.
-    pub(super) vouched: Option<VouchedFor>,
-}
-
-/// What makes more of a report than telemetry: Airflow's API server itself has answered, by the mesh, and the process
-/// that asked is known.
-#[derive(Debug)]
-pub(super) struct VouchedFor {
-    /// The process that asked, which may be the supervisor of a task.
-    pub(super) supervisor: ProcessKey,
-    /// The token that it showed, where somebody wants it.
+    /// The process that asked, if it may be the supervisor of a task.
+    pub(super) supervisor: Option<Supervisor>,
+    /// The service that is Airflow's API server has answered, by the mesh.
+    pub(super) by_airflow: bool,
+    /// The token that the process showed, where somebody wants it.
     pub(super) token: Option<Secret>,
 }
 
 /// Where an answer came from, and to whom.
+#[derive(Clone)]
 pub(crate) struct Answered {
     /// The service that is Airflow's API server has answered, by the mesh.
     pub(crate) by_airflow: bool,
@@ -64,10 +64,33 @@ pub(crate) struct Answered {
     pub(crate) task: ConnectionTask,
 }
 
-impl Answered {
-    /// The supervisor that it may be for.
-    fn supervisor(&self) -> Option<ProcessKey> {
-        self.by_airflow.then(|| self.task.supervisor()).flatten()
+/// What was heard, until it is known whom it was heard of.
+struct Heard {
+    lookup: Lookup,
+    ti_id: String,
+    news: News,
+    token: Option<Secret>,
+}
+
+impl Heard {
+    fn report(self, by: Answered) {
+        if by.task.is_settled() || !self.lookup.asks_for_supervisors() {
+            return self.send(&by);
+        }
+        tokio::task::spawn_local(async move {
+            by.task.settle(LATE).await;
+            self.send(&by);
+        });
+    }
+
+    fn send(self, by: &Answered) {
+        self.lookup.report(Report {
+            ti_id: self.ti_id,
+            news: self.news,
+            supervisor: by.task.supervisor(),
+            by_airflow: by.by_airflow,
+            token: self.token,
+        });
     }
 }
 
@@ -77,6 +100,19 @@ pub(super) enum News {
     BelongsTo(TraceParent),
     Ends,
     IsThere,
+}
+
+#[cfg(test)]
+impl News {
+    /// A task begins of which nothing was understood.
+    pub(super) fn begins_of_nothing() -> Self {
+        Self::Begins(Box::new(Bodies {
+            request: Copy::default(),
+            response: Copy::default(),
+            coding: None,
+            _place: Place(Places::default()),
+        }))
+    }
 }
 
 /// A request to `/run` and its response.
@@ -215,11 +251,11 @@ impl Overheard {
         let news = match self.of {
             Of::Run(request, place) => {
                 let watcher = ResponseCopy {
-                    lookup: self.lookup,
                     coding: coding(response.headers()),
                     response: RefCell::default(),
                     by,
-                    heard: RefCell::new(Some(Heard {
+                    asked: RefCell::new(Some(Asked {
+                        lookup: self.lookup,
                         ti_id: self.ti_id,
                         request,
                         token: self.token,
@@ -232,16 +268,13 @@ impl Overheard {
             Of::State => News::Ends,
             Of::Other => News::IsThere,
         };
-        let vouched = by.supervisor().map(|supervisor| VouchedFor {
-            supervisor,
-            token: self.token,
-        });
-        let ti_id = self.ti_id;
-        self.lookup.report(Report {
-            ti_id,
+        let heard = Heard {
+            lookup: self.lookup,
+            ti_id: self.ti_id,
             news,
-            vouched,
-        });
+            token: self.token,
+        };
+        heard.report(by);
         response
     }
 }
@@ -275,15 +308,15 @@ impl BodyWatcher for RequestCopy {
 }
 
 struct ResponseCopy {
-    lookup: Lookup,
     coding: Option<Box<[u8]>>,
     response: RefCell<Copy>,
     by: Answered,
-    heard: RefCell<Option<Heard>>,
+    asked: RefCell<Option<Asked>>,
 }
 
 /// What was heard of an exchange before its response.
-struct Heard {
+struct Asked {
+    lookup: Lookup,
     ti_id: String,
     request: Rc<RequestCopy>,
     token: Option<Secret>,
@@ -301,22 +334,20 @@ impl BodyWatcher for ResponseCopy {
         if !matches!(end, BodyEnd::Complete) {
             return;
         }
-        if let Some(heard) = self.heard.take() {
+        if let Some(asked) = self.asked.take() {
             let bodies = Bodies {
-                request: heard.request.0.take(),
+                request: asked.request.0.take(),
                 response: self.response.take(),
                 coding: self.coding.clone(),
-                _place: heard.place,
+                _place: asked.place,
             };
-            let vouched = self.by.supervisor().map(|supervisor| VouchedFor {
-                supervisor,
-                token: heard.token,
-            });
-            self.lookup.report(Report {
-                ti_id: heard.ti_id,
+            let heard = Heard {
+                lookup: asked.lookup,
+                ti_id: asked.ti_id,
                 news: News::Begins(Box::new(bodies)),
-                vouched,
-            });
+                token: asked.token,
+            };
+            heard.report(self.by.clone());
         }
     }
 }

@@ -22,8 +22,8 @@ use tokio::{
 
 use super::{
     Attributed, Owner, Unknown,
-    facts::Facts,
-    lookup::{Answer, Message, Question, result},
+    facts::{Facts, OtherRun},
+    lookup::{Answer, Inbox, Message, Question, result},
     socket::{Seen, SocketTable},
 };
 use crate::{
@@ -78,11 +78,7 @@ impl Plugin {
     }
 
     /// Answers questions until nobody can ask any more.
-    pub(super) fn run(
-        self,
-        received: mpsc::Receiver<Message>,
-        metrics: Arc<Metrics>,
-    ) -> io::Result<()> {
+    pub(super) fn run(self, inbox: Inbox, metrics: Arc<Metrics>) -> io::Result<()> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let tasks = Rc::new(Tasks {
             tellers: RefCell::default(),
@@ -94,7 +90,7 @@ impl Plugin {
         LocalSet::new().block_on(&runtime, async {
             // Inside the runtime, which it belongs to.
             let listener = UnixListener::from_std(self.listener)?;
-            tasks.serve(&listener, self.sockets, received).await;
+            tasks.serve(&listener, self.sockets, inbox).await;
             Ok(())
         })
     }
@@ -132,7 +128,7 @@ impl Tasks {
         self: Rc<Self>,
         listener: &UnixListener,
         mut sockets: SocketTable,
-        mut received: mpsc::Receiver<Message>,
+        mut inbox: Inbox,
     ) {
         loop {
             tokio::select! {
@@ -141,7 +137,7 @@ impl Tasks {
                     // Out of files, mostly: not at once again.
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
-                message = received.recv() => match message {
+                message = inbox.next() => match message {
                     None => return,
                     Some(Message::Report(report)) => {
                         let learned = self.facts.borrow_mut().learn(&report.ti_id, report.news);
@@ -274,8 +270,11 @@ impl Tasks {
         };
         let mut found = Attributed::clone(&holder);
         let ti_id = found.ti_id.as_deref();
-        let nobody = std::iter::empty();
-        found.parent = self.facts.borrow().complete(&mut found.task, ti_id, nobody);
+        let facts = self.facts.borrow();
+        match facts.complete(&mut found.task, ti_id, &[]) {
+            Ok(parent) => found.parent = parent,
+            Err(OtherRun) => return Err(Unknown::Contradicted),
+        }
         Ok(Owner::Task(found))
     }
 }

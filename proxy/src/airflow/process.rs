@@ -139,7 +139,8 @@ impl Process {
         now.is_none() || now != self.open_files.get()
     }
 
-    fn count_files(&self) -> Option<u64> {
+    /// How many files are open now; none where the kernel does not say.
+    pub(super) fn count_files(&self) -> Option<u64> {
         let stat = fstat(self.files.as_ref()?).ok()?;
         u64::try_from(stat.st_size).ok().filter(|files| *files > 0)
     }

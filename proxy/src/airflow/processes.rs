@@ -1,8 +1,9 @@
 //! The processes beside the proxy, and which of them holds a socket.
 //!
 //! A look-up reads few of them: those that are new or have opened files since they were last read come first, then those
-//! that had connections lately. Whoever is found is not yet the owner: sockets are inherited by fork, so the
-//! shallowest of its ancestors that holds the socket too is.
+//! that had connections lately, and last those that have very many files, so that they delay nobody but themselves.
+//! Whoever is found is not yet the owner: sockets are inherited by fork, so the shallowest of its ancestors that holds
+//! the socket too is.
 
 use std::{collections::HashMap, os::fd::OwnedFd, time::Duration};
 
@@ -14,6 +15,7 @@ use rustix::{
 use super::{
     attempt_log::AttemptLogs,
     process::{self, Buffers, Pid, Process, ProcessKey, Read},
+    roots::{MAX_CONTROL_GROUPS, Roots},
     title::Title,
 };
 use crate::telemetry::TaskContext;
@@ -21,14 +23,14 @@ use crate::telemetry::TaskContext;
 /// Most processes that are followed, each with two open directories.
 const MAX_PROCESSES: usize = 4096;
 
-/// Generations above a process that are looked at.
+/// Generations above a process that are looked at. Whose a process is that has more is not known.
 const MAX_DEPTH: usize = 32;
-
-/// Control groups whose first worker is remembered.
-const MAX_CONTROL_GROUPS: usize = 64;
 
 /// Files between two looks at the clock.
 const FILES_PER_LOOK: u32 = 256;
+
+/// Open files from which on a process is looked at after all others.
+const MANY_FILES: u32 = 1024;
 
 /// The processor time that this thread has had.
 fn processor_time() -> Duration {
@@ -46,6 +48,8 @@ pub(super) enum NotFound {
     Denied,
     /// It would have taken too long.
     TimedOut,
+    /// More processes stand above its owner than are looked at.
+    TooDeep,
 }
 
 /// A process on the way from the owner of a socket to the first process.
@@ -55,11 +59,33 @@ pub(super) struct Holder {
     pub(super) title: Title,
     /// The attempt logs that it has open; of more than two, two.
     pub(super) logs: Vec<TaskContext>,
-    /// The worker that all tasks of its container descend from: older than any task.
-    pub(super) is_root: bool,
-    /// It is the first process of its PID namespace.
-    pub(super) is_init: bool,
     holds_socket: bool,
+}
+
+/// The way from the owner of a socket up to the first process.
+#[derive(Debug)]
+pub(super) struct Chain {
+    pub(super) holders: Vec<Holder>,
+    /// Those of them of which it is sure that each is a child of the next, now that all of them were read.
+    pub(super) lineage: Vec<ProcessKey>,
+    /// The worker beside them, if there is one.
+    pub(super) roots: Option<Roots>,
+}
+
+/// How long a search may go on.
+#[derive(Debug)]
+struct Bound {
+    until: Duration,
+    /// Files that were looked at.
+    files: u32,
+}
+
+impl Bound {
+    /// Counts a file, and says whether time is left.
+    fn goes_on(&mut self) -> bool {
+        self.files = self.files.wrapping_add(1);
+        !self.files.is_multiple_of(FILES_PER_LOOK) || processor_time() <= self.until
+    }
 }
 
 #[derive(Debug)]
@@ -70,6 +96,17 @@ struct Known {
     /// It is in the proxy's network namespace, so that it may hold its sockets.
     near: bool,
     is_new: bool,
+    /// It had very many files when it was last looked at.
+    is_crowded: bool,
+}
+
+impl Known {
+    fn is_crowded(&self) -> bool {
+        match self.process.count_files() {
+            Some(files) => files > u64::from(MANY_FILES),
+            None => self.is_crowded,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -78,9 +115,12 @@ pub(super) struct Processes {
     own_pid: Pid,
     own_network: Vec<u8>,
     known: HashMap<Pid, Known>,
-    roots: HashMap<Vec<u8>, (Pid, u64)>,
+    roots: HashMap<Vec<u8>, Roots>,
     last_created: Option<Vec<u8>>,
     searches: u64,
+    /// Files that were looked at by all of them.
+    #[cfg(test)]
+    pub(super) files: u64,
     /// How much processor time one search may take; beyond it the connection stays unattributed. Of the time on the wall a busy
     /// machine takes some away, for which nobody is to lose a name.
     search_time: Duration,
@@ -104,6 +144,8 @@ impl Processes {
             roots: HashMap::new(),
             last_created: None,
             searches: 0,
+            #[cfg(test)]
+            files: 0,
             search_time,
             buffers: Buffers::default(),
             logs,
@@ -117,20 +159,28 @@ impl Processes {
     }
 
     /// The owner of a socket, and its ancestors.
-    pub(super) fn owner(&mut self, inode: u32) -> Result<Vec<Holder>, NotFound> {
+    pub(super) fn owner(&mut self, inode: u32) -> Result<Chain, NotFound> {
         self.searches += 1;
-        let until = processor_time() + self.search_time;
+        let mut bound = self.bound();
         let socket = format!("socket:[{inode}]").into_bytes();
         self.refresh();
         let mut denied = false;
+        let mut crowded = Vec::new();
         let mut order = self.order();
         // A process may have been forked while the others were read.
         for round in 0..2 {
             for pid in order {
-                match self.look(pid, &socket, until) {
-                    Some((Read::Cut, _)) => return Err(NotFound::TimedOut),
+                if self.known.get(&pid).is_some_and(Known::is_crowded) {
+                    crowded.push(pid);
+                    continue;
+                }
+                match self.look(pid, &socket, &mut bound, Some(MANY_FILES)) {
+                    Some((Read::Cut, _)) if processor_time() > bound.until => {
+                        return Err(NotFound::TimedOut);
+                    }
+                    Some((Read::Cut, _)) => crowded.push(pid),
                     Some((_, Some(holder))) if holder.holds_socket => {
-                        return self.ascend(holder, &socket, until);
+                        return self.ascend(holder, &socket, &mut bound);
                     }
                     Some((Read::Denied, _)) => denied = true,
                     _ => {}
@@ -141,6 +191,16 @@ impl Processes {
             }
             order = self.newcomers();
         }
+        for pid in crowded {
+            match self.look(pid, &socket, &mut bound, None) {
+                Some((Read::Cut, _)) => return Err(NotFound::TimedOut),
+                Some((_, Some(holder))) if holder.holds_socket => {
+                    return self.ascend(holder, &socket, &mut bound);
+                }
+                Some((Read::Denied, _)) => denied = true,
+                _ => {}
+            }
+        }
         Err(if denied {
             NotFound::Denied
         } else {
@@ -148,10 +208,17 @@ impl Processes {
         })
     }
 
-    /// The processes of `chain` from its owner upwards, as far as each still is the child of the next, now that all of
-    /// them were read. A process whose parent ends becomes another's child at once: whoever is its parent now was so while
-    /// it was read, and nobody else had its number.
-    pub(super) fn lineage(&self, chain: &[Holder]) -> Vec<ProcessKey> {
+    fn bound(&self) -> Bound {
+        Bound {
+            until: processor_time() + self.search_time,
+            files: 0,
+        }
+    }
+
+    /// The processes of `chain` from its owner upwards, as far as each still is the child of the next. A process whose
+    /// parent ends becomes another's child at once: whoever is its parent now was so while it was read, and nobody else
+    /// had its number.
+    fn lineage(&self, chain: &[Holder]) -> Vec<ProcessKey> {
         let mut lineage = Vec::with_capacity(chain.len());
         let parents = chain.iter().skip(1).map(|holder| Some(holder.pid));
         for (holder, next) in chain.iter().zip(parents.chain([None])) {
@@ -169,23 +236,6 @@ impl Processes {
         lineage
     }
 
-    /// The worker of a chain whose own process its owner is, or whose child: as it supervises tasks by. None for all others,
-    /// and where every process becomes a child of the worker's that has lost its parent.
-    pub(super) fn worker(chain: &[Holder], lineage: &[ProcessKey]) -> Option<ProcessKey> {
-        let root = chain.iter().take(2).position(|holder| holder.is_root)?;
-        let is_init = chain.get(root).is_none_or(|root| root.is_init);
-        (root == 0 || !is_init).then(|| lineage.get(root).copied())?
-    }
-
-    /// Whether the owner of a chain may be what supervises a task: in a container with a worker its children alone.
-    pub(super) fn may_supervise(&mut self, chain: &[Holder], lineage: &[ProcessKey]) -> bool {
-        let Some(owner) = chain.first() else {
-            return false;
-        };
-        !owner.is_root
-            && (self.root_beside(owner.pid).is_none() || Self::worker(chain, lineage).is_some())
-    }
-
     /// The task whose attempt log `supervisor` has open, and the process with the number `runner` that it has started
     /// for it; none unless there is one such log, and that process is its child while the log is open.
     pub(super) fn started(
@@ -193,21 +243,26 @@ impl Processes {
         supervisor: ProcessKey,
         runner: Pid,
     ) -> Option<(ProcessKey, TaskContext)> {
-        let until = processor_time() + self.search_time;
-        self.refresh();
-        let is_child = |process: &Process| process.parent() == Some(supervisor.pid);
-        let runner = self.living(runner).filter(|it| is_child(it))?.key();
-        self.living(supervisor.pid)
-            .filter(|it| it.key() == supervisor)?;
-        let (Read::Whole, Some(holder)) = self.look(supervisor.pid, b"", until)? else {
+        let mut bound = self.bound();
+        let runner = self.child(supervisor, runner)?;
+        let read = self.look(supervisor.pid, b"", &mut bound, None)?;
+        let (Read::Whole, Some(holder)) = read else {
             return None;
         };
         let [task] = holder.logs.as_slice() else {
             return None;
         };
-        self.living(runner.pid)
-            .filter(|it| it.key() == runner && is_child(it))?;
-        Some((runner, task.clone()))
+        let is_same = self.child(supervisor, runner.pid) == Some(runner);
+        is_same.then(|| (runner, task.clone()))
+    }
+
+    /// The process with the number `child`, if it is a child of `parent`.
+    pub(super) fn child(&mut self, parent: ProcessKey, child: Pid) -> Option<ProcessKey> {
+        self.refresh();
+        let is_child = |process: &&Process| process.parent() == Some(parent.pid);
+        let child = self.living(child).filter(is_child)?.key();
+        self.living(parent.pid).filter(|it| it.key() == parent)?;
+        Some(child)
     }
 
     /// The process that has a number now.
@@ -220,19 +275,22 @@ impl Processes {
     }
 
     /// Reads one process's open files.
-    fn look(&mut self, pid: Pid, socket: &[u8], until: Duration) -> Option<(Read, Option<Holder>)> {
+    fn look(
+        &mut self,
+        pid: Pid,
+        socket: &[u8],
+        bound: &mut Bound,
+        most_files: Option<u32>,
+    ) -> Option<(Read, Option<Holder>)> {
         let known = self.known.get_mut(&pid)?;
         known.is_new = false;
         let mut holder = Holder {
             pid,
             title: Title::Other,
             logs: Vec::new(),
-            is_root: false,
-            is_init: false,
             holds_socket: false,
         };
         let mut files = 0_u32;
-        let mut timed_out = false;
         let logs = &self.logs;
         let read = known.process.each_file(&mut self.buffers, |link| {
             if link == socket {
@@ -244,9 +302,13 @@ impl Processes {
                 holder.logs.push(task);
             }
             files += 1;
-            timed_out = files.is_multiple_of(FILES_PER_LOOK) && processor_time() > until;
-            !timed_out
+            bound.goes_on() && most_files.is_none_or(|most| files < most)
         });
+        known.is_crowded = files >= MANY_FILES;
+        #[cfg(test)]
+        {
+            self.files += u64::from(files);
+        }
         if read == Read::Gone {
             self.known.remove(&pid);
             // Its number may be another's by now.
@@ -261,43 +323,41 @@ impl Processes {
         &mut self,
         found: Holder,
         socket: &[u8],
-        until: Duration,
-    ) -> Result<Vec<Holder>, NotFound> {
-        let mut chain = vec![found];
-        while let Some(last) = chain.last()
-            && chain.len() < MAX_DEPTH
-        {
+        bound: &mut Bound,
+    ) -> Result<Chain, NotFound> {
+        let mut holders = vec![found];
+        while let Some(last) = holders.last() {
             let Some(parent) = self.process(last.pid).and_then(Process::parent) else {
                 break;
             };
             if parent == 0 || !self.know(parent) {
                 break;
             }
-            match self.look(parent, socket, until) {
+            if holders.len() >= MAX_DEPTH {
+                return Err(NotFound::TooDeep);
+            }
+            match self.look(parent, socket, bound, None) {
                 Some((Read::Cut, _)) => return Err(NotFound::TimedOut),
-                Some((_, Some(holder))) => chain.push(holder),
+                Some((_, Some(holder))) => holders.push(holder),
                 _ => break,
             }
         }
-        let owner = chain.iter().rposition(|holder| holder.holds_socket);
-        chain.drain(..owner.unwrap_or(0));
-        for holder in &mut chain {
-            let Some(process) = self.process(holder.pid) else {
-                continue;
-            };
-            holder.title = process.title();
-            if holder.title == Title::Worker {
-                let candidate = (process.pid, process.start_time);
-                holder.is_init = process.is_init();
-                holder.is_root = self.root_beside(holder.pid) == Some(candidate);
+        let owner = holders.iter().rposition(|holder| holder.holds_socket);
+        holders.drain(..owner.unwrap_or(0));
+        for holder in &mut holders {
+            if let Some(process) = self.known.get(&holder.pid) {
+                holder.title = process.process.title();
             }
         }
-        if let Some(owner) = chain.first()
-            && let Some(known) = self.known.get_mut(&owner.pid)
-        {
+        let owner = holders.first().map(|owner| owner.pid);
+        if let Some(known) = owner.and_then(|owner| self.known.get_mut(&owner)) {
             known.last_found = self.searches;
         }
-        Ok(chain)
+        Ok(Chain {
+            lineage: self.lineage(&holders),
+            roots: owner.and_then(|owner| self.roots_beside(owner)),
+            holders,
+        })
     }
 
     /// Processes that may hold a new socket, the likeliest first.
@@ -380,33 +440,37 @@ impl Processes {
             last_found: 0,
             near,
             is_new: true,
+            is_crowded: false,
         };
         self.known.insert(pid, known);
         true
     }
 
-    /// The worker of a process's container that all its tasks descend from. A task can start a process that calls
-    /// itself a worker, but none that is older, nor one in another container; and once chosen, a worker is not replaced.
-    fn root_beside(&mut self, pid: Pid) -> Option<(Pid, u64)> {
+    /// The worker of a process's container.
+    fn roots_beside(&mut self, pid: Pid) -> Option<Roots> {
         let group = self.process(pid)?.control_group()?;
-        if let Some(root) = self.roots.get(&group) {
-            return Some(*root);
+        let before = self.roots.get(&group).copied();
+        let lives = |key: ProcessKey| {
+            let process = self.process(key.pid);
+            process.is_some_and(|it| it.key() == key && it.parent().is_some())
+        };
+        if let Some(before) = before.filter(|roots| lives(roots.now.key)) {
+            return Some(before);
         }
-        let workers = self
-            .known
-            .values()
-            .filter(|known| known.near)
+        let near = self.known.values().filter(|known| known.near);
+        let beside = near
             .map(|known| &known.process)
-            .filter(|process| {
-                process.title() == Title::Worker && process.control_group().as_ref() == Some(&group)
-            });
-        let oldest = workers.map(|process| (process.pid, process.start_time));
-        // Within one tick of the clock the lower number came first.
-        let root = oldest.min_by_key(|(pid, start_time)| (*start_time, *pid))?;
-        if self.roots.len() < MAX_CONTROL_GROUPS {
-            self.roots.insert(group, root);
+            .filter(|process| process.control_group().as_ref() == Some(&group));
+        let now = Roots::elect(beside, |pid| self.process(pid), MAX_DEPTH);
+        let roots = match (before, now) {
+            (None, now) => Roots::new(now?),
+            (Some(before), None) => return Some(before),
+            (Some(before), Some(now)) => before.followed_by(now),
+        };
+        if before.is_some() || self.roots.len() < MAX_CONTROL_GROUPS {
+            self.roots.insert(group, roots);
         }
-        Some(root)
+        Some(roots)
     }
 }
 

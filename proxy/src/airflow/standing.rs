@@ -34,6 +34,8 @@ pub(crate) enum Standing {
     /// Neither is sure.
     #[default]
     Unproven,
+    /// It could not be found out just now.
+    NotKnown,
 }
 
 /// A task for which Airflow has vouched.

@@ -18,6 +18,8 @@ pub(crate) enum Title {
     Supervisor { ti_id: String },
     /// The process that a worker's others come from: Celery's main process, or a scheduler with LocalExecutor.
     Worker,
+    /// `airflow standalone`, whose child the scheduler is.
+    Standalone,
     /// Anything else.
     Other,
 }
@@ -56,30 +58,42 @@ impl Title {
         if line.starts_with("[celeryd: ") && line.contains(":MainProcess]") {
             return Self::Worker;
         }
-        if is_worker_command(line) {
-            return Self::Worker;
+        worker_command(line).unwrap_or(Self::Other)
+    }
+
+    /// Whether it is one of those that run or watch over a task.
+    pub(super) fn is_of_a_task(&self) -> bool {
+        match self {
+            Self::Runner { .. } | Self::NamedRunner { .. } | Self::Supervisor { .. } => true,
+            Self::Worker | Self::Standalone | Self::Other => false,
         }
-        Self::Other
     }
 }
 
-/// `…/airflow scheduler`, `…/airflow triggerer`, `…/airflow celery worker`, with an interpreter before it or not.
-fn is_worker_command(line: &str) -> bool {
-    let mut words = line.split(' ').filter(|word| !word.is_empty());
-    let mut next = words.next();
-    if next.is_some_and(|word| {
-        let name = word.rsplit('/').next().unwrap_or(word);
-        name.starts_with("python")
-    }) {
-        next = words.next();
+/// `…/airflow scheduler`, `…/airflow triggerer`, `…/airflow celery worker`, with an interpreter before it or not, or as
+/// a module of it.
+fn worker_command(line: &str) -> Option<Title> {
+    let mut words = line.split(' ').filter(|word| !word.is_empty()).peekable();
+    let name = |word: &str| word.rsplit('/').next().unwrap_or(word).to_owned();
+    let is_python = words
+        .next_if(|word| name(word).starts_with("python"))
+        .is_some();
+    if is_python {
+        // Flags of one letter, such as -u; what follows -m is a module.
+        while words
+            .next_if(|word| word.starts_with('-') && *word != "-m" && word.len() == 2)
+            .is_some()
+        {}
+        words.next_if(|word| *word == "-m");
     }
-    if next.and_then(|word| word.rsplit('/').next()) != Some("airflow") {
-        return false;
+    if words.next().map(name).as_deref() != Some("airflow") {
+        return None;
     }
-    match words.next() {
-        Some("scheduler" | "triggerer" | "standalone") => true,
-        Some("celery") => words.next() == Some("worker"),
-        _ => false,
+    match words.next()? {
+        "scheduler" | "triggerer" => Some(Title::Worker),
+        "standalone" => Some(Title::Standalone),
+        "celery" => (words.next() == Some("worker")).then_some(Title::Worker),
+        _ => None,
     }
 }
 
@@ -153,6 +167,17 @@ mod tests {
             ),
             ("/opt/bin/airflow\0celery\0worker\0".into(), Title::Worker),
             ("/opt/bin/airflow\0celery\0flower\0".into(), Title::Other),
+            (
+                "python\0-m\0airflow\0celery\0worker\0".into(),
+                Title::Worker,
+            ),
+            (
+                "/usr/bin/python3\0-u\0-m\0airflow\0scheduler\0".into(),
+                Title::Worker,
+            ),
+            ("/opt/bin/airflow\0standalone\0".into(), Title::Standalone),
+            ("python\0-m\0celery\0worker\0".into(), Title::Other),
+            ("python\0-c\0airflow\0scheduler\0".into(), Title::Other),
             ("bash\0-c\0echo airflow scheduler\0".into(), Title::Other),
             (String::new(), Title::Other),
         ];

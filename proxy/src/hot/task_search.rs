@@ -25,8 +25,8 @@ impl TaskSearch {
     /// What was found instead, or why nothing was.
     pub fn dag_of(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<String, String> {
         match self.0.search(SocketPair { local, remote }) {
-            Ok(found) => match found.owner {
-                Owner::Task(found) => Ok(found.task.dag_id),
+            Ok(found) => match found.answer {
+                Ok(Owner::Task(found)) => Ok(found.task.dag_id),
                 other => Err(format!("{other:?}")),
             },
             Err(unknown) => Err(format!("{unknown:?}")),

@@ -19,7 +19,7 @@ impl Worker {
     /// The Airflow task behind a connection of the workload, as its own socket sees it, as far as it becomes known.
     pub(crate) fn task_of(&self, socket: SocketPair) -> ConnectionTask {
         match &self.tasks {
-            Some(tasks) => ConnectionTask::pending(tasks.ask(socket)),
+            Some(tasks) => ConnectionTask::ask(tasks, socket),
             None => ConnectionTask::default(),
         }
     }

@@ -196,3 +196,37 @@ fn a_response_that_is_not_what_it_claims_reaches_the_worker_as_it_is_and_tells_n
         assert_eq!(stage.facts(result), expected as f64, "{result}");
     }
 }
+
+#[test]
+fn a_task_that_renames_its_log_or_leaves_its_parents_is_taken_for_no_other_task() {
+    let stage = Stage::start();
+    let program = stage.mesh.scratch.directory("bin", None).join("airflow");
+    let code = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/worker.py");
+    std::os::unix::fs::symlink(code, &program).expect("a link");
+    let kinds = ["call", "log", "rename", "orphan", "title", "environ"];
+    let tasks = kinds.map(|kind| format!("reports/{kind}/manual__1/{kind}/{API}/echo?{kind}"));
+    let worker = stage.worker.program("/usr/bin/python3");
+    let worker = worker.env("EXECUTION_API", EXECUTION_API).arg(&program);
+    let worker = worker.args(["celery", "worker"]).arg(&stage.folder);
+    worker.args(&tasks).finish().success();
+    for kind in kinds {
+        let record = stage.worker.sidecar.wait_for_access(kind, |record| {
+            record.path() == "/echo" && record.text("user_agent") == kind
+        });
+        // What Airflow has said of the process, and of what is below it, is not what its log says by now.
+        let dag = match kind {
+            "rename" | "orphan" => "",
+            _ => "reports",
+        };
+        assert_eq!(record.text("dag_id"), dag, "{record}");
+        let user = if dag.is_empty() {
+            ""
+        } else {
+            "user of reports"
+        };
+        assert_eq!(record.text("triggered_by"), user, "{record}");
+    }
+    let metrics = stage.worker.sidecar.metrics();
+    let found = |result| metrics.sum("sidewind_task_lookups_total", &[("result", result)]);
+    assert!(found("contradicted") >= 1.0 && found("stray") >= 1.0);
+}

@@ -277,7 +277,8 @@ fn whatever_a_task_makes_its_processes_show_it_calls_as_what_airflow_says_or_as_
             let is_own = record.source_id() == if lost { WORKER } else { &own };
             is_own && record.text("user_agent") == query(&task)
         });
-        assert!(lost || record.text("dag_id") == "reports", "{record}");
+        let dag = if lost { "" } else { "reports" };
+        assert_eq!(record.text("dag_id"), dag, "{record}");
     }
     // What one forks that is still below its supervisor is that one's, whatever a server of its own says.
     assert_eq!(said["reports/server"]["below"]["error"], "policy-denied");
@@ -287,8 +288,11 @@ fn whatever_a_task_makes_its_processes_show_it_calls_as_what_airflow_says_or_as_
     callers.retain(|id| id.contains("/dag/payroll/"));
     assert_eq!(callers, [CHARGE]);
     let facts = stage.worker.sidecar.metrics();
-    let learned = facts.sum("sidewind_task_facts_total", &[("result", "learned")]);
-    assert!(learned >= 8.0, "{learned}");
+    let fact = |result| facts.sum("sidewind_task_facts_total", &[("result", result)]);
+    // Each of the eight by its supervisor, and not by those that only say that they are one.
+    assert_eq!((fact("learned"), fact("unsupervised")), (8.0, 3.0));
+    let stray = facts.sum("sidewind_task_lookups_total", &[("result", "stray")]);
+    assert!(stray >= 3.0, "{stray}");
 }
 
 #[test]

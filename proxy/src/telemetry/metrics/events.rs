@@ -233,6 +233,10 @@ words! {
         Denied = "denied",
         /// Its process works for several tasks.
         Ambiguous = "ambiguous",
+        /// It shows a task, and does not surely descend from the worker beside it.
+        Stray = "stray",
+        /// It shows another run than Airflow has named.
+        Contradicted = "contradicted",
         /// Looking took too long.
         TimedOut = "timed-out",
         /// Too many connections were waiting to be looked at.
@@ -255,6 +259,8 @@ words! {
         Busy = "busy",
         /// A task began, and which process it runs in was not sure, so that it gets no identity.
         Unproven = "unproven",
+        /// No process said it that supervises a task.
+        Unsupervised = "unsupervised",
     }
 }
 
