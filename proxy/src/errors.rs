@@ -247,6 +247,11 @@ impl ProxyError {
         self.code
     }
 
+    /// The HTTP status of its response.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status.unwrap_or(self.code.http_status())
+    }
+
     /// The sentence that the client is told.
     pub(crate) fn message(&self) -> &str {
         &self.message

@@ -14,7 +14,7 @@ use sidewind_api::v1;
 use tokio::sync::watch;
 
 use crate::{
-    airflow::{Callers, Lookup as TaskLookup},
+    airflow::{Callers, Lookup as TaskLookup, outage::KeptBack},
     config::{Config, InboundPlaintext, ServedPort},
     control::{Control, MeshIdentity},
     drain::Drain,
@@ -63,6 +63,8 @@ pub(crate) struct Worker {
     pub(crate) endpoints: PlaintextClient,
     /// Retries of Airflow's requests to API servers outside the mesh.
     pub(crate) outside: OutsideRetries,
+    /// Answers of them that say nothing but that there is an outage.
+    pub(crate) kept_back: KeptBack,
     pub(crate) forwarding: Forwarding,
     pub(crate) gateway: GatewayWorker,
     /// Copies of requests that are under way to mirrors.
@@ -138,6 +140,7 @@ impl Worker {
             workload: PlaintextClient::to_workload(&config),
             endpoints: PlaintextClient::to_endpoints(&config),
             outside: OutsideRetries::default(),
+            kept_back: KeptBack::default(),
             forwarding: Forwarding::new(&config),
             gateway: GatewayWorker::default(),
             copies: Copies::default(),

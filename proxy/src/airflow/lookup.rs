@@ -11,6 +11,8 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(test)]
+use super::process::Process;
 use super::{
     Attributed, Owner, Unknown,
     attempt_log::AttemptLogs,
@@ -462,6 +464,15 @@ impl Finder {
             sockets: SocketTable::open()?,
             processes: Processes::new(logs, search_time)?,
         })
+    }
+
+    /// The same, where processes of one container are told by something else.
+    #[cfg(test)]
+    pub(super) fn contained_by(self, container: fn(&Process) -> Option<Vec<u8>>) -> Self {
+        Self {
+            processes: self.processes.contained_by(container),
+            ..self
+        }
     }
 
     /// Files that were looked at.

@@ -5,10 +5,15 @@
 //! minute and more. So the proxy lets them hang: it holds a request, tries inside, and says that it has failed just
 //! before the client gives up by itself.
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
-use http::{Method, Response, StatusCode};
-use tokio::time::Instant;
+use bytes::Bytes;
+use http::{
+    Method, Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::execution_api::Call;
 use crate::{
@@ -25,6 +30,12 @@ const HELD_REQUESTS: u32 = 2048;
 
 /// What is kept of them.
 const HELD_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Answers of one worker that are kept back.
+const MAX_KEPT_BACK: usize = 4096;
+
+/// What is kept of the body of one.
+const MAX_KEPT_BODY_BYTES: usize = 4 * 1024;
 
 impl Call {
     /// How this request is tried again, by what its route says otherwise: until `until`, and at another API server too
@@ -85,6 +96,82 @@ pub(crate) fn tell(
     }
 }
 
+/// Answers that say of an outage what cannot be mended by another try, and are kept back until Airflow's client gives
+/// up by itself. Those of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct KeptBack(Cell<usize>);
+
+/// A place among them.
+struct Place<'k>(&'k KeptBack);
+
+impl KeptBack {
+    /// Gives back `result`, and not before `until` where it says that no API server can answer. The request that it is
+    /// about is gone by then.
+    pub(crate) async fn until(
+        &self,
+        until: Instant,
+        result: Result<Response<Body>, ProxyError>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let status = match &result {
+            Ok(response) => response.status(),
+            Err(error) => error.status(),
+        };
+        let Some(_place) = matches!(status.as_u16(), 502..=504)
+            .then(|| self.place())
+            .flatten()
+        else {
+            return result;
+        };
+        let result = match result {
+            Ok(response) => Ok(without_its_server(response, until).await),
+            Err(error) => Err(error),
+        };
+        sleep_until(until).await;
+        result
+    }
+
+    fn place(&self) -> Option<Place<'_>> {
+        let kept = self.0.get();
+        (kept < MAX_KEPT_BACK).then(|| {
+            self.0.set(kept + 1);
+            Place(self)
+        })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.0.set(self.0.0.get().saturating_sub(1));
+    }
+}
+
+/// The same response with a body that is there, so that it takes up nothing of its server's. A long one is left out.
+async fn without_its_server(response: Response<Body>, until: Instant) -> Response<Body> {
+    let (mut head, mut body) = response.into_parts();
+    let mut read = Vec::new();
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let data = frame.ok()?.into_data().unwrap_or_default();
+            if read.len() + data.len() > MAX_KEPT_BODY_BYTES {
+                return None;
+            }
+            read.extend_from_slice(&data);
+        }
+        Some(())
+    };
+    let is_whole = timeout_at(until, reading).await.ok().flatten().is_some();
+    let body = match is_whole {
+        true => Body::from(Bytes::from(read)),
+        false => {
+            for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE] {
+                head.headers.remove(name);
+            }
+            Body::Empty
+        }
+    };
+    Response::from_parts(head, body)
+}
+
 /// What is said in place of a refusal of the mesh's own; none where it can be said as it is.
 fn told(status: StatusCode) -> Option<StatusCode> {
     match status {
@@ -136,6 +223,51 @@ mod tests {
         assert_eq!(trigger.statuses.len(), 4);
         assert_eq!(trigger.hold.unwrap().requests, 7);
         assert_eq!(trigger.hold.unwrap().ends, Some(until));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_said_when_the_client_gives_up_and_everything_else_at_once() {
+        let kept = KeptBack::default();
+        let answer = |status: u16, body: &str| {
+            let mut response = Response::new(Body::from(body.to_owned()));
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            Ok(response)
+        };
+        let failure = |code| Err(ProxyError::new(code, "no"));
+        for (result, waits) in [
+            (answer(200, "yes"), false),
+            (answer(404, "no"), false),
+            (answer(500, "oh"), false),
+            (answer(502, "x"), true),
+            (answer(503, "not now"), true),
+            (failure(ErrorCode::UpstreamReset), true),
+            (failure(ErrorCode::ConnectFailed), true),
+            (failure(ErrorCode::PolicyDenied), false),
+            (tell(failure(ErrorCode::RateLimited)), true),
+        ] {
+            let said = format!("{result:?}");
+            let began = Instant::now();
+            let until = began + Duration::from_millis(4500);
+            let told = kept.until(until, result).await;
+            assert_eq!(Instant::now() == until, waits, "{said}");
+            assert_eq!(began.elapsed().is_zero(), !waits, "{said}");
+            if let Ok(response) = told {
+                assert!(!response.body().is_empty(), "{said}");
+            }
+            assert_eq!(kept.0.get(), 0);
+        }
+        // What is long is not kept, and its length not said.
+        let mut long = answer(503, &"x".repeat(MAX_KEPT_BODY_BYTES + 1)).unwrap();
+        let length = (MAX_KEPT_BODY_BYTES + 1).into();
+        long.headers_mut().insert(CONTENT_LENGTH, length);
+        let told = kept.until(Instant::now(), Ok(long)).await.unwrap();
+        assert!(told.body().is_empty() && told.headers().is_empty());
+        // Nor are more answers than there are places.
+        kept.0.set(MAX_KEPT_BACK);
+        let began = Instant::now();
+        let late = began + Duration::from_secs(4);
+        let told = kept.until(late, answer(503, "")).await;
+        assert!(told.is_ok() && began.elapsed().is_zero());
     }
 
     #[test]

@@ -116,6 +116,8 @@ pub(super) struct Processes {
     own_network: Vec<u8>,
     known: HashMap<Pid, Known>,
     roots: HashMap<Vec<u8>, Roots>,
+    /// What tells the processes of one container from those of others.
+    container: fn(&Process) -> Option<Vec<u8>>,
     last_created: Option<Vec<u8>>,
     searches: u64,
     /// Files that were looked at by all of them.
@@ -142,6 +144,7 @@ impl Processes {
             own_network,
             known: HashMap::new(),
             roots: HashMap::new(),
+            container: Process::control_group,
             last_created: None,
             searches: 0,
             #[cfg(test)]
@@ -152,6 +155,13 @@ impl Processes {
         };
         processes.refresh();
         Ok(processes)
+    }
+
+    /// The same, where processes of one container are told by something else.
+    #[cfg(test)]
+    pub(super) fn contained_by(mut self, container: fn(&Process) -> Option<Vec<u8>>) -> Self {
+        self.container = container;
+        self
     }
 
     pub(super) fn process(&self, pid: Pid) -> Option<&Process> {
@@ -448,7 +458,8 @@ impl Processes {
 
     /// The worker of a process's container.
     fn roots_beside(&mut self, pid: Pid) -> Option<Roots> {
-        let group = self.process(pid)?.control_group()?;
+        let container = self.container;
+        let group = container(self.process(pid)?)?;
         let before = self.roots.get(&group).copied();
         let lives = |key: ProcessKey| {
             let process = self.process(key.pid);
@@ -460,7 +471,7 @@ impl Processes {
         let near = self.known.values().filter(|known| known.near);
         let beside = near
             .map(|known| &known.process)
-            .filter(|process| process.control_group().as_ref() == Some(&group));
+            .filter(|process| container(process).as_ref() == Some(&group));
         let now = Roots::elect(beside, |pid| self.process(pid), MAX_DEPTH);
         let roots = match (before, now) {
             (None, now) => Roots::new(now?),

@@ -79,9 +79,9 @@ fn worker_command(line: &str) -> Option<Title> {
         .next_if(|word| name(word).starts_with("python"))
         .is_some();
     if is_python {
-        // Flags of one letter, such as -u; what follows -m is a module.
+        // What follows -m is a module.
         while words
-            .next_if(|word| word.starts_with('-') && *word != "-m" && word.len() == 2)
+            .next_if(|word| ["-u", "-B", "-O", "-I", "-E", "-s"].contains(word))
             .is_some()
         {}
         words.next_if(|word| *word == "-m");

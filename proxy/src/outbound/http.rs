@@ -120,7 +120,11 @@ impl OutboundHttp {
         let result = self
             .send(exchange, destination, resolved, Some(&call), request)
             .await;
-        let response = outage::tell(result)?;
+        let mut result = outage::tell(result);
+        if let Some(until) = self.worker.held_until(exchange) {
+            result = self.worker.kept_back.until(until, result).await;
+        }
+        let response = result?;
         if !response.status().is_server_error() {
             exchange.note_if_saved();
         }

@@ -63,7 +63,7 @@ impl RetryLayer {
         };
         *number += 1;
         let mut second = sent.into_attempt(*number);
-        *spare = Spare::of(&mut second, policy.replay_bytes);
+        *spare = Spare::of(&mut second, policy.replay_bytes, || self.share());
         self.observe(|observer| observer.second_begins());
         let mut second = pin!(limits.apply(service.call(second)));
         let (result, is_first) = tokio::select! {

@@ -100,6 +100,12 @@ impl HoldQueue {
         }
     }
 
+    /// Bytes that are kept.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
     /// How many wait.
     #[cfg(test)]
     pub(super) fn len(&self) -> u32 {
@@ -128,6 +134,48 @@ impl HoldQueue {
             tries: 0,
             trying: false,
         })
+    }
+}
+
+/// What one request keeps of the bytes that a queue's requests may keep in all, before it waits.
+#[derive(Debug)]
+pub(super) struct Share {
+    queue: Rc<HoldQueue>,
+    most: u64,
+    bytes: u64,
+}
+
+impl Share {
+    pub(super) fn of(queue: &Rc<HoldQueue>, limits: &HoldLimits) -> Self {
+        Self {
+            queue: Rc::clone(queue),
+            most: limits.bytes,
+            bytes: 0,
+        }
+    }
+
+    /// Takes room for so many bytes more; false where there is none.
+    pub(super) fn take(&mut self, bytes: u64) -> bool {
+        let kept = self.queue.bytes.get().saturating_add(bytes);
+        if kept > self.most {
+            return false;
+        }
+        self.queue.bytes.set(kept);
+        self.bytes += bytes;
+        true
+    }
+
+    /// Keeps nothing any more.
+    pub(super) fn give_back(&mut self) {
+        let kept = self.queue.bytes.get();
+        self.queue.bytes.set(kept.saturating_sub(self.bytes));
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 

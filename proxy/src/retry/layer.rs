@@ -17,7 +17,7 @@ use tower::{Layer, Service, ServiceExt};
 use super::budget::RetryBudget;
 use super::classify::{Again, Attempt, Attempts, Kind, RetryError};
 use super::deadline::{AskAgain, Deadline, deadline, grpc_timeout, set_grpc_timeout};
-use super::hold::{Held, HoldQueue};
+use super::hold::{Held, HoldQueue, Share};
 use super::policy::RetryPolicy;
 use super::spare::Spare;
 use crate::balance::{MOST_UNSENT, Random};
@@ -208,7 +208,7 @@ where
     loop {
         // What was not sent, or broke off, is tried once more whatever the policy says.
         let mut spare = (number <= settings.most_retries() || policy.hold.is_some())
-            .then(|| Spare::of(&mut attempt, policy.replay_bytes))
+            .then(|| Spare::of(&mut attempt, policy.replay_bytes, || settings.share()))
             .flatten();
         let limits = Limits {
             try_timeout: policy.try_timeout,
@@ -370,6 +370,13 @@ impl RetryLayer {
 
     fn withdraw(&self, again: &Again) -> bool {
         self.withdraw_for(again.failed)
+    }
+
+    /// What a request may keep of its body where all are to be kept in mind that are under way: an outage may be seen by
+    /// nothing else than that nobody answers.
+    pub(super) fn share(&self) -> Option<Share> {
+        let limits = self.policy.hold.as_ref().filter(|_| self.policy.outage)?;
+        Some(Share::of(&self.queue, limits))
     }
 
     /// Takes one retry out of the budget, where there is one left.

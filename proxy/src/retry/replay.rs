@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
+use super::hold::Share;
 use crate::http::{Body, BodyError};
 
 /// Most bytes of a request body that are kept for a retry.
@@ -29,6 +30,8 @@ pub(crate) struct ReplayBuffer(Rc<RefCell<Shared>>);
 struct Shared {
     source: Body,
     limit: usize,
+    /// What all may keep together, where that is bounded.
+    share: Option<Share>,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     trailers: Option<HeaderMap>,
@@ -57,11 +60,18 @@ enum SourceState {
 
 impl ReplayBuffer {
     /// Wraps `body`, of which at most `limit` bytes will be kept.
+    #[cfg(test)]
     pub(crate) fn new(body: Body, limit: usize) -> ReplayBuffer {
+        ReplayBuffer::sharing(body, limit, None)
+    }
+
+    /// The same, and no more than `share` has room for.
+    pub(super) fn sharing(body: Body, limit: usize, share: Option<Share>) -> ReplayBuffer {
         let length = body.size_hint().exact();
         ReplayBuffer(Rc::new(RefCell::new(Shared {
             source: body,
             limit,
+            share,
             kept: Vec::new(),
             kept_bytes: 0,
             trailers: None,
@@ -104,9 +114,13 @@ impl ReplayBuffer {
         self.0.borrow().awaits_source
     }
 
-    /// How many bytes are kept.
-    pub(crate) fn kept_bytes(&self) -> usize {
-        self.0.borrow().kept_bytes
+    /// How many bytes are kept that no share counts.
+    pub(crate) fn unshared_bytes(&self) -> usize {
+        let shared = self.0.borrow();
+        match shared.share {
+            Some(_) => 0,
+            None => shared.kept_bytes,
+        }
     }
 
     /// The body for the next attempt, from its beginning; the one before gets no more.
@@ -161,7 +175,9 @@ impl Shared {
         if self.state != SourceState::Replayable {
             return;
         }
-        if self.kept_bytes + data.len() > self.limit {
+        let has_room = self.kept_bytes + data.len() <= self.limit
+            && (self.share.as_mut()).is_none_or(|share| share.take(data.len() as u64));
+        if !has_room {
             self.spend();
             return;
         }
@@ -183,6 +199,9 @@ impl Shared {
         self.state = SourceState::Spent;
         self.kept = Vec::new();
         self.kept_bytes = 0;
+        if let Some(share) = &mut self.share {
+            share.give_back();
+        }
     }
 
     /// Lets go of what is kept, once nobody will read it.
@@ -272,6 +291,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::retry::hold::{HoldLimits, HoldQueue};
 
     async fn collect(body: Body) -> Result<Bytes, BodyError> {
         body.collect().await.map(|body| body.to_bytes())
@@ -306,6 +326,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn all_together_keep_no_more_than_there_is_room_for() {
+        let queue: Rc<HoldQueue> = Rc::default();
+        let limits = HoldLimits {
+            timeout: std::time::Duration::from_secs(1),
+            requests: 1,
+            bytes: 12,
+            ends: None,
+        };
+        let share = || Some(Share::of(&queue, &limits));
+        let send = async |text: &'static str| {
+            let buffer = ReplayBuffer::sharing(Body::from(text), MAX_REPLAY_BYTES, share());
+            assert_eq!(collect(buffer.attempt()).await.unwrap(), text);
+            buffer
+        };
+        let (first, second) = (send("hello").await, send("world").await);
+        assert!(first.is_replayable() && second.is_replayable());
+        assert_eq!((queue.bytes(), first.unshared_bytes()), (10, 0));
+        // It goes through, and is not kept.
+        assert!(!send("third").await.is_replayable());
+        assert_eq!(queue.bytes(), 10);
+        drop(first);
+        assert_eq!(queue.bytes(), 5);
+        assert!(send("third").await.is_replayable());
+        assert_eq!(queue.bytes(), 5);
+        drop(second);
+        assert_eq!(queue.bytes(), 0);
+    }
+
+    #[tokio::test]
     async fn a_body_over_the_limit_is_sent_once_and_not_again() {
         let buffer = ReplayBuffer::new(Body::from("hello"), 4);
         assert!(buffer.is_replayable());
@@ -324,17 +373,17 @@ mod tests {
             let buffer = ReplayBuffer::new(Body::from("hello"), MAX_REPLAY_BYTES);
             let mut last = buffer.attempt();
             assert_eq!(next(&mut last).await.unwrap(), "hello");
-            assert_eq!(buffer.kept_bytes(), 5);
+            assert_eq!(buffer.unshared_bytes(), 5);
             if again {
                 last = buffer.attempt();
             }
             buffer.settle();
             if again {
                 // It is still to be sent once more.
-                assert_eq!(buffer.kept_bytes(), 5);
+                assert_eq!(buffer.unshared_bytes(), 5);
                 assert_eq!(next(&mut last).await.unwrap(), "hello");
             }
-            assert_eq!(buffer.kept_bytes(), 0);
+            assert_eq!(buffer.unshared_bytes(), 0);
             assert_eq!(next(&mut last).await, None);
         }
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::Request;
 
-use super::{classify::Attempt, replay::ReplayBuffer};
+use super::{classify::Attempt, hold::Share, replay::ReplayBuffer};
 use crate::http::Body;
 
 /// What it takes to make one more attempt.
@@ -19,8 +19,13 @@ enum SpareBody {
 
 impl<A: Attempt> Spare<A> {
     /// Copies a call that is about to be made. A body that is not there as a whole is replaced by one that can be
-    /// sent again. `None` for a request that takes its connection along, which cannot be repeated.
-    pub(super) fn of(attempt: &mut A, replay_bytes: usize) -> Option<Spare<A>> {
+    /// sent again, as far as `share` has room. `None` for a request that takes its connection along, which cannot be
+    /// repeated.
+    pub(super) fn of(
+        attempt: &mut A,
+        replay_bytes: usize,
+        share: impl FnOnce() -> Option<Share>,
+    ) -> Option<Spare<A>> {
         let request = attempt.request_mut();
         if request
             .extensions()
@@ -41,7 +46,7 @@ impl<A: Attempt> Spare<A> {
                 SpareBody::Kept(buffer)
             }
             body => {
-                let buffer = ReplayBuffer::new(body, replay_bytes);
+                let buffer = ReplayBuffer::sharing(body, replay_bytes, share());
                 *request.body_mut() = buffer.attempt();
                 SpareBody::Kept(buffer)
             }
@@ -75,7 +80,7 @@ impl<A: Attempt> Spare<A> {
         }
     }
 
-    /// Bytes that are kept of the request.
+    /// Bytes that are kept of the request and not counted yet.
     pub(super) fn bytes(&self) -> u64 {
         let headers = self.attempt.request().headers().iter();
         let head: usize = headers
@@ -83,7 +88,7 @@ impl<A: Attempt> Spare<A> {
             .sum();
         let body = match &self.body {
             SpareBody::Whole(bytes) => bytes.as_ref().map_or(0, Bytes::len),
-            SpareBody::Kept(buffer) => buffer.kept_bytes(),
+            SpareBody::Kept(buffer) => buffer.unshared_bytes(),
         };
         (head + body) as u64
     }

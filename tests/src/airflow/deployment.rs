@@ -48,6 +48,7 @@ pub struct Plan {
     trace_endpoint: Option<String>,
     recorded: bool,
     faulty: bool,
+    patient: bool,
     plugin: bool,
     task_identities: bool,
 }
@@ -66,6 +67,7 @@ impl Plan {
             trace_endpoint: None,
             recorded: false,
             faulty: false,
+            patient: false,
             plugin: false,
             task_identities: false,
         }
@@ -105,8 +107,14 @@ impl Plan {
         self
     }
 
-    /// Has something of the test's own stand before each API server, so that faults can be had, and tasks that are no more
-    /// patient than Airflow's defaults.
+    /// Has Airflow's client wait longer for answers than the 5 s of its default: what API servers may need that share two
+    /// cores with sixteen tasks that all begin at once.
+    pub fn patient(mut self) -> Self {
+        self.patient = true;
+        self
+    }
+
+    /// Has something of the test's own stand before each API server, so that faults can be had.
     pub fn with_faults(mut self) -> Self {
         self.faulty = true;
         self
@@ -513,8 +521,7 @@ impl Deployment {
                 .env("SIDEWIND_TASK_SOCKET", self.task_socket())
                 .env("PYTHONPATH", self.plugin());
         }
-        if !plan.faulty {
-            // What two cores that do other things too may need for an answer; 5 s by default.
+        if plan.patient {
             airflow = airflow.env("AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT", "60");
         }
         airflow

@@ -170,6 +170,7 @@ fn an_upgrade_brings_its_task_along() {
     stream.read_exact(&mut [0; 5]).unwrap();
     stream.write_all(b"!").unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    drop(stream);
     let log = &api.sidecar;
     let record = log.wait_for_access("the upgrade", |record| record.path() == "/ends");
     let names = [record.text("dag_id"), record.text("run_id")];

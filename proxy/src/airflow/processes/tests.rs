@@ -13,7 +13,7 @@ use super::super::{
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
     execution_api::Run,
     lookup::Finder,
-    process::ProcessKey,
+    process::{Process, ProcessKey},
     socket::SocketPair,
 };
 
@@ -34,6 +34,16 @@ def wait():
     sys.stdin.read()
     os._exit(0)
 "#;
+
+/// Tells the processes of one stage from those of others, as control groups tell containers.
+const STAGE: &str = "SIDEWIND_TEST_STAGE";
+
+fn stage_of(process: &Process) -> Option<Vec<u8>> {
+    let environment = process.environment()?;
+    let mut variables = environment.split(|byte| *byte == 0);
+    let stage = variables.find(|variable| variable.starts_with(STAGE.as_bytes()));
+    Some(stage.unwrap_or_default().to_vec())
+}
 
 struct Stage {
     folder: tempfile::TempDir,
@@ -69,7 +79,8 @@ impl Stage {
     }
 
     fn finder_within(&self, search_time: Duration) -> Finder {
-        Finder::new(self.logs(), search_time).unwrap()
+        let finder = Finder::new(self.logs(), search_time).unwrap();
+        finder.contained_by(stage_of)
     }
 
     fn run(&self, program: &str) -> Program {
@@ -81,6 +92,7 @@ impl Stage {
             .args(["-c", &format!("{PRELUDE}{program}")])
             .arg(self.server.local_addr().unwrap().port().to_string())
             .arg(logs)
+            .env(STAGE, self.folder.path())
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -254,6 +266,7 @@ fn airflow(stage: &Stage, words: &[&str], program: &str) -> Program {
     std::fs::write(&code, format!("{PRELUDE}{program}")).unwrap();
     let child = Command::new("python3")
         .arg(&code)
+        .env(STAGE, stage.folder.path())
         .args(words)
         .arg(stage.address().port().to_string())
         .arg(stage.folder.path())
@@ -510,7 +523,7 @@ fn what_has_left_a_task_is_no_task_whatever_it_shows() {
     let environment = "import subprocess\n\
         names = {'DAG_ID': 'payroll', 'TASK_ID': 'charge', 'DAG_RUN_ID': 'run'}\n\
         shell = f'exec 3<>/dev/tcp/127.0.0.1/{port}; printf . >&3; read -r'\n\
-        subprocess.run(['bash', '-c', shell], env={'AIRFLOW_CTX_' + name: value for name, value in names.items()})";
+        subprocess.run(['bash', '-c', shell], env={**os.environ, **{'AIRFLOW_CTX_' + name: value for name, value in names.items()}})";
     let worker_of_its_own = "import subprocess\n\
         code = 'import os, socket, sys; held = open(sys.argv[-1]); c = socket.create_connection((\"127.0.0.1\", int(sys.argv[-2]))); \
         c.send(b\".\"); sys.stdin.read()'\n\
@@ -585,7 +598,9 @@ fn a_template_that_does_not_match_names_no_task_by_its_log() {
     let mut stage = Stage::new();
     let template = "{{ ti.dag_id }}-{{ ti.run_id }}-{{ ti.task_id }}.txt";
     let logs = AttemptLogs::new(stage.folder.path(), template).unwrap();
-    let mut finder = Finder::new(logs, Duration::from_secs(60)).unwrap();
+    let mut finder = Finder::new(logs, Duration::from_secs(60))
+        .unwrap()
+        .contained_by(stage_of);
     let _program =
         stage.run("held = log('payroll', 'run', 'task')\nconnection = connect()\nwait()");
     assert_eq!(finder.find(stage.accept()), Ok(Owner::NoTask));

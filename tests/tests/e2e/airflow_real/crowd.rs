@@ -16,7 +16,7 @@ const RUN_PATIENCE: Duration = Duration::from_secs(240);
 
 #[test]
 fn on_airflow_2_each_connection_of_sixteen_parallel_tasks_is_of_its_task() {
-    let airflow = Plan::two_local(&["crowd.py"]).start();
+    let airflow = Plan::two_local(&["crowd.py"]).patient().start();
     let run = "select run_id from dag_run where dag_id = 'crowd'";
     let run_id = within(RUN_PATIENCE, || {
         Some(airflow.query(run)).filter(|it| !it.is_empty())
@@ -30,7 +30,10 @@ fn on_airflow_2_each_connection_of_sixteen_parallel_tasks_is_of_its_task() {
 
 #[test]
 fn by_the_plugin_each_connection_of_sixteen_parallel_tasks_is_of_its_task_without_a_privilege() {
-    let plan = Plan::celery(&["crowd.py"]).concurrency(16).by_plugin();
+    let plan = Plan::celery(&["crowd.py"])
+        .patient()
+        .concurrency(16)
+        .by_plugin();
     let mut airflow = plan.start();
     let rest = airflow.login();
     rest.trigger("crowd", "plugged", RUN_PATIENCE);

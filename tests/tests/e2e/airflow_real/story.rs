@@ -19,6 +19,7 @@ const API_SERVER: &str = "spiffe://sidewind.local/ns/airflow/sa/api-server";
 #[test]
 fn a_dag_runs_to_success_through_the_mesh_and_nothing_of_it_can_be_read_on_the_wire() {
     let mut airflow = Plan::celery(&["orders.py", "crowd.py"])
+        .patient()
         .concurrency(16)
         .svid_ttl("60s")
         .recorded()
