@@ -549,7 +549,10 @@ pub(crate) struct Found {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, rc::Rc};
+
     use super::*;
+    use crate::airflow::ConnectionTask;
 
     fn report(news: News) -> Report {
         Report {
@@ -561,9 +564,8 @@ mod tests {
         }
     }
 
-    #[tokio::test(flavor = "local")]
-    async fn no_flood_of_questions_or_of_other_news_takes_the_place_of_a_task_that_begins() {
-        let (questions, asked) = mpsc::channel(1);
+    fn lookup(questions: usize) -> (Lookup, Inbox) {
+        let (questions, asked) = mpsc::channel(questions);
         let (reports, reported) = mpsc::channel(MAX_REPORTS);
         let lookup = Lookup {
             questions,
@@ -573,13 +575,26 @@ mod tests {
             open: OpenTasks::default(),
             metrics: Arc::new(Metrics::new()),
         };
+        let inbox = Inbox {
+            questions: asked,
+            reports: reported,
+        };
+        (lookup, inbox)
+    }
+
+    fn pair() -> SocketPair {
         let address = "127.0.0.1:1".parse().unwrap();
-        let pair = SocketPair {
+        SocketPair {
             local: address,
             remote: address,
-        };
-        let (first, _place) = lookup.ask(pair);
-        let (second, _other) = lookup.ask(pair);
+        }
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn no_flood_of_questions_or_of_other_news_takes_the_place_of_a_task_that_begins() {
+        let (lookup, mut inbox) = lookup(1);
+        let (first, _place) = lookup.ask(pair());
+        let (second, _other) = lookup.ask(pair());
         let refused = second.await.unwrap();
         assert_eq!(refused.answer, Err(Unknown::Busy));
         assert!(matches!(refused.standing, Standing::NotKnown));
@@ -587,11 +602,6 @@ mod tests {
             lookup.report(report(News::IsThere));
         }
         lookup.report(report(News::begins_of_nothing()));
-        drop(lookup);
-        let mut inbox = Inbox {
-            questions: asked,
-            reports: reported,
-        };
         let (mut others, mut begun) = (0, 0);
         // Before the question, which was there first.
         while let Some(Message::Report(report)) = inbox.next().await {
@@ -601,6 +611,39 @@ mod tests {
             }
         }
         assert_eq!((others, begun), (MAX_REPORTS / 2, 1));
-        drop(first);
+        drop((first, lookup));
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_could_not_be_found_out_is_asked_again_for_later_requests_and_not_for_ever() {
+        for unlucky in [2, 100] {
+            let (lookup, mut inbox) = lookup(8);
+            let asked = Rc::new(Cell::new(0));
+            let count = Rc::clone(&asked);
+            tokio::task::spawn_local(async move {
+                while let Some(Message::Question(question)) = inbox.next().await {
+                    count.set(count.get() + 1);
+                    let (answer, standing) = match count.get() <= unlucky {
+                        true => (Err(Unknown::TimedOut), Standing::NotKnown),
+                        false => (Ok(Owner::NoTask), Standing::Worker),
+                    };
+                    question.answer.send(Finding {
+                        standing,
+                        ..answer.into()
+                    });
+                }
+            });
+            let connection = ConnectionTask::ask(&lookup, pair());
+            let mut found = Vec::new();
+            for _ in 0..6 {
+                let standing = connection.standing(Duration::from_secs(60)).await;
+                found.push(matches!(standing, Standing::Worker));
+            }
+            match unlucky {
+                2 => assert_eq!(found, [false, false, true, true, true, true]),
+                _ => assert_eq!(found, [false; 6]),
+            }
+            assert_eq!(asked.get(), if unlucky == 2 { 3 } else { 4 });
+        }
     }
 }

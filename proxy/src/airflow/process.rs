@@ -133,9 +133,9 @@ impl Process {
         link(&self.directory, c"ns/net", &mut buffers.link).is_none_or(|theirs| theirs == own)
     }
 
-    /// Whether other files may be open than when they were last read. True where the kernel does not say.
-    pub(super) fn may_have_opened_files(&self) -> bool {
-        let now = self.count_files();
+    /// Whether other files may be open than when they were last read, by how many are open now. True where the kernel does
+    /// not say.
+    pub(super) fn may_have_opened_files(&self, now: Option<u64>) -> bool {
         now.is_none() || now != self.open_files.get()
     }
 

@@ -100,15 +100,6 @@ struct Known {
     is_crowded: bool,
 }
 
-impl Known {
-    fn is_crowded(&self) -> bool {
-        match self.process.count_files() {
-            Some(files) => files > u64::from(MANY_FILES),
-            None => self.is_crowded,
-        }
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Processes {
     proc: OwnedFd,
@@ -175,15 +166,10 @@ impl Processes {
         let socket = format!("socket:[{inode}]").into_bytes();
         self.refresh();
         let mut denied = false;
-        let mut crowded = Vec::new();
-        let mut order = self.order();
+        let (mut order, mut crowded) = self.order();
         // A process may have been forked while the others were read.
         for round in 0..2 {
             for pid in order {
-                if self.known.get(&pid).is_some_and(Known::is_crowded) {
-                    crowded.push(pid);
-                    continue;
-                }
                 match self.look(pid, &socket, &mut bound, Some(MANY_FILES)) {
                     Some((Read::Cut, _)) if processor_time() > bound.until => {
                         return Err(NotFound::TimedOut);
@@ -370,21 +356,29 @@ impl Processes {
         })
     }
 
-    /// Processes that may hold a new socket, the likeliest first.
-    fn order(&self) -> Vec<Pid> {
+    /// Processes that may hold a new socket, the likeliest first, and those of them that have very many files.
+    fn order(&self) -> (Vec<Pid>, Vec<Pid>) {
         let mut order: Vec<_> = self
             .known
             .iter()
             .filter(|(_, known)| known.near)
             .map(|(pid, known)| {
-                let unchanged = !known.is_new && !known.process.may_have_opened_files();
+                let files = known.process.count_files();
+                let is_crowded = match files {
+                    Some(files) => files > u64::from(MANY_FILES),
+                    None => known.is_crowded,
+                };
+                let unchanged = !known.is_new && !known.process.may_have_opened_files(files);
                 let last = u64::MAX - known.last_found;
                 let age = u64::MAX - known.process.start_time;
-                (unchanged, last, age, *pid)
+                (is_crowded, unchanged, last, age, *pid)
             })
             .collect();
         order.sort_unstable();
-        order.into_iter().map(|(.., pid)| pid).collect()
+        let few = order.partition_point(|(is_crowded, ..)| !is_crowded);
+        let crowded = order.split_off(few);
+        let order = order.into_iter().map(|(.., pid)| pid).collect();
+        (order, crowded.into_iter().map(|(.., pid)| pid).collect())
     }
 
     fn newcomers(&self) -> Vec<Pid> {
@@ -469,10 +463,13 @@ impl Processes {
             return Some(before);
         }
         let near = self.known.values().filter(|known| known.near);
-        let beside = near
-            .map(|known| &known.process)
-            .filter(|process| container(process).as_ref() == Some(&group));
-        let now = Roots::elect(beside, |pid| self.process(pid), MAX_DEPTH);
+        let workers = near.filter_map(|known| {
+            let title = known.process.title();
+            // Few have such a title, and each file that is read takes its time.
+            let is_beside = || container(&known.process).as_ref() == Some(&group);
+            (title.is_a_workers() && is_beside()).then_some((&known.process, title))
+        });
+        let now = Roots::elect(workers.collect(), |pid| self.process(pid), MAX_DEPTH);
         let roots = match (before, now) {
             (None, now) => Roots::new(now?),
             (Some(before), None) => return Some(before),

@@ -41,17 +41,12 @@ pub(crate) struct Supervisor {
 }
 
 impl Roots {
-    /// The oldest worker of those processes that no task has started.
+    /// The oldest of the workers of a container that no task has started.
     pub(super) fn elect<'p>(
-        beside: impl Iterator<Item = &'p Process>,
+        mut workers: Vec<(&'p Process, Title)>,
         process: impl Fn(Pid) -> Option<&'p Process>,
         most_ancestors: usize,
     ) -> Option<Root> {
-        let is_root = |title: &Title| matches!(title, Title::Worker | Title::Standalone);
-        let mut workers: Vec<_> = beside
-            .map(|process| (process, process.title()))
-            .filter(|(_, title)| is_root(title))
-            .collect();
         // Within one tick of the clock the lower number came first.
         workers.sort_unstable_by_key(|(process, _)| (process.start_time, process.pid));
         let is_tasks_own = |worker: &Process| {

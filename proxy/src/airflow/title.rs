@@ -61,6 +61,11 @@ impl Title {
         worker_command(line).unwrap_or(Self::Other)
     }
 
+    /// Whether it is that of a process that a worker's others come from.
+    pub(super) fn is_a_workers(&self) -> bool {
+        matches!(self, Self::Worker | Self::Standalone)
+    }
+
     /// Whether it is one of those that run or watch over a task.
     pub(super) fn is_of_a_task(&self) -> bool {
         match self {

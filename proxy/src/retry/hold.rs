@@ -21,6 +21,9 @@ const DEFAULT_REQUESTS: u32 = 1024;
 /// How many bytes of their headers and bodies are kept.
 const DEFAULT_BYTES: u64 = 16 * 1024 * 1024;
 
+/// What all but a few of Airflow's requests have for a body, at most.
+const SMALL_BODY_BYTES: u64 = 4 * 1024;
+
 /// Between the attempts of the one that tries.
 const TRIES: Backoff = Backoff {
     base: Duration::from_millis(100),
@@ -154,10 +157,14 @@ impl Share {
         }
     }
 
-    /// Takes room for so many bytes more; false where there is none.
+    /// Takes room for so many bytes more; false where there is none. Large bodies leave half of it to small ones.
     pub(super) fn take(&mut self, bytes: u64) -> bool {
         let kept = self.queue.bytes.get().saturating_add(bytes);
-        if kept > self.most {
+        let most = match self.bytes.saturating_add(bytes) {
+            0..=SMALL_BODY_BYTES => self.most,
+            _ => self.most / 2,
+        };
+        if kept > most {
             return false;
         }
         self.queue.bytes.set(kept);

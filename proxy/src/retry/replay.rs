@@ -331,25 +331,30 @@ mod tests {
         let limits = HoldLimits {
             timeout: std::time::Duration::from_secs(1),
             requests: 1,
-            bytes: 12,
+            bytes: 30_000,
             ends: None,
         };
         let share = || Some(Share::of(&queue, &limits));
-        let send = async |text: &'static str| {
+        let send = async |bytes: usize| {
+            let text = "x".repeat(bytes);
             let buffer = ReplayBuffer::sharing(Body::from(text), MAX_REPLAY_BYTES, share());
-            assert_eq!(collect(buffer.attempt()).await.unwrap(), text);
+            assert_eq!(collect(buffer.attempt()).await.unwrap().len(), bytes);
             buffer
         };
-        let (first, second) = (send("hello").await, send("world").await);
+        let (first, second) = (send(10_000).await, send(4_000).await);
         assert!(first.is_replayable() && second.is_replayable());
-        assert_eq!((queue.bytes(), first.unshared_bytes()), (10, 0));
-        // It goes through, and is not kept.
-        assert!(!send("third").await.is_replayable());
-        assert_eq!(queue.bytes(), 10);
-        drop(first);
-        assert_eq!(queue.bytes(), 5);
-        assert!(send("third").await.is_replayable());
-        assert_eq!(queue.bytes(), 5);
+        assert_eq!((queue.bytes(), first.unshared_bytes()), (14_000, 0));
+        // It goes through, and is not kept; half of the room is for small ones.
+        assert!(!send(10_000).await.is_replayable());
+        let small = [send(4_000).await, send(4_000).await, send(4_000).await];
+        assert!(small.iter().all(ReplayBuffer::is_replayable));
+        assert!(send(4_000).await.is_replayable());
+        let last = send(4_000).await;
+        assert!(!send(4_000).await.is_replayable());
+        assert_eq!(queue.bytes(), 30_000);
+        drop((first, last, small));
+        assert_eq!(queue.bytes(), 4_000);
+        assert!(send(10_000).await.is_replayable());
         drop(second);
         assert_eq!(queue.bytes(), 0);
     }

@@ -210,7 +210,7 @@ fn what_is_kept_of_requests_that_nobody_answers_is_bounded_in_all() {
     let taken = eventually("little of them is kept", PATIENCE, || {
         let now = stage.worker.sidecar.process().resident_bytes();
         let taken = now.saturating_sub(before);
-        (taken < 48 << 20).then_some(taken)
+        (taken < 32 << 20).then_some(taken)
     });
     println!(
         "{REQUESTS} requests of {BYTES} bytes take {} KiB",

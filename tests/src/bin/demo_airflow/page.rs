@@ -55,11 +55,7 @@ impl Call {
 
     /// For the terminal.
     pub(crate) fn as_line(&self) -> String {
-        let task = if self.task.is_empty() {
-            format!("({})", self.machine)
-        } else {
-            self.task.clone()
-        };
+        let task = self.whose();
         format!(
             "{task:<20} {:<7} {:<2} {:<4} {:<48} {}",
             self.run, self.attempt, self.by, self.call, self.outcome
@@ -71,10 +67,18 @@ impl Call {
         format!("{:<20} {} → {}", "", self.caller, self.called)
     }
 
-    fn cells(&self) -> [&str; 10] {
+    /// The task, or the machine where it is no task's or, as with triggers, it cannot be told which one's.
+    fn whose(&self) -> String {
+        match self.task.as_str() {
+            "" => format!("({})", self.machine),
+            task => task.to_owned(),
+        }
+    }
+
+    fn cells<'c>(&'c self, whose: &'c str) -> [&'c str; 10] {
         [
             &self.time,
-            &self.task,
+            whose,
             &self.run,
             &self.attempt,
             &self.by,
@@ -107,7 +111,9 @@ pub(crate) fn write_page(path: &Path, calls: &[Call]) -> std::io::Result<()> {
          <style>body{font:14px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}\
          th,td{text-align:left;padding:.25em .6em;border-bottom:1px solid #ddd;white-space:nowrap}\
          th{background:#f4f4f4;position:sticky;top:0}td{font-family:ui-monospace,monospace;font-size:12px}</style>\
-         <h1>Calls of an Airflow run</h1><p>As the sidecars of the callers saw them; all of them over mutual TLS.</p>\
+         <h1>Calls of an Airflow run</h1><p>As the sidecars of the callers saw them; all of them over mutual TLS. \
+         In parentheses whose call it is where it is no task's, or cannot be told which task's: the triggerer runs all triggers \
+         in one process.</p>\
          <table><tr>",
     );
     for name in HEADER {
@@ -115,7 +121,7 @@ pub(crate) fn write_page(path: &Path, calls: &[Call]) -> std::io::Result<()> {
     }
     for call in calls {
         page.push_str("<tr>");
-        for cell in call.cells() {
+        for cell in call.cells(&call.whose()) {
             let _ = write!(page, "<td>{}", escaped(cell));
         }
     }
