@@ -129,7 +129,8 @@ impl Processes {
         let own_network = process::link(&proc, c"self/ns/net", &mut path)
             .unwrap_or_default()
             .to_vec();
-        let mut processes = Self {
+        // Processes are looked at by the thread that searches, which may see more than this one.
+        Ok(Self {
             proc,
             own_pid: std::process::id(),
             own_network,
@@ -143,9 +144,7 @@ impl Processes {
             search_time,
             buffers: Buffers::default(),
             logs,
-        };
-        processes.refresh();
-        Ok(processes)
+        })
     }
 
     /// The same, where processes of one container are told by something else.
