@@ -115,7 +115,7 @@ pub(super) fn attach(
         hostnames.is_empty()
             || hostnames
                 .iter()
-                .any(|host| have_host_in_common(host, of_listener))
+                .any(|host| hosts::have_one_in_common(host, of_listener))
     };
     let met = allowed.iter().filter(|(_, listener)| meet(listener));
     let met: Vec<_> = met.map(|(listener, _)| (index, *listener)).collect();
@@ -124,18 +124,6 @@ pub(super) fn attach(
         return Err(parent.at.error(message.to_owned()));
     }
     Ok(met)
-}
-
-/// Whether there is a host that both names mean: each is a host, `*.` and one for all below it, or empty for all.
-fn have_host_in_common(one: &str, other: &str) -> bool {
-    let is_below = |host: &str, end: &str| host.len() > end.len() && host.ends_with(end);
-    match (one.strip_prefix('*'), other.strip_prefix('*')) {
-        _ if one.is_empty() || other.is_empty() => true,
-        (None, None) => one == other,
-        (None, Some(end)) => is_below(one, end),
-        (Some(end), None) => is_below(other, end),
-        (Some(one), Some(other)) => one.ends_with(other) || other.ends_with(one),
-    }
 }
 
 impl Listener {
@@ -536,5 +524,6 @@ fn redirect(gateway: &str, port: u32) -> v1::RouteTable {
     }
 }
 
+mod hosts;
 #[cfg(test)]
 mod tests;

@@ -401,8 +401,8 @@ pub(super) struct LimitSettings {
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     pub(super) body_timeout: OptionalDuration,
 
-    /// How long a response of unknown length, a stream perhaps, may say nothing. gRPC and upgraded connections are left
-    /// alone.
+    /// How long a response of unknown length, a stream perhaps, may say nothing, and how long an endpoint may take to
+    /// begin its answer. gRPC and upgraded connections are left alone.
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub(super) stream_idle_timeout: OptionalDuration,
 

@@ -65,7 +65,7 @@ pub(crate) fn at_the_beginning(bytes: &[u8], size: usize) -> Vec<Vec<u8>> {
     let mut interims = Interims::default();
     let ((), found) = collect(|| {
         for piece in bytes.chunks(size.max(1)) {
-            if interims.read(piece, came) == Beginning::Other {
+            if interims.read(piece, came) == Beginning::Other && !interims.is_within() {
                 return;
             }
         }

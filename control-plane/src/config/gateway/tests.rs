@@ -229,26 +229,6 @@ fn each_mistake_of_a_gateway_is_named_with_its_place_and_remedy() {
 }
 
 #[test]
-fn hosts_in_common_are_found_among_names_and_wildcards() {
-    for (one, other, expected) in [
-        ("", "a.example.com", true),
-        ("*.example.com", "", true),
-        ("a.example.com", "a.example.com", true),
-        ("a.example.com", "b.example.com", false),
-        ("a.example.com", "*.example.com", true),
-        ("a.b.example.com", "*.example.com", true),
-        ("example.com", "*.example.com", false),
-        ("badexample.com", "*.example.com", false),
-        ("*.example.com", "*.com", true),
-        ("*.example.com", "*.example.org", false),
-        ("*.a.example.com", "*.b.example.com", false),
-    ] {
-        assert_eq!(have_host_in_common(one, other), expected, "{one} {other}");
-        assert_eq!(have_host_in_common(other, one), expected, "{other} {one}");
-    }
-}
-
-#[test]
 fn a_route_for_hosts_that_no_listener_has_is_an_error_and_goes_to_those_alone_that_have_them() {
     let route = |parent: &str, host: &str| {
         format!(
