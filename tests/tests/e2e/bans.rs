@@ -101,6 +101,30 @@ fn a_banned_server_is_called_by_nobody() {
 }
 
 #[test]
+fn a_ban_of_a_certificate_ends_its_living_connections_and_nobody_elses() {
+    let story = Story::begin();
+    let (mut stolen, mut good) = (story.connect(&story.thief), story.connect(&story.honest));
+    assert!(works(&mut stolen) && works(&mut good));
+
+    let explained = story.run(&["explain", story.thief.spiffe_id.as_str()]);
+    let serial = explained.lines().find_map(|line| {
+        let (serial, _) = line.trim().strip_prefix("certificate")?.split_once(',')?;
+        Some(serial.trim())
+    });
+    let serial = serial.expect("the serial number of its certificate");
+    story.run(&["ban", serial, "--reason", "its key was stolen"]);
+    eventually("the living connection is cut off", PATIENCE, || {
+        (!works(&mut stolen)).then_some(())
+    });
+    assert!(works(&mut good), "somebody else's connection lives on");
+    let cut = story.redis.sidecar.metrics().sum(
+        "sidewind_mesh_connections_cut_total",
+        &[("reason", "banned")],
+    );
+    assert_eq!(cut, 1.0);
+}
+
+#[test]
 fn what_cannot_be_banned_is_a_usage_error_that_says_what_can() {
     let story = Mesh::plan().start();
     for subject in ["worker", "spiffe://sidewind.local/sidewind/control-plane"] {
