@@ -113,7 +113,8 @@ impl PlaintextClient {
         let request = Request::from_parts(head, body);
         if exchange.wants_upgrade() {
             let send = |request| self.send_http1(address, request);
-            return upgrade::relay(request, exchange, address, send).await;
+            // Apart: each request would have room for it.
+            return Box::pin(upgrade::relay(request, exchange, address, send)).await;
         }
         let response = self.send_http1(address, request).await;
         let response = response.map_err(|error| exchange.blame(error))?;

@@ -1,11 +1,12 @@
 //! A database that is put back to an older copy while a control plane is at work on it.
 
 use crate::postgres::PostgresServer;
-use crate::support::{ControlPlane, Proxy, TRUST_DOMAIN, from_proxy};
+use crate::support::{ControlPlane, Proxy, TRUST_DOMAIN, from_proxy, hello, svid_of};
 use sidewind_api::v1;
 use sidewind_api::v1::control_message::Message as ToProxy;
 use sidewind_api::v1::proxy_message::Message as FromProxy;
 use sidewind_control_plane::store::Location;
+use sidewind_identity::{PrivateKey, TrustBundle, TrustDomain};
 use std::sync::Arc;
 
 const ORDERS: &str = "spiffe://sidewind.local/ns/data/sa/orders";
@@ -73,6 +74,20 @@ impl Mesh {
         admin.rotate_authority(request).await.unwrap();
     }
 
+    /// As a proxy does once another root signs: a new certificate, and a new stream with it.
+    async fn renew(&mut self) {
+        let mut client = self.control_plane.client.clone();
+        let file = client.admin_socket().with_file_name("trust-bundle.pem");
+        let pem = std::fs::read_to_string(file).unwrap();
+        let trust_domain = TrustDomain::parse(TRUST_DOMAIN).unwrap();
+        let bundle = TrustBundle::from_pem(trust_domain, &pem).unwrap();
+        client.bundles = Arc::new(bundle.into());
+        let key = PrivateKey::generate().unwrap();
+        let csr = key.csr_der().unwrap();
+        let svid = svid_of(client.renew(&self.proxy.svid, csr).await.unwrap(), key);
+        self.proxy = client.stream(&svid, hello(vec![])).await.unwrap();
+    }
+
     async fn first_root(&self) -> String {
         let mut admin = self.control_plane.client.admin_service().await;
         let answer = admin.get_authority(v1::GetAuthorityRequest {}).await;
@@ -129,6 +144,7 @@ async fn an_older_copy_that_signs_by_a_revoked_root_ends_the_process_and_reaches
     run(&mesh.server, SAVE).await;
     mesh.rotate_root().await;
     mesh.rotate_root().await;
+    mesh.renew().await;
     mesh.revoke(&first, &certificate).await;
     run(&mesh.server, RESTORE).await;
     loop {
@@ -154,6 +170,7 @@ async fn an_older_copy_that_trusts_a_revoked_root_has_it_revoked_again_before_an
     let certificate = mesh.bundle().await.authorities[0].clone();
     mesh.rotate_root().await;
     mesh.rotate_root().await;
+    mesh.renew().await;
     run(&mesh.server, SAVE).await;
     let known = mesh.revoke(&first, &certificate).await;
     run(&mesh.server, RESTORE).await;

@@ -10,7 +10,8 @@ use futures_util::{FutureExt, future};
 use tokio::sync::oneshot;
 
 use super::{
-    Finding, Lookup, Owner, SocketPair, Standing, caller::Caller, open::Place, roots::Supervisor,
+    Finding, Lookup, Owner, SocketPair, Standing, caller::Caller, open::Place, overhear::By,
+    roots::Supervisor,
 };
 use crate::telemetry::{TaskContext, trace::TraceParent};
 
@@ -97,19 +98,16 @@ impl ConnectionTask {
         self.found()?.parent
     }
 
-    /// The process that has the connection, if that may be the supervisor of a task and is known by now.
-    pub(super) fn supervisor(&self) -> Option<Supervisor> {
-        self.found()?.supervisor
-    }
-
-    /// Whether it was said whose the connection is, or that this is not known.
-    pub(super) fn is_settled(&self) -> bool {
-        self.0.is_none() || self.found().is_some()
-    }
-
-    /// Waits for that, no longer than `limit`.
-    pub(super) async fn settle(&self, limit: Duration) {
-        self.found_within(limit).await;
+    /// The process that has the connection, if that may be the supervisor of a task; or the connection, where that is not
+    /// known yet.
+    pub(super) fn asked_by(&self) -> By {
+        let known = self.found().map(|known| known.supervisor);
+        let asked = self.0.as_ref().and_then(|shared| shared.asked.as_ref());
+        match (known, asked) {
+            (Some(supervisor), _) => By::Process(supervisor),
+            (None, Some((_, socket, _))) => By::Connection(*socket),
+            (None, None) => By::Process(None),
+        }
     }
 
     fn found(&self) -> Option<&Known> {

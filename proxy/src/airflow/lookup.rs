@@ -20,7 +20,7 @@ use super::{
     execution_api::Run,
     facts::{Facts, OtherRun},
     open::{OpenTasks, Place, Reply},
-    overhear::{News, Places, Report},
+    overhear::{By, News, Places, Report},
     plugin::Plugin,
     process::{Pid, ProcessKey},
     processes::{NotFound, Processes},
@@ -103,8 +103,6 @@ fn thread() -> std::thread::Builder {
 pub(crate) struct Lookup {
     questions: mpsc::Sender<Question>,
     reports: mpsc::Sender<Report>,
-    /// Whether it counts who reports.
-    asks_for_supervisors: bool,
     places: Places,
     open: OpenTasks,
     metrics: Arc<Metrics>,
@@ -161,7 +159,6 @@ impl Lookup {
         let lookup = Self {
             questions,
             reports,
-            asks_for_supervisors: matches!(source, TaskSource::Processes(_)),
             places: Places::default(),
             open: OpenTasks::default(),
             metrics: Arc::clone(metrics),
@@ -229,11 +226,6 @@ impl Lookup {
         }
     }
 
-    /// Whether what is reported counts only where a supervisor was heard.
-    pub(super) fn asks_for_supervisors(&self) -> bool {
-        self.asks_for_supervisors
-    }
-
     pub(super) fn places(&self) -> &Places {
         &self.places
     }
@@ -274,7 +266,7 @@ impl Searching {
         let Report {
             ti_id,
             news,
-            supervisor,
+            by,
             by_airflow,
             token,
         } = report;
@@ -283,6 +275,10 @@ impl Searching {
                 self.metrics.task_fact(fact);
             }
             return;
+        };
+        let supervisor = match by {
+            By::Process(supervisor) => supervisor,
+            By::Connection(pair) => finder.search(pair).ok().and_then(|found| found.supervisor),
         };
         // A task's own code may ask a server of its own, and about any task.
         let Some(supervisor) = supervisor else {
@@ -558,7 +554,7 @@ mod tests {
         Report {
             ti_id: "one".to_owned(),
             news,
-            supervisor: None,
+            by: By::Process(None),
             by_airflow: false,
             token: None,
         }
@@ -570,7 +566,6 @@ mod tests {
         let lookup = Lookup {
             questions,
             reports,
-            asks_for_supervisors: true,
             places: Places::default(),
             open: OpenTasks::default(),
             metrics: Arc::new(Metrics::new()),

@@ -8,7 +8,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,6 +22,7 @@ use super::{
     lookup::Lookup,
     process::Pid,
     roots::Supervisor,
+    socket::SocketPair,
 };
 use crate::{
     config::Secret,
@@ -39,20 +39,25 @@ const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// Exchanges whose bodies are copied at once, by all workers: tasks that begin while no API server answers wait together.
 const MAX_COPIES: usize = 256;
 
-/// How long it is waited for who has asked, where that was not known when the answer came.
-const LATE: Duration = Duration::from_secs(5);
-
 /// What was overheard of a task instance.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) ti_id: String,
     pub(super) news: News,
-    /// The process that asked, if it may be the supervisor of a task.
-    pub(super) supervisor: Option<Supervisor>,
+    pub(super) by: By,
     /// The service that is Airflow's API server has answered, by the mesh.
     pub(super) by_airflow: bool,
     /// The token that the process showed, where somebody wants it.
     pub(super) token: Option<Secret>,
+}
+
+/// Who has asked.
+#[derive(Debug)]
+pub(super) enum By {
+    /// The process, if it may be the supervisor of a task.
+    Process(Option<Supervisor>),
+    /// Whoever has this connection. To be found out before anything else is: what begins with the answer asks next.
+    Connection(SocketPair),
 }
 
 /// Where an answer came from, and to whom.
@@ -73,21 +78,11 @@ struct Heard {
 }
 
 impl Heard {
-    fn report(self, by: Answered) {
-        if by.task.is_settled() || !self.lookup.asks_for_supervisors() {
-            return self.send(&by);
-        }
-        tokio::task::spawn_local(async move {
-            by.task.settle(LATE).await;
-            self.send(&by);
-        });
-    }
-
-    fn send(self, by: &Answered) {
+    fn report(self, by: &Answered) {
         self.lookup.report(Report {
             ti_id: self.ti_id,
             news: self.news,
-            supervisor: by.task.supervisor(),
+            by: by.task.asked_by(),
             by_airflow: by.by_airflow,
             token: self.token,
         });
@@ -274,7 +269,7 @@ impl Overheard {
             news,
             token: self.token,
         };
-        heard.report(by);
+        heard.report(&by);
         response
     }
 }
@@ -347,7 +342,7 @@ impl BodyWatcher for ResponseCopy {
                 news: News::Begins(Box::new(bodies)),
                 token: asked.token,
             };
-            heard.report(self.by.clone());
+            heard.report(&self.by);
         }
     }
 }

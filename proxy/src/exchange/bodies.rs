@@ -1,6 +1,6 @@
 //! Both bodies of an exchange as they pass: how much of them, how long they stand still, and how they end.
 
-use std::{net::SocketAddr, pin::pin, rc::Rc};
+use std::{net::SocketAddr, pin::Pin, rc::Rc};
 
 use http::{HeaderMap, Response};
 use tokio::time::timeout;
@@ -15,19 +15,19 @@ use crate::{
 
 impl Exchange {
     /// Waits for the head of a response for as long as a stream may say nothing, since the last byte of the request. Calls of
-    /// gRPC have deadlines instead, since their servers may have nothing to say for longer.
+    /// gRPC have deadlines instead, since their servers may have nothing to say for longer. It is pinned already, since room
+    /// for it would be kept here for each time that it moved.
     pub(crate) async fn head_within(
         &self,
         endpoint: SocketAddr,
-        sent: impl Future<Output = Result<Response<Body>, ProxyError>>,
+        mut sent: Pin<&mut impl Future<Output = Result<Response<Body>, ProxyError>>>,
     ) -> Result<Response<Body>, ProxyError> {
         let Some(limit) = self.patience.stream.filter(|_| !self.is_grpc()) else {
             return sent.await;
         };
-        let mut sent = pin!(sent);
         loop {
             let before = self.request_bytes.get();
-            if let Ok(result) = timeout(limit, &mut sent).await {
+            if let Ok(result) = timeout(limit, sent.as_mut()).await {
                 return result;
             }
             if self.request_bytes.get() == before {

@@ -3,7 +3,7 @@
 //! exchange (record, trace) → overload → clean → [`AuthorizeLayer`] → [`LimitLayer`] → [`Forward`]
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
 };
@@ -166,7 +166,7 @@ impl Service<Request<Body>> for Forward {
         let (dial, http2) = (self.port.dial, self.http2);
         Box::pin(async move {
             exchange.sent_to(dial, None);
-            let sending = worker.workload.send(dial, &exchange, request, http2);
+            let sending = pin!(worker.workload.send(dial, &exchange, request, http2));
             exchange.head_within(dial, sending).await
         })
     }

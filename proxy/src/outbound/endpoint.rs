@@ -1,6 +1,6 @@
 //! One request to one endpoint: through the mesh where a sidecar stands beside it, else in plaintext.
 
-use std::{net::SocketAddr, num::NonZeroU32, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, Response};
 
@@ -55,7 +55,7 @@ impl EndpointDesc {
         http2: bool,
     ) -> Result<Response<Body>, ProxyError> {
         exchange.sent_to(self.address, self.mesh.as_ref().map(|mesh| &mesh.id));
-        let sending = self.send_somehow(worker, exchange, request, http2);
+        let sending = pin!(self.send_somehow(worker, exchange, request, http2));
         exchange.head_within(self.address, sending).await
     }
 
@@ -69,7 +69,8 @@ impl EndpointDesc {
         match &self.mesh {
             None => {
                 let client = &worker.endpoints;
-                client.send(self.address, exchange, request, http2).await
+                // Apart, like what follows that is rare: each request in the mesh would have room for it.
+                Box::pin(client.send(self.address, exchange, request, http2)).await
             }
             Some(mesh) => {
                 let identity = worker.caller(&exchange.task()).await?;
@@ -112,7 +113,7 @@ impl EndpointDesc {
         if exchange.wants_upgrade() {
             let tunnelled =
                 |request| self.send_by_tunnel(worker, exchange, identity, mesh, request);
-            return upgrade::relay(request, exchange, self.address, tunnelled).await;
+            return Box::pin(upgrade::relay(request, exchange, self.address, tunnelled)).await;
         }
         let connection = worker
             .mesh
@@ -122,9 +123,8 @@ impl EndpointDesc {
         if connection.wire() == Wire::Hbone {
             // The place on the connection is for the tunnel.
             drop(connection);
-            let response = self
-                .send_by_tunnel(worker, exchange, identity, mesh, request)
-                .await?;
+            let tunnelled = self.send_by_tunnel(worker, exchange, identity, mesh, request);
+            let response = Box::pin(tunnelled).await?;
             return clean_response(self.address, response, None);
         }
         self.to_mesh(exchange, &mut request, http2)?;

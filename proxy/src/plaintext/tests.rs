@@ -218,7 +218,8 @@ async fn an_endpoint_that_never_begins_to_answer_is_not_waited_for_without_end()
         let mut request = get(&[(http::header::CONTENT_TYPE, content_type)]);
         *request.version_mut() = http::Version::HTTP_2;
         let exchange = begin(&worker, &mut request);
-        let waiting = exchange.head_within(address, std::future::pending());
+        let never = std::pin::pin!(std::future::pending());
+        let waiting = exchange.head_within(address, never);
         let day = Duration::from_secs(24 * 3600);
         match tokio::time::timeout(day, waiting).await {
             Ok(result) => {
@@ -236,13 +237,13 @@ async fn an_endpoint_that_still_takes_the_request_is_waited_for() {
     let worker = worker();
     let mut request = get(&[]);
     let exchange = begin(&worker, &mut request);
-    let sent = async {
+    let sent = std::pin::pin!(async {
         for _ in 0..10 {
             tokio::time::sleep(Duration::from_secs(3000)).await;
             exchange.count_request_bytes(1);
         }
         Ok(Response::new(Body::Empty))
-    };
+    });
     let answer = exchange.head_within(([10, 0, 0, 1], 80).into(), sent).await;
     assert!(answer.is_ok());
 }
