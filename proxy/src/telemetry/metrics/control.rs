@@ -12,6 +12,8 @@ use crate::control::ControlStatus;
 struct Numbers {
     clock_difference: Option<f64>,
     clock_jumps: u64,
+    svids_issued: u64,
+    svid_failures: u64,
     task_identities: usize,
     task_svids_issued: u64,
     task_svid_failures: u64,
@@ -48,6 +50,16 @@ impl ControlNumbers {
             counter(|numbers| numbers.clock_jumps),
         );
         registry.register(
+            "sidewind_svids_received",
+            "Certificates of this workload received",
+            counter(|numbers| numbers.svids_issued),
+        );
+        registry.register(
+            "sidewind_svid_failures",
+            "Failed tries to get the next certificate of this workload",
+            counter(|numbers| numbers.svid_failures),
+        );
+        registry.register(
             "sidewind_task_svids_issued",
             "SVIDs of Airflow tasks received",
             counter(|numbers| numbers.task_svids_issued),
@@ -65,6 +77,8 @@ impl ControlNumbers {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Numbers {
             clock_difference: status.clock_difference,
             clock_jumps: status.clock_jumps,
+            svids_issued: status.svids_issued,
+            svid_failures: status.svid_failures,
             task_identities: status.task_identities,
             task_svids_issued: status.task_svids_issued,
             task_svid_failures: status.task_svid_failures,
