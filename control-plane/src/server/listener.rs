@@ -1,7 +1,7 @@
 //! The gRPC port: TLS 1.3, bounds on what strangers can cost, and who is calling.
 
 mod preface;
-mod strangers;
+pub(super) mod strangers;
 
 use super::Shutdown;
 use super::limits::{Buckets, Limits, source};
@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
-use strangers::{Stranger, Strangers};
+use strangers::{Doing, Stranger, Strangers};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -54,6 +54,8 @@ pub(crate) struct Caller {
     pub(crate) address: SocketAddr,
     /// Whose certificate was verified, if one was shown.
     pub(crate) peer: Option<Arc<PeerIdentity>>,
+    /// What it is at, of somebody without one.
+    pub(crate) doing: Option<Arc<Doing>>,
 }
 
 /// A connection after its handshake.
@@ -130,10 +132,11 @@ impl Bounds {
         let Ok(connection) = Arc::clone(&self.connections).try_acquire_owned() else {
             return Err("too-many");
         };
+        let stranger = self.strangers.enter(source).ok_or("too-many")?;
         self.metrics.connections.inc();
         Ok(Place {
             _connection: connection,
-            stranger: Some(Box::new(self.strangers.enter(source))),
+            stranger: Some(Box::new(stranger)),
             bounds: Arc::clone(self),
         })
     }
@@ -203,10 +206,14 @@ async fn handshake(
     };
     // Small messages must not wait for their acknowledgement; a failure costs only that.
     let _ = stream.set_nodelay(true);
+    let doing = place.stranger.as_ref().map(|stranger| stranger.doing());
     let handshake = async {
         // A load balancer's probe connects and goes; that is no news.
         if stream.peek(&mut [0]).await? == 0 {
             return Ok(None);
+        }
+        if let Some(doing) = &doing {
+            doing.begin();
         }
         acceptor.accept(stream).await.map(Some)
     };
@@ -268,7 +275,11 @@ async fn handshake(
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     Some(Connection {
         stream: Box::new(stream),
-        caller: Caller { address, peer },
+        caller: Caller {
+            address,
+            doing: doing.filter(|_| peer.is_none()),
+            peer,
+        },
         preface: Preface::default(),
         deadline: Box::pin(tokio::time::sleep(PREFACE_TIMEOUT.min(time))),
         time,

@@ -300,6 +300,10 @@ where
                 return Box::pin(std::future::ready(Ok(status.into_http())));
             }
         };
+        let attestation = match call {
+            Call::Attest => caller.doing.as_ref().map(|doing| doing.attest()),
+            _ => None,
+        };
         let turnstile = Arc::clone(&self.turnstile);
         // The one that is ready is the one to be used.
         let clone = self.inner.clone();
@@ -312,7 +316,14 @@ where
                 let status = turnstile.refuse(call, &caller, refusal.into());
                 return Ok(status.into_http());
             }
-            inner.call(Request::from_parts(head, body)).await
+            let answer = inner.call(Request::from_parts(head, body)).await?;
+            // A call that is refused says so in its head.
+            if let Some(attestation) = attestation
+                && !answer.headers().contains_key("grpc-status")
+            {
+                attestation.granted();
+            }
+            Ok(answer)
         })
     }
 }
