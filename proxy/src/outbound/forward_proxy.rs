@@ -86,14 +86,13 @@ fn tunnel(
     let upgrade = hyper::upgrade::on(&mut request);
     let active = worker.drain.active();
     tokio::task::spawn_local(async move {
-        let _active = active;
         match upgrade.await {
             // Its own connection again, so that what breaks is reset, and bytes go through as few hands as elsewhere.
             Ok(upgraded) => match take_back::<Placed<TcpStream>>(upgraded) {
                 Some(stream) => {
                     // Nobody knows what it carries now.
                     stream.wait_for_reader(None);
-                    connection(worker, target, stream, client, task).await;
+                    connection(worker, target, stream, client, task, active).await;
                 }
                 None => tracing::error!(%client, "a CONNECT was made on another connection"),
             },

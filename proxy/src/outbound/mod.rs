@@ -34,6 +34,7 @@ use crate::{
     config::CaptureMode,
     copy::Connection,
     detect::{self, Detected, Detection, Prefixed},
+    drain::Active,
     listen::Placed,
     telemetry::{Direction, Protocol},
     worker::{READY_WAIT, Worker},
@@ -72,7 +73,7 @@ pub(crate) async fn serve(
     client: SocketAddr,
 ) {
     // The drain waits for what the workload has open.
-    let _active = worker.drain.active();
+    let active = worker.drain.active();
     // The client's own socket is connected to what it dialled, wherever the kernel has redirected it.
     let local = stream.get_ref().local_addr().ok();
     let task = |remote: Option<SocketAddr>| {
@@ -87,7 +88,8 @@ pub(crate) async fn serve(
     let (target, task) = match listening {
         Listening::ForwardProxy => {
             let task = task(local);
-            return forward_proxy::serve(worker, stream, client, task).await;
+            Box::pin(forward_proxy::serve(worker, stream, client, task)).await;
+            return drop(active);
         }
         Listening::Mapped(target) => (target, task(local)),
         Listening::Redirected(source) => match source.original_destination(stream.get_ref()) {
@@ -95,7 +97,7 @@ pub(crate) async fn serve(
             Err(error) => return worker.not_captured(Direction::Outbound, client, &error),
         },
     };
-    connection(worker, target, stream, client, task).await;
+    connection(worker, target, stream, client, task, active).await;
 }
 
 /// Serves a connection whose destination is known.
@@ -105,6 +107,7 @@ async fn connection<T: Connection + Send + 'static>(
     mut stream: T,
     client: SocketAddr,
     task: ConnectionTask,
+    active: Active,
 ) {
     // What a connection passes on its way is in boxes, so that its task has room for none of it when it is idle.
     let mut destination = worker.destinations.get(&target);
@@ -130,7 +133,7 @@ async fn connection<T: Connection + Send + 'static>(
         Detected::Http1 | Detected::Http2 => {
             let http2 = found.protocol == Detected::Http2;
             let name = service.as_ref().map_or("", |service| service.name());
-            let _open = worker.open_http(Direction::Outbound, http2, name, None);
+            let open = worker.open_http(Direction::Outbound, http2, name, None);
             let http = Rc::new(OutboundHttp::new(&worker, client, http2, task));
             let service = move |request| {
                 let (http, destination) = (Rc::clone(&http), Rc::clone(&destination));
@@ -138,9 +141,15 @@ async fn connection<T: Connection + Send + 'static>(
             };
             // Outbound goes on for the workload while the proxy drains.
             let never = std::future::pending();
-            let serving =
-                worker.serve_http(stream, http2, Direction::Outbound, false, never, service);
-            return Box::pin(serving).await;
+            // In a task of its own, so that this one ends: the room that was needed to get here would be two kilobytes for
+            // each idle connection.
+            tokio::task::spawn_local(async move {
+                let _kept = (active, open);
+                let direction = Direction::Outbound;
+                let serving = worker.serve_http(stream, http2, direction, false, never, service);
+                serving.await;
+            });
+            return;
         }
         Detected::Tls { server_name } => {
             if let Some(named) = Box::pin(by_server_name(&worker, &destination, server_name)).await
