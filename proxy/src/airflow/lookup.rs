@@ -11,31 +11,22 @@ use tokio::{
     time::Instant,
 };
 
-#[cfg(test)]
-use super::process::Process;
 use super::{
     Attributed, Owner, Unknown,
     attempt_log::AttemptLogs,
-    attribute::attribute,
-    execution_api::Run,
     facts::{Facts, OtherRun},
+    finder::{Finder, Found},
     open::{OpenTasks, Place, Reply},
     overhear::{By, News, Places, Report},
     plugin::Plugin,
-    process::{Pid, ProcessKey},
-    processes::{NotFound, Processes},
     roots::Supervisor,
-    sight::{self, Sight},
-    socket::{SocketPair, SocketTable},
+    sight,
+    socket::SocketPair,
     standing::{Proofs, Standing},
 };
 use crate::{
-    admin::{Component, Readiness},
-    telemetry::{
-        TaskContext,
-        logs::Throttle,
-        metrics::{Metrics, TaskFact, TaskLookup},
-    },
+    admin::Readiness,
+    telemetry::metrics::{Metrics, TaskFact, TaskLookup},
     workload_api::{Socket, SocketError},
 };
 
@@ -167,7 +158,7 @@ impl Lookup {
             source: match source {
                 TaskSource::Processes(logs) => {
                     let finder = Finder::new(logs, SEARCH_TIME)?;
-                    let watch = Watch::begin(metrics, readiness);
+                    let watch = sight::Watch::begin(metrics, readiness);
                     Source::Processes(Box::new(finder), watch)
                 }
                 TaskSource::Given(task) => Source::Given(task),
@@ -246,7 +237,7 @@ struct Searching {
 
 #[derive(Debug)]
 enum Source {
-    Processes(Box<Finder>, Watch),
+    Processes(Box<Finder>, sight::Watch),
     Given(Box<Attributed>),
 }
 
@@ -339,7 +330,7 @@ impl Searching {
         };
         self.metrics.task_lookup(result(&finding.answer), took);
         if finding.answer == Err(Unknown::Denied) {
-            say_what_is_missing();
+            sight::say_what_is_missing();
         }
         question.answer.send(finding);
     }
@@ -375,62 +366,6 @@ impl Searching {
     }
 }
 
-/// Says what can be seen of other processes: at the start, and when the first connection comes if that is something else:
-/// the worker may have been started after the proxy.
-#[derive(Debug)]
-struct Watch {
-    metrics: Arc<Metrics>,
-    readiness: Readiness,
-    said: Sight,
-    is_last: bool,
-}
-
-impl Watch {
-    fn begin(metrics: &Arc<Metrics>, readiness: &Readiness) -> Self {
-        let watch = Self {
-            metrics: Arc::clone(metrics),
-            readiness: readiness.clone(),
-            said: Sight::now(),
-            is_last: false,
-        };
-        watch.say();
-        watch
-    }
-
-    fn look_again(&mut self) {
-        if std::mem::replace(&mut self.is_last, true) {
-            return;
-        }
-        let now = Sight::now();
-        if std::mem::replace(&mut self.said, now) != now {
-            self.say();
-        }
-    }
-
-    fn say(&self) {
-        let (sight, explanation) = (self.said.as_str(), self.said.explanation());
-        match self.said {
-            Sight::Whole => tracing::info!(sight, "tasks are looked for: {explanation}"),
-            _ => tracing::warn!(sight, "tasks may not be found: {explanation}"),
-        }
-        self.metrics.set_task_sight(self.said);
-        let is_whole = self.said == Sight::Whole;
-        let detail = if is_whole { "" } else { explanation };
-        self.readiness.set(Component::TaskLookup, is_whole, detail);
-    }
-}
-
-fn say_what_is_missing() {
-    static DENIED: Throttle = Throttle::new();
-    if let Some(suppressed) = DENIED.admit() {
-        tracing::warn!(
-            suppressed,
-            "the task behind a connection is not known, since the open files of other processes are hidden from this one; \
-             give the sidecar the capability SYS_PTRACE, and run it as root or with DAC_READ_SEARCH"
-        );
-    }
-}
-
 pub(super) fn result(answer: &Answer) -> TaskLookup {
     match answer {
         Ok(Owner::Task(_)) => TaskLookup::Task,
@@ -445,102 +380,6 @@ pub(super) fn result(answer: &Answer) -> TaskLookup {
         Err(Unknown::TimedOut) => TaskLookup::TimedOut,
         Err(Unknown::Busy) => TaskLookup::Busy,
     }
-}
-
-/// Finds owners among processes.
-#[derive(Debug)]
-pub(crate) struct Finder {
-    sockets: SocketTable,
-    processes: Processes,
-}
-
-impl Finder {
-    pub(crate) fn new(logs: AttemptLogs, search_time: Duration) -> io::Result<Self> {
-        Ok(Self {
-            sockets: SocketTable::open()?,
-            processes: Processes::new(logs, search_time)?,
-        })
-    }
-
-    /// The same, where processes of one container are told by something else.
-    #[cfg(test)]
-    pub(super) fn contained_by(self, container: fn(&Process) -> Option<Vec<u8>>) -> Self {
-        Self {
-            processes: self.processes.contained_by(container),
-            ..self
-        }
-    }
-
-    /// Files that were looked at.
-    #[cfg(test)]
-    pub(super) fn files(&self) -> u64 {
-        self.processes.files
-    }
-
-    #[cfg(test)]
-    pub(super) fn find(&mut self, pair: SocketPair) -> Answer {
-        self.search(pair)?.answer
-    }
-
-    /// Whose a connection is.
-    pub(crate) fn search(&mut self, pair: SocketPair) -> Result<Found, Unknown> {
-        let inode = match self.sockets.look(pair) {
-            Ok(Some(seen)) => seen.inode,
-            Ok(None) => return Err(Unknown::SocketGone),
-            Err(error) => {
-                tracing::debug!(%error, "the kernel was not to be asked for a socket");
-                return Err(Unknown::SocketGone);
-            }
-        };
-        let processes = &mut self.processes;
-        let chain = processes.owner(inode).map_err(|error| match error {
-            NotFound::Nobody => Unknown::NoOwner,
-            NotFound::Denied => Unknown::Denied,
-            NotFound::TimedOut => Unknown::TimedOut,
-            NotFound::TooDeep => Unknown::Stray,
-        })?;
-        let shown = attribute(&chain.holders, |pid| processes.process(pid));
-        Ok(Found {
-            answer: match shown {
-                Ok(Owner::NoTask) => Ok(Owner::NoTask),
-                _ if !chain.is_of_the_worker() => Err(Unknown::Stray),
-                shown => shown,
-            },
-            is_worker: chain.is_the_workers_own(),
-            supervisor: chain.supervisor(),
-            lineage: chain.lineage,
-        })
-    }
-
-    /// The process with the number `child`, if it is a child of `parent`.
-    pub(super) fn child(&mut self, parent: ProcessKey, child: Pid) -> Option<ProcessKey> {
-        self.processes.child(parent, child)
-    }
-
-    /// The process that `supervisor` has started for a task of `run`, and the task; none where it is not sure.
-    pub(super) fn started(
-        &mut self,
-        supervisor: ProcessKey,
-        runner: Pid,
-        run: &Run,
-    ) -> Option<(ProcessKey, TaskContext)> {
-        let (runner, task) = self.processes.started(supervisor, runner)?;
-        let agrees = task.dag_id == run.dag_id && task.run_id == run.run_id;
-        agrees.then_some((runner, task))
-    }
-}
-
-/// What was found of a connection.
-#[derive(Debug)]
-pub(crate) struct Found {
-    /// What its processes show.
-    pub(crate) answer: Answer,
-    /// The processes from its owner upwards of which it is sure that each is a child of the next.
-    pub(super) lineage: Vec<ProcessKey>,
-    /// It is Airflow's own, of those that run no task's code.
-    pub(super) is_worker: bool,
-    /// Its owner, if that may be what supervises a task.
-    pub(super) supervisor: Option<Supervisor>,
 }
 
 #[cfg(test)]
@@ -583,6 +422,19 @@ mod tests {
             local: address,
             remote: address,
         }
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn whose_a_connection_is_that_announces_a_task_is_asked_with_it_where_it_is_not_known_yet()
+     {
+        let (lookup, mut inbox) = lookup(1);
+        let task = ConnectionTask::ask(&lookup, pair());
+        assert!(matches!(task.asked_by(), By::Connection(asked) if asked == pair()));
+        let Some(Message::Question(question)) = inbox.next().await else {
+            panic!("nobody has asked");
+        };
+        question.answer.send(Ok(Owner::NoTask).into());
+        assert!(matches!(task.asked_by(), By::Process(None)));
     }
 
     #[tokio::test(flavor = "local")]

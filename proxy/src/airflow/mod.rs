@@ -31,6 +31,7 @@ mod connection;
 pub(crate) mod environment;
 mod execution_api;
 mod facts;
+mod finder;
 mod lookup;
 mod open;
 pub(crate) mod outage;
@@ -50,7 +51,8 @@ pub(crate) use self::{
     caller::Callers,
     connection::ConnectionTask,
     execution_api::Call as ExecutionCall,
-    lookup::{Finder, Finding, Lookup, TaskSource},
+    finder::Finder,
+    lookup::{Finding, Lookup, TaskSource},
     open::OpenTasks,
     overhear::{Answered, Overheard},
     sight::Sight,

@@ -1,9 +1,15 @@
 //! What the proxy can see of the processes beside it, found out when it starts.
 
+use std::sync::Arc;
+
 use rustix::fs::{Mode, OFlags, RawDir, open};
 use rustix::thread::{CapabilitySet, set_capabilities};
 
 use super::process::read_file;
+use crate::{
+    admin::{Component, Readiness},
+    telemetry::{logs::Throttle, metrics::Metrics},
+};
 
 /// Either of these lets a user other than root read what belongs to others.
 const READING: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
@@ -60,6 +66,63 @@ impl Sight {
                  \"pidMode\": \"task\"), or use --task-lookup plugin, which needs none"
             }
         }
+    }
+}
+
+/// Says what can be seen of other processes: at the start, and when the first connection comes if that is something else:
+/// the worker may have been started after the proxy.
+#[derive(Debug)]
+pub(super) struct Watch {
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    said: Sight,
+    is_last: bool,
+}
+
+impl Watch {
+    pub(super) fn begin(metrics: &Arc<Metrics>, readiness: &Readiness) -> Self {
+        let watch = Self {
+            metrics: Arc::clone(metrics),
+            readiness: readiness.clone(),
+            said: Sight::now(),
+            is_last: false,
+        };
+        watch.say();
+        watch
+    }
+
+    pub(super) fn look_again(&mut self) {
+        if std::mem::replace(&mut self.is_last, true) {
+            return;
+        }
+        let now = Sight::now();
+        if std::mem::replace(&mut self.said, now) != now {
+            self.say();
+        }
+    }
+
+    fn say(&self) {
+        let (sight, explanation) = (self.said.as_str(), self.said.explanation());
+        match self.said {
+            Sight::Whole => tracing::info!(sight, "tasks are looked for: {explanation}"),
+            _ => tracing::warn!(sight, "tasks may not be found: {explanation}"),
+        }
+        self.metrics.set_task_sight(self.said);
+        let is_whole = self.said == Sight::Whole;
+        let detail = if is_whole { "" } else { explanation };
+        self.readiness.set(Component::TaskLookup, is_whole, detail);
+    }
+}
+
+/// Says, once a minute, that a connection's task is not known for want of sight.
+pub(super) fn say_what_is_missing() {
+    static DENIED: Throttle = Throttle::new();
+    if let Some(suppressed) = DENIED.admit() {
+        let explanation = Sight::Partial.explanation();
+        tracing::warn!(
+            suppressed,
+            "the task behind a connection is not known: {explanation}"
+        );
     }
 }
 

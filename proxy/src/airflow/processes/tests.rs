@@ -12,7 +12,7 @@ use super::super::{
     Owner, Unknown,
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
     execution_api::Run,
-    lookup::Finder,
+    finder::Finder,
     process::{Process, ProcessKey},
     socket::SocketPair,
 };
