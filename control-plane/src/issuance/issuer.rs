@@ -4,6 +4,7 @@ use super::Refusal;
 use super::admission::{Admission, Admitted};
 use super::authority::{CertificateAuthority, Issued, Standing, is_reserved};
 use super::bans::Bans;
+use super::refusals::Refusals;
 use super::registrations::{Registrations, name};
 use crate::attest::{Attested, Attestors, Presented, Settlement};
 use crate::store::writer::{Write, Writer};
@@ -14,9 +15,8 @@ use sidewind_api::{MAX_CSR_BYTES, Reason, v1};
 use sidewind_identity::authority::{SignError, SvidTemplate};
 use sidewind_identity::{PeerIdentity, SpiffeId};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::time::Instant;
 
 /// Issues SVIDs.
 #[derive(Debug)]
@@ -28,12 +28,8 @@ pub struct Issuer {
     bans: Arc<Bans>,
     writer: Writer,
     metrics: Arc<Metrics>,
-    refusal_records: Mutex<Allowance>,
+    refusals: Refusals,
 }
-
-/// Records of refusals in one second, and how many may come at once.
-const RECORDS_PER_SECOND: f64 = 20.0;
-const RECORDS_AT_ONCE: f64 = 1000.0;
 
 impl Issuer {
     /// An issuer.
@@ -55,7 +51,7 @@ impl Issuer {
             bans,
             writer,
             metrics,
-            refusal_records: Mutex::new(Allowance::full()),
+            refusals: Refusals::default(),
         }
     }
 
@@ -345,16 +341,11 @@ impl Issuer {
         self.writer.audit(audit);
     }
 
-    /// Counts and records a refusal. In a flood of refusals some are only counted: what anybody can cause
-    /// must not fill the disk.
+    /// Counts and records a refusal; in a flood of refusals some are only counted.
     pub(super) fn refused(&self, mut audit: AuditRecord, refusal: Refusal) -> Refusal {
         let outcome = refusal.reason.as_str();
         self.metrics.count_refused(audit.event, outcome);
-        let mut allowance = self
-            .refusal_records
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if allowance.take() {
+        if self.refusals.record(&audit.caller) {
             audit.outcome = outcome;
             audit.detail = Some(refusal.message.clone());
             (audit.serial, audit.not_after, audit.registration) = (None, None, None);
@@ -435,34 +426,6 @@ fn sign_refusal(error: &SignError) -> Reason {
     }
 }
 
-/// A token bucket of records.
-#[derive(Debug)]
-struct Allowance {
-    left: f64,
-    at: Instant,
-}
-
-impl Allowance {
-    fn full() -> Self {
-        Self {
-            left: RECORDS_AT_ONCE,
-            at: Instant::now(),
-        }
-    }
-
-    fn take(&mut self) -> bool {
-        let now = Instant::now();
-        let earned = now.duration_since(self.at).as_secs_f64() * RECORDS_PER_SECOND;
-        self.at = now;
-        self.left = (self.left + earned).min(RECORDS_AT_ONCE);
-        let allowed = self.left >= 1.0;
-        if allowed {
-            self.left -= 1.0;
-        }
-        allowed
-    }
-}
-
 /// Checks the lifetime of certificates that a token or flag asks for.
 ///
 /// # Errors
@@ -488,19 +451,4 @@ pub fn check_lifetime_range(asked: Duration) -> Result<(), Refusal> {
         sidewind_api::duration::format(asked)
     );
     Err(Refusal::new(Reason::LifetimeRefused, message))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_flood_of_refusals_is_recorded_in_part() {
-        let mut allowance = Allowance::full();
-        let taken = (0..2000).filter(|_| allowance.take()).count();
-        assert_eq!(taken, 1000);
-        tokio::time::advance(Duration::from_secs(2)).await;
-        let taken = (0..2000).filter(|_| allowance.take()).count();
-        assert_eq!(taken, 40);
-    }
 }

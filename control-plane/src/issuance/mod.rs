@@ -15,6 +15,7 @@ pub mod bans;
 pub mod issuer;
 pub mod jwt;
 pub mod own;
+mod refusals;
 pub mod registrations;
 pub mod tasks;
 
