@@ -1,6 +1,8 @@
 //! HTTP building blocks: one body type, client connections that their user drives, server connections, and what
 //! happens to headers on the way through a proxy.
 
+use std::time::Duration;
+
 pub(crate) mod body;
 mod break_off;
 mod expect;
@@ -42,6 +44,11 @@ pub(crate) use watched_body::{BodyEnd, BodyWatcher};
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The window of a whole HTTP/2 connection, which never binds: a few stalled streams would hold up all others.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// Streams of an HTTP/2 connection that we have reset and remember, as many as it can have, and for how long. What the peer
+/// still had under way for them is passed over; for a stream that is forgotten it would be the peer's error, and a hundred
+/// readers who give up together would end the connection for all others.
+pub(crate) const REMEMBERED_STREAMS: usize = 1000;
+pub(crate) const REMEMBERED_FOR: Duration = Duration::from_secs(30);
 /// Most bytes of a message's head, in HTTP/1 and HTTP/2.
 pub(crate) const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// Most header fields of an HTTP/1 message: hyper's own default. For another one it makes two arrays on the heap, which it

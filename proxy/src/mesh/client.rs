@@ -27,6 +27,7 @@ use super::read_ahead::ReadAhead;
 use super::vouching::Shown;
 use super::{Wire, socket};
 use crate::control::MeshIdentity;
+use crate::http::{REMEMBERED_FOR, REMEMBERED_STREAMS};
 
 type Transport = Gather<TlsStream<ReadAhead<TcpStream>>>;
 
@@ -290,8 +291,9 @@ fn builder() -> Builder {
         .max_frame_size(super::MAX_FRAME_BYTES)
         .max_header_list_size(super::MAX_HEADER_LIST_BYTES)
         .max_send_buffer_size(super::MAX_SEND_BUFFER_BYTES)
-        .max_concurrent_reset_streams(super::MAX_RESET_STREAMS)
-        .max_local_error_reset_streams(Some(super::MAX_RESET_STREAMS))
+        .max_concurrent_reset_streams(REMEMBERED_STREAMS)
+        .reset_stream_duration(REMEMBERED_FOR)
+        .max_local_error_reset_streams(Some(super::MAX_STREAM_ERRORS))
         .data_frame_budget(super::DATA_FRAME_BUDGET_BYTES)
         // None until the peer's settings say how many: that they have come shows that it has
         // accepted us.

@@ -72,8 +72,11 @@ const MAX_SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// follows the connection window, which bounds nothing here.
 const DATA_FRAME_BUDGET_BYTES: usize = 64 * 1024 * 1024;
 
-/// Streams that a peer may reset before we accepted them, or that we remember after a reset.
+/// Streams that a peer may reset before we accepted them.
 const MAX_RESET_STREAMS: usize = 100;
+
+/// Errors of a peer in streams that a connection survives.
+const MAX_STREAM_ERRORS: usize = 1024;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -32,7 +32,7 @@ use super::read_ahead::ReadAhead;
 use super::vouching::Shown;
 use super::{Wire, socket};
 use crate::control::MeshIdentity;
-use crate::http::{Refusals, WatchedIo, hard_header_bound};
+use crate::http::{REMEMBERED_FOR, REMEMBERED_STREAMS, Refusals, WatchedIo, hard_header_bound};
 
 type Transport = Gather<TlsStream<ReadAhead<TcpStream>>>;
 type Http2 = Connection<WatchedIo<Transport>, Bytes>;
@@ -174,9 +174,10 @@ fn builder(settings: &ServerSettings) -> Builder {
         .max_header_list_size(hard_header_bound(settings.max_header_bytes))
         .max_send_buffer_size(super::MAX_SEND_BUFFER_BYTES)
         .max_concurrent_streams(settings.max_concurrent_streams)
-        .max_concurrent_reset_streams(super::MAX_RESET_STREAMS)
+        .max_concurrent_reset_streams(REMEMBERED_STREAMS)
+        .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(super::MAX_RESET_STREAMS)
-        .max_local_error_reset_streams(Some(super::MAX_RESET_STREAMS))
+        .max_local_error_reset_streams(Some(super::MAX_STREAM_ERRORS))
         .data_frame_budget(super::DATA_FRAME_BUDGET_BYTES);
     builder
 }

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::Request;
+use http::{HeaderMap, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 use super::{fetch, get, pool};
-use crate::mesh::testing::{Bouncer, Realm, TestServer, answer, spiffe_id, until};
+use crate::mesh::testing::{Bouncer, Realm, TestServer, answer, into_tunnel, spiffe_id, until};
 use crate::mesh::*;
 
 #[tokio::test(flavor = "local")]
@@ -419,4 +420,52 @@ async fn the_pool_tells_what_happens() {
     pool.retire_older(&realm.identity("client", 2));
     until("it closes", || pool.connections() == 0).await;
     assert_eq!(*log.0.borrow(), ["wrong identity", "connected", "closed"]);
+}
+
+/// Pours without end into a tunnel to port 1, and echoes in any other.
+async fn pour_or_echo(request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let pours = request.uri().port_u16() == Some(1);
+    let tunnel = into_tunnel(request, respond);
+    let (mut read, mut write) = tokio::io::split(tunnel);
+    if !pours {
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        return;
+    }
+    let bytes = [0; 16 * 1024];
+    while write.write_all(&bytes).await.is_ok() {}
+}
+
+#[tokio::test(flavor = "local")]
+async fn however_many_give_up_what_they_read_the_others_on_the_connection_go_on() {
+    let realm = Realm::shared();
+    let identity = realm.identity("server", 1);
+    let server = TestServer::start(identity, ServerSettings::default(), pour_or_echo).await;
+    let (pool, client) = (pool(PoolSettings::default()), realm.identity("client", 1));
+    let open = async |port: u16| {
+        let authority = format!("10.0.0.9:{port}").parse().unwrap();
+        let expected = spiffe_id("server");
+        let headers = HeaderMap::new();
+        let opening = pool.tunnel(&client, server.address, &expected, authority, headers);
+        opening.await.unwrap()
+    };
+    let mut other = open(2).await;
+    for _ in 0..3 {
+        let (mut readers, read) = (JoinSet::new(), Rc::new(Cell::new(0_usize)));
+        for _ in 0..200 {
+            let (mut tunnel, read) = (open(1).await, Rc::clone(&read));
+            readers.spawn_local(async move {
+                let mut buffer = [0; 1024];
+                while tunnel.read_exact(&mut buffer).await.is_ok() {
+                    read.set(read.get() + buffer.len());
+                }
+            });
+        }
+        // More than their windows: it is under way when all are given up.
+        until("much was read", || read.get() > 100 << 20).await;
+        readers.shutdown().await;
+        let mut back = [0; 4];
+        other.write_all(b"ping").await.unwrap();
+        other.read_exact(&mut back).await.unwrap();
+    }
+    assert_eq!(server.accepted.get(), 1);
 }
