@@ -16,6 +16,26 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// What the kernel may hold of bytes that it has not sent, on a connection that is somebody's own: what a reader leaves
+/// unread waits in its stream's window and not here as well. A connection's bytes in flight come on top.
+const UNSENT_BYTES: u32 = 64 * 1024;
+
+/// What the kernel may hold of a response that was not read from a server on this machine. No delay is bridged by more of it
+/// there, and thousands of responses that their clients read slowly would take up all that the machine has for sockets.
+const UNREAD_BYTES: usize = 128 * 1024;
+
+/// Who is at the other end of a connection, which decides what the kernel may hold for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// Anybody.
+    Any,
+    /// The workload on this machine, when it is asked in HTTP. (Opaque bytes are most often few streams, which cost a tenth
+    /// more where less is read of them at a time.)
+    HttpServer,
+    /// Another proxy: its connection is that of many streams, and has what the kernel thinks right.
+    Proxy,
+}
+
 /// The destination that the workload, or a client of the workload, connected to before redirection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct OriginalDestination(pub SocketAddr);
@@ -113,21 +133,23 @@ pub(crate) fn check_free(address: SocketAddr) -> io::Result<()> {
     socket.listen(1)
 }
 
-/// A listener that several workers can bind at once: the kernel spreads connections over them.
+/// A listener that several workers can bind at once: the kernel spreads connections over them. They have the options of
+/// [`set_options`] from it.
 ///
 /// # Errors
 /// What the system says, such as [`io::ErrorKind::AddrNotAvailable`].
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::from_std(bind(address)?)
+pub(crate) fn listen(address: SocketAddr, peer: Peer) -> io::Result<TcpListener> {
+    TcpListener::from_std(bind(address, peer)?)
 }
 
 /// As [`listen`], for another thread's runtime.
 ///
 /// # Errors
 /// As [`listen`].
-pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub(crate) fn bind(address: SocketAddr, peer: Peer) -> io::Result<std::net::TcpListener> {
     let socket = unbound(address)?;
     socket.set_reuse_port(true)?;
+    set_options(SockRef::from(&socket), peer)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -157,26 +179,30 @@ pub(crate) fn is_unavailable(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
 }
 
-/// Sets what every connection gets: no delay, and notice of a peer that has vanished while nothing is sent.
+/// Sets what every connection gets before it is there, or its listener for it: no delay, notice of a peer that has
+/// vanished while nothing is sent, and bounds of what the kernel holds.
 ///
 /// No TCP_USER_TIMEOUT: to the kernel a peer that answers probes of its shut window is as bad as one that answers
 /// nothing, and a client of a database may leave rows unread for as long as it likes. HTTP sets its own
 /// ([`crate::copy::Connection::wait_for_reader`]).
-///
-/// # Errors
-/// What the system says; the connection has then been closed already, as a rule.
-pub(crate) fn set_options(stream: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(stream);
+fn set_options(socket: SockRef<'_>, peer: Peer) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES),
-    )
+    )?;
+    if peer != Peer::Proxy {
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    }
+    if peer == Peer::HttpServer {
+        socket.set_recv_buffer_size(UNREAD_BYTES)?;
+    }
+    Ok(())
 }
 
-/// Connects within `timeout`, from `source` when one is given, and sets the options of [`set_options`].
+/// Connects within `timeout`, from `source` when one is given, with the options of [`set_options`].
 ///
 /// A connection from a given source takes one of that address's ephemeral ports whatever its destination (Linux
 /// binds before it knows the destination), so leave `source` out where the kernel's own choice will do.
@@ -187,24 +213,24 @@ pub(crate) async fn connect(
     address: SocketAddr,
     timeout: Duration,
     source: Option<IpAddr>,
+    peer: Peer,
 ) -> io::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
+    set_options(SockRef::from(&socket), peer)?;
     if let Some(source) = source {
         socket.bind(SocketAddr::new(source, 0))?;
     }
-    let stream = tokio::time::timeout(timeout, socket.connect(address))
+    tokio::time::timeout(timeout, socket.connect(address))
         .await
         .map_err(|_| {
             io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("no answer within {timeout:?}"),
             )
-        })??;
-    set_options(&stream)?;
-    Ok(stream)
+        })?
 }
 
 /// Raises this process's limit of open files to `wanted`, or as far as the hard limit lets it.
@@ -256,51 +282,60 @@ mod tests {
 
     #[tokio::test]
     async fn two_workers_share_one_port() {
-        let first = listen(address("127.0.0.1:0")).unwrap();
-        let second = listen(first.local_addr().unwrap()).unwrap();
+        let first = listen(address("127.0.0.1:0"), Peer::Any).unwrap();
+        let second = listen(first.local_addr().unwrap(), Peer::Any).unwrap();
         assert_eq!(first.local_addr().unwrap(), second.local_addr().unwrap());
     }
 
     #[tokio::test]
     async fn a_port_that_another_proxy_listens_on_is_not_free() {
-        let other = listen(address("127.0.0.1:0")).unwrap();
+        let other = listen(address("127.0.0.1:0"), Peer::Any).unwrap();
         let taken = other.local_addr().unwrap();
         let error = check_free(taken).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(other);
         check_free(taken).unwrap();
-        listen(taken).unwrap();
+        listen(taken, Peer::Any).unwrap();
     }
 
     #[tokio::test]
     async fn ipv4_and_ipv6_wildcards_share_one_port() {
-        let four = listen(address("0.0.0.0:0")).unwrap();
+        let four = listen(address("0.0.0.0:0"), Peer::Any).unwrap();
         let port = four.local_addr().unwrap().port();
-        listen(SocketAddr::new("::".parse().unwrap(), port)).unwrap();
+        listen(SocketAddr::new("::".parse().unwrap(), port), Peer::Any).unwrap();
     }
 
     #[tokio::test]
     async fn connections_have_the_options_and_the_source_asked_for() {
-        let listener = listen(address("127.0.0.1:0")).unwrap();
-        let source = "127.0.0.77".parse().unwrap();
-        let stream = connect(
-            listener.local_addr().unwrap(),
-            Duration::from_secs(5),
-            Some(source),
-        )
-        .await
-        .unwrap();
-        let (_, peer) = listener.accept().await.unwrap();
-        assert_eq!(peer.ip(), source);
-        let socket = SockRef::from(&stream);
-        assert!(socket.tcp_nodelay().unwrap());
-        assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+        for (peer, unread, unsent) in [
+            (Peer::HttpServer, Some(UNREAD_BYTES), UNSENT_BYTES),
+            (Peer::Any, None, UNSENT_BYTES),
+            (Peer::Proxy, None, 0),
+        ] {
+            let listener = listen(address("127.0.0.1:0"), peer).unwrap();
+            let source = "127.0.0.77".parse().unwrap();
+            let to = listener.local_addr().unwrap();
+            let stream = connect(to, Duration::from_secs(5), Some(source), peer).await;
+            let stream = stream.unwrap();
+            let (accepted, from) = listener.accept().await.unwrap();
+            assert_eq!(from.ip(), source);
+            for socket in [SockRef::from(&stream), SockRef::from(&accepted)] {
+                assert!(socket.tcp_nodelay().unwrap());
+                assert!(socket.keepalive().unwrap());
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+                assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+                assert_eq!(socket.tcp_notsent_lowat().unwrap(), unsent);
+                // The kernel takes twice of it, for its own part.
+                let room = unread.map(|bytes| 2 * bytes);
+                assert!(room.is_none_or(|room| socket.recv_buffer_size().unwrap() == room));
+            }
+        }
     }
 
     #[tokio::test]
     async fn a_connection_that_was_never_redirected_is_refused() {
-        let listener = listen(address("127.0.0.1:0")).unwrap();
+        let listener = listen(address("127.0.0.1:0"), Peer::Any).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();
@@ -314,7 +349,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_fixed_destination_stands_in_for_redirection() {
-        let listener = listen(address("127.0.0.1:0")).unwrap();
+        let listener = listen(address("127.0.0.1:0"), Peer::Any).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    capture::{self, DestinationSource},
+    capture::{self, DestinationSource, Peer},
     config::{Config, ListenAddress},
     copy::Connection,
     gateway::{self, OpenPort},
@@ -67,6 +67,14 @@ impl ListenPlan {
             address: required(address),
             open: Arc::clone(&port.open),
             purpose: Purpose::Gateway(port),
+        }
+    }
+
+    /// Who connects.
+    pub(crate) fn peer(&self) -> Peer {
+        match self.purpose {
+            Purpose::Mesh => Peer::Proxy,
+            Purpose::Outbound(_) | Purpose::Plaintext(_) | Purpose::Gateway(_) => Peer::Any,
         }
     }
 }
@@ -133,9 +141,9 @@ pub(crate) fn check_free(listen: ListenAddress) -> Result<(), ListenError> {
 }
 
 /// Opens a listener; none where the address family is not there and nobody asked for it.
-pub(crate) fn open(listen: ListenAddress) -> Result<Option<TcpListener>, ListenError> {
+pub(crate) fn open(listen: ListenAddress, peer: Peer) -> Result<Option<TcpListener>, ListenError> {
     let ListenAddress { address, required } = listen;
-    match capture::listen(address) {
+    match capture::listen(address, peer) {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if !required && capture::is_unavailable(&error) => Ok(None),
         Err(source) => Err(ListenError { address, source }),
@@ -181,10 +189,6 @@ pub(crate) async fn accept(worker: Rc<Worker>, plan: ListenPlan, listener: TcpLi
             worker.overloaded(plan.purpose.direction());
             continue;
         };
-        if let Err(error) = capture::set_options(&stream) {
-            tracing::debug!(%client, %error, "a connection was closed before it was served");
-            continue;
-        }
         serve(&worker, &plan.purpose, &mesh_port, stream, client, place);
     }
 }

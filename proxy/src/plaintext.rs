@@ -7,7 +7,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use crate::{
-    capture,
+    capture::{self, Peer},
     config::Config,
     copy::Connection,
     errors::{Chain, ErrorCode, ProxyError},
@@ -45,6 +45,8 @@ pub(crate) struct PlaintextClient {
     h1: H1ClientSettings,
     /// Who is at the other end, for messages.
     peer: &'static str,
+    /// What it is to the kernel when it is asked in HTTP.
+    http_server: Peer,
     /// What a failed connection means.
     unreachable: ErrorCode,
 }
@@ -52,15 +54,17 @@ pub(crate) struct PlaintextClient {
 impl PlaintextClient {
     /// Connections to the workload.
     pub(crate) fn to_workload(config: &Config) -> Self {
-        Self::new(config, "The workload", ErrorCode::WorkloadUnavailable)
+        let unreachable = ErrorCode::WorkloadUnavailable;
+        Self::new(config, Peer::HttpServer, "The workload", unreachable)
     }
 
     /// Connections to endpoints that have no sidecar.
     pub(crate) fn to_endpoints(config: &Config) -> Self {
-        Self::new(config, "The endpoint", ErrorCode::ConnectFailed)
+        let unreachable = ErrorCode::ConnectFailed;
+        Self::new(config, Peer::Any, "The endpoint", unreachable)
     }
 
-    fn new(config: &Config, peer: &'static str, unreachable: ErrorCode) -> Self {
+    fn new(config: &Config, http_server: Peer, peer: &'static str, unreachable: ErrorCode) -> Self {
         let limits = PoolLimits {
             idle_timeout: config.traffic.pool_idle_timeout,
             ..PoolLimits::default()
@@ -78,6 +82,7 @@ impl PlaintextClient {
                 reader_timeout: config.limits.patience.reader,
             },
             peer,
+            http_server,
             unreachable,
         }
     }
@@ -147,7 +152,8 @@ impl PlaintextClient {
         request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         let connect = || async {
-            let stream = capture::connect(address, self.connect_timeout, None).await?;
+            let peer = self.http_server;
+            let stream = capture::connect(address, self.connect_timeout, None, peer).await?;
             notice_vanished(&stream);
             Ok(stream)
         };
@@ -173,7 +179,11 @@ impl PlaintextClient {
 
     /// Opens a connection of its own for opaque bytes.
     pub(crate) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, ProxyError> {
-        capture::connect(address, self.connect_timeout, None)
+        self.connect_to(address, Peer::Any).await
+    }
+
+    async fn connect_to(&self, address: SocketAddr, peer: Peer) -> Result<TcpStream, ProxyError> {
+        capture::connect(address, self.connect_timeout, None, peer)
             .await
             .map_err(|error| self.unreachable(address, error))
     }
@@ -186,7 +196,7 @@ impl PlaintextClient {
     }
 
     async fn connect_http1(&self, address: SocketAddr) -> Result<H1Connection, ProxyError> {
-        let stream = self.connect(address).await?;
+        let stream = self.connect_to(address, self.http_server).await?;
         let connection = self.http1_over(stream).await;
         connection.map_err(|error| self.unreachable(address, error))
     }

@@ -20,7 +20,8 @@ use tokio::{
 
 use crate::{
     admin::{self, Admin, Component, Readiness},
-    airflow, capture,
+    airflow,
+    capture::{self, Peer},
     command::{Beside, End, Neighbours, Supervisor, run_beside},
     config::{self, Config, TrafficConfig},
     control::{self, Control},
@@ -376,7 +377,7 @@ fn start_admin(
     let mut serving = JoinSet::new();
     for address in &config.listeners.admin {
         listen::check_free(*address)?;
-        if let Some(listener) = listen::open(*address)? {
+        if let Some(listener) = listen::open(*address, Peer::Any)? {
             serving.spawn(admin::serve(listener, Arc::clone(&admin)));
         }
     }
@@ -507,7 +508,7 @@ impl WorkerThread {
 
     fn listen(&self, worker: &Rc<Worker>) -> Result<(), ListenError> {
         for plan in &self.plans {
-            if let Some(listener) = listen::open(plan.address)? {
+            if let Some(listener) = listen::open(plan.address, plan.peer())? {
                 tokio::task::spawn_local(listen::accept(Rc::clone(worker), plan.clone(), listener));
             }
         }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::error::ControlError;
-use crate::capture;
+use crate::capture::{self, Peer};
 use crate::config::ControlPlaneAddress;
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ async fn connect_tcp(address: &ControlPlaneAddress) -> Result<TcpStream, Control
         .collect();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for socket_address in resolved {
-        match capture::connect(socket_address, CONNECT_TIMEOUT, None).await {
+        match capture::connect(socket_address, CONNECT_TIMEOUT, None, Peer::Any).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     admin::{Component, Readiness},
-    capture,
+    capture::{self, Peer},
     config::{GatewayListenConfig, ListenAddress},
     errors::Chain,
     retry::RetryPolicy,
@@ -341,7 +341,7 @@ impl Keeper {
                 result => result?,
             }
             for of_worker in &mut sockets {
-                of_worker.push(capture::bind(address)?);
+                of_worker.push(capture::bind(address, Peer::Any)?);
             }
         }
         Ok(sockets)

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::settings::{CheckKind, CheckSettings, ExpectedBody};
 use crate::balance::{EndpointDesc, MeshTarget};
-use crate::capture;
+use crate::capture::{self, Peer};
 use crate::config::Config;
 use crate::control::{Control, MeshIdentity};
 use crate::copy::{self, Connection, Progress};
@@ -234,7 +234,7 @@ fn tunnel_failed(error: &TunnelError) -> Finding {
 }
 
 async fn plain(address: SocketAddr) -> Result<tokio::net::TcpStream, Finding> {
-    let connected = capture::connect(address, NEVER, None).await;
+    let connected = capture::connect(address, NEVER, None, Peer::Any).await;
     connected.map_err(|error| no_answer(&error))
 }
 

@@ -33,9 +33,9 @@ fn cleaned(
 
 #[tokio::test]
 async fn a_silent_server_has_vanished_when_several_probes_are_lost_and_not_one() {
-    let listener = crate::capture::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = capture::listen(([127, 0, 0, 1], 0).into(), Peer::Any).unwrap();
     let address = listener.local_addr().unwrap();
-    let stream = capture::connect(address, Duration::from_secs(5), None)
+    let stream = capture::connect(address, Duration::from_secs(5), None, Peer::Any)
         .await
         .unwrap();
     notice_vanished(&stream);

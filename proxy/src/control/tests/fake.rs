@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(super) use super::fake_authority::Authority;
 use super::fake_io::{Caller, TlsIo};
+use crate::capture;
 use crate::control::clock::Simulated;
 use crate::control::network::{Io, Memory};
 
@@ -209,7 +210,8 @@ impl Fake {
             }
             FakeNetwork::Tcp => {
                 let address = self.url.strip_prefix("https://").unwrap_or("127.0.0.1:0");
-                let listener = crate::capture::listen(address.parse().unwrap()).unwrap();
+                let listener =
+                    capture::listen(address.parse().unwrap(), capture::Peer::Any).unwrap();
                 self.url = format!("https://{}", listener.local_addr().unwrap());
                 let (sender, connections) = mpsc::unbounded_channel::<Box<dyn Io>>();
                 self.running.spawn(async move {
