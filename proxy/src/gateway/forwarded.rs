@@ -13,11 +13,13 @@ const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Headers in which other proxies say the same, and which a server may believe.
-const REMOVED: [HeaderName; 6] = [
+const REMOVED: [HeaderName; 8] = [
     HeaderName::from_static("x-real-ip"),
     HeaderName::from_static("x-forwarded-port"),
     HeaderName::from_static("x-forwarded-prefix"),
     HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-forwarded-ssl"),
+    HeaderName::from_static("x-forwarded-protocol"),
     HeaderName::from_static("true-client-ip"),
     HeaderName::from_static("x-envoy-external-address"),
 ];
@@ -46,6 +48,7 @@ pub(crate) fn apply(
     for name in &REMOVED {
         headers.remove(name);
     }
+    remove_disguised(headers);
     let is_trusted = |address: IpAddr| trusted.iter().any(|block| block.contains(address));
     let hops = if is_trusted(peer) {
         hops(headers)
@@ -85,6 +88,23 @@ pub(crate) fn apply(
     Client {
         address,
         tls: client_tls,
+    }
+}
+
+/// Removes what is one of these headers to servers that read `_` as `-`, as those behind CGI and WSGI do.
+fn remove_disguised(headers: &mut HeaderMap) {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    let disguises = |name: &HeaderName| {
+        let says = |said: &HeaderName| name.as_str().bytes().map(plain).eq(said.as_str().bytes());
+        name.as_str().contains('_') && [FOR, PROTO, HOST].iter().chain(&REMOVED).any(says)
+    };
+    let disguised: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| disguises(name))
+        .cloned()
+        .collect();
+    for name in disguised {
+        headers.remove(name);
     }
 }
 
@@ -194,6 +214,10 @@ mod tests {
             ("x-forwarded-host", "evil.example"),
             ("forwarded", "for=1.1.1.1;proto=https"),
             ("x-real-ip", "1.1.1.1"),
+            ("x-forwarded-ssl", "on"),
+            ("x_forwarded_for", "1.1.1.1"),
+            ("x-forwarded_proto", "https"),
+            ("x_real-ip", "1.1.1.1"),
         ];
         for claims in [&claims[..], &[]] {
             let (headers, client) = applied(claims, "192.0.2.7:4000", false, &["10.0.0.0/8"]);

@@ -190,6 +190,8 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<(Said, usize)>, HeaderError> {
     let Some(family) = bytes.get(13).copied() else {
         return Ok(None);
     };
+    // A UNIX socket's address or a datagram's says nothing of a client that a server could use.
+    let own = own || matches!(family, 0x12 | 0x22 | 0x31 | 0x32);
     if !own && !matches!(family, 0x00 | 0x11 | 0x21) {
         return Err(HeaderError::Protocol);
     }

@@ -48,6 +48,11 @@ fn valid() -> Vec<(Vec<u8>, Said)> {
         (v2(0x20, 0x00, &[]), Said::Own),
         (v2(0x20, 0x11, &four), Said::Own),
         (v2(0x21, 0x00, &[1, 2, 3]), Said::Own),
+        // Datagrams, and UNIX sockets.
+        (v2(0x21, 0x12, &[0; 12]), Said::Own),
+        (v2(0x21, 0x22, &[0; 36]), Said::Own),
+        (v2(0x21, 0x31, &[0; 216]), Said::Own),
+        (v2(0x21, 0x32, &[0; 216]), Said::Own),
     ]
 }
 
@@ -76,8 +81,8 @@ fn what_is_no_header_is_refused() {
         (b"PROXY TCP4 1.2.3.4\0".to_vec(), HeaderError::Line),
         (v2(0x11, 0x11, &[0; 12]), HeaderError::Version),
         (v2(0x22, 0x11, &[0; 12]), HeaderError::Version),
-        (v2(0x21, 0x12, &[0; 12]), HeaderError::Protocol),
-        (v2(0x21, 0x31, &[0; 216]), HeaderError::Protocol),
+        (v2(0x21, 0x13, &[0; 12]), HeaderError::Protocol),
+        (v2(0x21, 0x41, &[0; 216]), HeaderError::Protocol),
         (v2(0x21, 0x11, &[0; 11]), HeaderError::Length),
         (v2(0x21, 0x21, &[0; 12]), HeaderError::Length),
         // Extensions that end in the middle.

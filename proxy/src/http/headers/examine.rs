@@ -417,7 +417,7 @@ fn is_harmless_option(option: &[u8]) -> bool {
 }
 
 /// Fields that a sender must not name in `connection` (RFC 9110, section 7.6.1): without them the message means
-/// something else.
+/// something else, or a client could have what a proxy says of it taken out again on the way.
 fn is_essential(name: &HeaderName) -> bool {
     name == HOST
         || name == CONTENT_LENGTH
@@ -425,6 +425,10 @@ fn is_essential(name: &HeaderName) -> bool {
         || name == http::header::CONTENT_TYPE
         || name == http::header::AUTHORIZATION
         || name == http::header::COOKIE
+        || name == http::header::FORWARDED
+        || name.as_str().starts_with("x-forwarded-")
+        || name == "traceparent"
+        || name == "tracestate"
 }
 
 fn keep_te_trailers(headers: &mut HeaderMap) {

@@ -97,6 +97,22 @@ fn fields_of_one_connection_do_not_pass() {
             &[("host", "a"), ("te", "trailers")],
         ),
         (&[("host", "a"), ("te", "gzip")], &[("host", "a")]),
+        // What a proxy says of the client, which could take it out.
+        (
+            &[
+                ("host", "a"),
+                ("connection", "forwarded, x-forwarded-for, traceparent"),
+                ("forwarded", "for=192.0.2.7"),
+                ("x-forwarded-for", "192.0.2.7"),
+                ("traceparent", "00-1-1-00"),
+            ],
+            &[
+                ("forwarded", "for=192.0.2.7"),
+                ("host", "a"),
+                ("traceparent", "00-1-1-00"),
+                ("x-forwarded-for", "192.0.2.7"),
+            ],
+        ),
         (
             &[
                 ("host", "a"),
