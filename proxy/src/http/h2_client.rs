@@ -14,8 +14,8 @@ use super::expect::{Waiting, expects_continue};
 use super::interim;
 use super::send_body::{SendBodyError, send_body};
 use super::{
-    CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, REMEMBERED_FOR, REMEMBERED_STREAMS,
-    STREAM_WINDOW_BYTES,
+    CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, MAX_HEADER_BYTES, REMEMBERED_FOR,
+    REMEMBERED_STREAMS, STREAM_WINDOW_BYTES,
 };
 
 /// A request over HTTP/2 that failed before its response's head was there.
@@ -179,6 +179,7 @@ pub(crate) fn client_builder() -> h2::client::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(MAX_HEADER_BYTES as u32)
         .max_send_buffer_size(STREAM_WINDOW_BYTES as usize)
+        .data_frame_budget(DATA_FRAME_BUDGET_BYTES)
         .max_concurrent_reset_streams(REMEMBERED_STREAMS)
         .reset_stream_duration(REMEMBERED_FOR);
     builder

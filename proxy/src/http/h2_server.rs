@@ -20,8 +20,8 @@ use super::idle::Idle;
 use super::interim;
 use super::send_body::{SendBodyError, send_body};
 use super::{
-    CONNECTION_WINDOW_BYTES, MAX_HEADER_BYTES, REMEMBERED_FOR, REMEMBERED_STREAMS, Refusals,
-    STREAM_WINDOW_BYTES, WatchedIo, hard_header_bound,
+    CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, MAX_HEADER_BYTES, REMEMBERED_FOR,
+    REMEMBERED_STREAMS, Refusals, STREAM_WINDOW_BYTES, WatchedIo, hard_header_bound,
 };
 use crate::copy::Connection;
 
@@ -94,6 +94,7 @@ where
         .max_concurrent_streams(settings.max_concurrent_streams)
         .max_header_list_size(hard_header_bound(settings.max_header_bytes))
         .max_send_buffer_size(STREAM_WINDOW_BYTES as usize)
+        .data_frame_budget(DATA_FRAME_BUDGET_BYTES)
         .max_concurrent_reset_streams(REMEMBERED_STREAMS)
         .reset_stream_duration(REMEMBERED_FOR);
     io.wait_for_reader(Some(settings.reader_timeout));

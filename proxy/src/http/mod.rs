@@ -44,6 +44,9 @@ pub(crate) use watched_body::{BodyEnd, BodyWatcher};
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The window of a whole HTTP/2 connection, which never binds: a few stalled streams would hold up all others.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// How much framing overhead of small unread DATA frames an HTTP/2 connection may hold; h2's default follows the connection
+/// window, which bounds nothing.
+pub(crate) const DATA_FRAME_BUDGET_BYTES: usize = 64 * 1024 * 1024;
 /// Streams of an HTTP/2 connection that we have reset and remember, as many as it can have, and for how long. What the peer
 /// still had under way for them is passed over; for a stream that is forgotten it would be the peer's error, and a hundred
 /// readers who give up together would end the connection for all others.

@@ -5,12 +5,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
 use http_body::Frame;
 
 use super::body::{Body, BodyError};
 use super::stall::{Bound, Stall};
+
+/// Pieces up to this that are there at once go out as one: each frame that its reader leaves unread costs the peer a few
+/// hundred bytes, of which it holds so many for a whole connection before it ends that for all.
+const SMALL_BYTES: usize = 1024;
+/// Most that is joined so.
+const JOINED_BYTES: usize = 16 * 1024;
 
 /// Why a body could not be sent to its end. The stream has been reset.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +38,7 @@ pub(crate) enum SendBodyError {
 /// Sends `body` with its trailers and the end of the stream, and gives back how many bytes of data it was. The peer may
 /// take nothing of it for `reader_timeout`.
 ///
-/// Waits for the peer's window before each piece, so at most one frame of the source is held. END_STREAM goes
+/// Waits for the peer's window before each piece, so at most one frame of the source is held, or some small ones. END_STREAM goes
 /// out with the last DATA frame wherever the end is known by then. When the source fails the stream is
 /// reset; when the future is dropped h2 resets it with CANCEL.
 pub(crate) async fn send_body(
@@ -83,13 +89,8 @@ async fn pump(
                 return Ok(sent);
             }
         };
+        let (data, following) = join_small(data, body).await?;
         sent += data.len() as u64;
-        // What is there already decides whether this is the last frame; nothing is waited for.
-        let following = if http_body::Body::is_end_stream(body) {
-            Following::End
-        } else {
-            poll_fn(|cx| Poll::Ready(poll_following(body, cx))).await?
-        };
         let last = matches!(following, Following::End);
         if !data.is_empty() || last {
             send_data(data, last, stream, stall).await?;
@@ -106,6 +107,35 @@ enum Following {
     End,
     Frame(Frame<Bytes>),
     NotYet,
+}
+
+/// Joins small pieces as far as they are there already, and gives back what follows: that decides whether this is the last
+/// frame. Nothing is waited for.
+async fn join_small(data: Bytes, body: &mut Body) -> Result<(Bytes, Following), BodyError> {
+    let mut joined = BytesMut::new();
+    loop {
+        let following = if http_body::Body::is_end_stream(body) {
+            Following::End
+        } else {
+            poll_fn(|cx| Poll::Ready(poll_following(body, cx))).await?
+        };
+        let length = data.len().max(joined.len());
+        match &following {
+            Following::Frame(frame)
+                if data.len() <= SMALL_BYTES
+                    && let Some(next) = frame.data_ref()
+                    && next.len() <= SMALL_BYTES
+                    && length + next.len() <= JOINED_BYTES =>
+            {
+                if joined.is_empty() {
+                    joined.extend_from_slice(&data);
+                }
+                joined.extend_from_slice(next);
+            }
+            _ if joined.is_empty() => return Ok((data, following)),
+            _ => return Ok((joined.freeze(), following)),
+        }
+    }
 }
 
 fn poll_following(body: &mut Body, cx: &mut Context<'_>) -> Result<Following, BodyError> {

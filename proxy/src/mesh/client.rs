@@ -27,7 +27,7 @@ use super::read_ahead::ReadAhead;
 use super::vouching::Shown;
 use super::{Wire, socket};
 use crate::control::MeshIdentity;
-use crate::http::{REMEMBERED_FOR, REMEMBERED_STREAMS};
+use crate::http::{DATA_FRAME_BUDGET_BYTES, REMEMBERED_FOR, REMEMBERED_STREAMS};
 
 type Transport = Gather<TlsStream<ReadAhead<TcpStream>>>;
 
@@ -294,7 +294,7 @@ fn builder() -> Builder {
         .max_concurrent_reset_streams(REMEMBERED_STREAMS)
         .reset_stream_duration(REMEMBERED_FOR)
         .max_local_error_reset_streams(Some(super::MAX_STREAM_ERRORS))
-        .data_frame_budget(super::DATA_FRAME_BUDGET_BYTES)
+        .data_frame_budget(DATA_FRAME_BUDGET_BYTES)
         // None until the peer's settings say how many: that they have come shows that it has
         // accepted us.
         .initial_max_send_streams(0)

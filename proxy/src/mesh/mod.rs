@@ -68,10 +68,6 @@ const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
 /// Bytes that one stream may have waiting for the connection before its writer waits.
 const MAX_SEND_BUFFER_BYTES: usize = 128 * 1024;
 
-/// How much framing overhead of small unread DATA frames a connection may hold; `h2`'s default
-/// follows the connection window, which bounds nothing here.
-const DATA_FRAME_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-
 /// Streams that a peer may reset before we accepted them.
 const MAX_RESET_STREAMS: usize = 100;
 

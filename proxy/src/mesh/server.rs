@@ -32,7 +32,10 @@ use super::read_ahead::ReadAhead;
 use super::vouching::Shown;
 use super::{Wire, socket};
 use crate::control::MeshIdentity;
-use crate::http::{REMEMBERED_FOR, REMEMBERED_STREAMS, Refusals, WatchedIo, hard_header_bound};
+use crate::http::{
+    DATA_FRAME_BUDGET_BYTES, REMEMBERED_FOR, REMEMBERED_STREAMS, Refusals, WatchedIo,
+    hard_header_bound,
+};
 
 type Transport = Gather<TlsStream<ReadAhead<TcpStream>>>;
 type Http2 = Connection<WatchedIo<Transport>, Bytes>;
@@ -178,7 +181,7 @@ fn builder(settings: &ServerSettings) -> Builder {
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(super::MAX_RESET_STREAMS)
         .max_local_error_reset_streams(Some(super::MAX_STREAM_ERRORS))
-        .data_frame_budget(super::DATA_FRAME_BUDGET_BYTES);
+        .data_frame_budget(DATA_FRAME_BUDGET_BYTES);
     builder
 }
 

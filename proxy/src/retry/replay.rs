@@ -20,6 +20,11 @@ pub(crate) const MAX_REPLAY_BYTES: usize = 64 * 1024;
 /// which could be a hundred times its size.
 const COPY_BELOW_BYTES: usize = 8 * 1024;
 
+/// The least that pieces have to be on average, beyond the first few: each costs as much again to keep, and a body that comes
+/// byte by byte would hold forty times its size.
+const LEAST_PIECE_BYTES: usize = 128;
+const FEW_PIECES: usize = 16;
+
 /// Keeps what attempts of a request have taken of its body, up to a limit.
 ///
 /// Each attempt reads the body through a [`ReplayBody`]; only the newest one gets anything. Past the limit
@@ -176,6 +181,7 @@ impl Shared {
             return;
         }
         let has_room = self.kept_bytes + data.len() <= self.limit
+            && self.kept.len() < FEW_PIECES + self.limit / LEAST_PIECE_BYTES
             && (self.share.as_mut()).is_none_or(|share| share.take(data.len() as u64));
         if !has_room {
             self.spend();
@@ -365,6 +371,17 @@ mod tests {
         assert!(buffer.is_replayable());
         assert_eq!(collect(buffer.attempt()).await.unwrap(), "hello");
         assert!(!buffer.is_replayable());
+    }
+
+    #[test]
+    fn a_body_that_comes_byte_by_byte_is_not_kept_at_many_times_its_size() {
+        for (pieces, is_kept) in [(500, true), (1000, false)] {
+            let buffer = ReplayBuffer::new(Body::Empty, MAX_REPLAY_BYTES);
+            for _ in 0..pieces {
+                buffer.0.borrow_mut().keep(&Bytes::from_static(b"x"));
+            }
+            assert_eq!(buffer.is_replayable(), is_kept, "{pieces}");
+        }
     }
 
     #[tokio::test]

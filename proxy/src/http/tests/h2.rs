@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
@@ -79,38 +79,93 @@ fn bodies_of_every_size_are_echoed_with_their_length() {
     });
 }
 
+/// The DATA frames in which a body goes out, and whether each ends the stream.
+async fn frames_of(wire: &'static str) -> Vec<(usize, bool)> {
+    let (client, server) = tokio::io::duplex(64 * 1024);
+    let frames = spawn_local(async move {
+        let mut server = h2::server::handshake(server).await.unwrap();
+        let (request, mut respond) = server.accept().await.unwrap().unwrap();
+        spawn_local(async move { while server.accept().await.is_some() {} });
+        let mut body = request.into_body();
+        let mut frames = Vec::new();
+        while let Some(data) = body.data().await {
+            let data = data.unwrap();
+            let _ = body.flow_control().release_capacity(data.len());
+            frames.push((data.len(), body.is_end_stream()));
+        }
+        respond.send_response(Response::new(()), true).unwrap();
+        frames
+    });
+    let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
+    spawn_local(connection);
+    let request = Request::post("http://a/").body(()).unwrap();
+    let (response, mut stream) = sender.send_request(request, false).unwrap();
+    let sent = send_body::send_body(chunked(wire).await, &mut stream, PATIENCE).await;
+    response.await.unwrap();
+    let frames = frames.await.unwrap();
+    let bytes: usize = frames.iter().map(|(bytes, _)| bytes).sum();
+    assert_eq!(sent.unwrap(), bytes as u64);
+    frames
+}
+
 #[test]
 fn a_body_that_ends_without_trailers_ends_with_its_last_data_frame() {
     run(async {
-        let (client, server) = tokio::io::duplex(64 * 1024);
-        let frames = spawn_local(async move {
-            let mut server = h2::server::handshake(server).await.unwrap();
-            let (request, mut respond) = server.accept().await.unwrap().unwrap();
-            spawn_local(async move { while server.accept().await.is_some() {} });
-            let mut body = request.into_body();
-            let mut frames = Vec::new();
-            while let Some(data) = body.data().await {
-                let data = data.unwrap();
-                let _ = body.flow_control().release_capacity(data.len());
-                frames.push((data.len(), body.is_end_stream()));
-            }
-            respond.send_response(Response::new(()), true).unwrap();
-            frames
+        let frames = frames_of("2\r\nok\r\n|3\r\nyes\r\n0\r\n\r\n").await;
+        assert_eq!(frames, [(2, false), (3, true)]);
+    });
+}
+
+#[test]
+fn small_pieces_that_are_there_at_once_go_out_as_one() {
+    run(async {
+        let frames = frames_of("2\r\nok\r\n3\r\nyes\r\n1\r\n.\r\n|0\r\n\r\n").await;
+        assert_eq!(frames, [(6, false), (0, true)]);
+    });
+}
+
+/// A frame as it is on the wire.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    let head = [&length[1..], &[kind, flags][..], &stream.to_be_bytes()].concat();
+    [&head, payload].concat()
+}
+
+#[test]
+fn a_client_whose_tiny_frames_nobody_reads_is_ended_before_they_fill_the_memory() {
+    run(async {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let served = spawn_local(async move {
+            let settings = H2ServerSettings::default();
+            let unread: RefCell<Vec<Body>> = RefCell::default();
+            let service = Rc::new(move |request: Request<Body>| {
+                unread.borrow_mut().push(request.into_body());
+                std::future::pending::<Result<Response<Body>, Infallible>>()
+            });
+            serve_h2(server, service, &settings, std::future::pending(), || {}).await
         });
-        let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
-        spawn_local(connection);
-        let (response, mut stream) = sender
-            .send_request(Request::post("http://a/").body(()).unwrap(), false)
-            .unwrap();
-        let body = chunked("2\r\nok\r\n|3\r\nyes\r\n0\r\n\r\n").await;
-        assert_eq!(
-            send_body::send_body(body, &mut stream, PATIENCE)
-                .await
-                .unwrap(),
-            5
-        );
-        response.await.unwrap();
-        assert_eq!(frames.await.unwrap(), [(2, false), (3, true)]);
+        let settings = frame(4, 0, 0, &[]);
+        let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..]].concat();
+        client.write_all(&begin).await.unwrap();
+        let mut said = Vec::new();
+        // The connection's window, which is opened wide.
+        while !said.windows(5).any(|bytes| bytes == [0, 0, 4, 8, 0]) {
+            client.read_buf(&mut said).await.unwrap();
+        }
+        // POST http://a/, then as many bytes as a stream may send at first.
+        let flood = |stream| {
+            let head = frame(1, 4, stream, b"\x83\x86\x84\x41\x01a");
+            [head, frame(0, 0, stream, b"x").repeat(65_000)].concat()
+        };
+        let mut floods = 0;
+        while client.write_all(&flood(2 * floods + 1)).await.is_ok() {
+            floods += 1;
+            assert!(floods < 20, "all of them are kept");
+        }
+        served.await.unwrap().unwrap_err();
+        client.read_to_end(&mut said).await.unwrap();
+        let calm = [&0xb_u32.to_be_bytes()[..], b"too_many_data_frames"].concat();
+        assert!(said.ends_with(&calm), "{said:?}");
     });
 }
 

@@ -449,7 +449,7 @@ async fn however_many_give_up_what_they_read_the_others_on_the_connection_go_on(
         opening.await.unwrap()
     };
     let mut other = open(2).await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         let (mut readers, read) = (JoinSet::new(), Rc::new(Cell::new(0_usize)));
         for _ in 0..200 {
             let (mut tunnel, read) = (open(1).await, Rc::clone(&read));
@@ -461,7 +461,7 @@ async fn however_many_give_up_what_they_read_the_others_on_the_connection_go_on(
             });
         }
         // More than their windows: it is under way when all are given up.
-        until("much was read", || read.get() > 100 << 20).await;
+        until("much was read", || read.get() > 60 << 20).await;
         readers.shutdown().await;
         let mut back = [0; 4];
         other.write_all(b"ping").await.unwrap();
