@@ -55,19 +55,15 @@ pub(super) enum Event {
 }
 
 impl Call {
-    /// Reads a request that is for `service`; none for another API. `services` are those of the Execution API: where
-    /// none are named, any that a client of Airflow's asks.
-    pub(crate) fn of<B>(
-        request: &Request<B>,
-        service: Option<&str>,
-        services: &[String],
-    ) -> Option<Self> {
-        let is_meant = match services {
-            [] => is_client(request.headers()),
-            named => service.is_some_and(|service| named.iter().any(|name| name == service)),
-        };
+    /// Reads a request of Airflow's client; none of another client, or for another API.
+    pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
         // The common request is none of these, and costs the search for one header.
-        is_meant.then(|| Self::read(request.method(), request.uri().path()))?
+        is_client(request.headers()).then(|| Self::read(request.method(), request.uri().path()))?
+    }
+
+    /// Whether a task begins by it.
+    pub(super) fn begins(&self) -> bool {
+        (self.instance.as_ref()).is_some_and(|instance| instance.event == Event::Run)
     }
 
     /// Reads a method and a path; none for another API.

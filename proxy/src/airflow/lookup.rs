@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     Attributed, Owner, Unknown,
     attempt_log::AttemptLogs,
+    execution_api::Call,
     facts::{Facts, OtherRun},
     finder::{Finder, Found},
     open::{OpenTasks, Place, Reply},
@@ -26,7 +27,10 @@ use super::{
 };
 use crate::{
     admin::Readiness,
-    telemetry::metrics::{Metrics, TaskFact, TaskLookup},
+    telemetry::{
+        logs::Throttle,
+        metrics::{Metrics, TaskFact, TaskLookup},
+    },
     workload_api::{Socket, SocketError},
 };
 
@@ -214,6 +218,23 @@ impl Lookup {
         let has_place = begins || self.reports.capacity() > MAX_REPORTS / 2;
         if !has_place || self.reports.try_send(report).is_err() {
             self.count(TaskFact::Busy);
+        }
+    }
+
+    /// Passes over a request of Airflow's client to a `service` that the configuration does not name as Airflow's.
+    pub(crate) fn pass_over(&self, call: &Call, service: &str) {
+        static OTHER: Throttle = Throttle::new();
+        if !call.begins() {
+            return;
+        }
+        self.count(TaskFact::OtherService);
+        if let Some(suppressed) = OTHER.admit() {
+            tracing::warn!(
+                service,
+                suppressed,
+                "Airflow begins a task by a service that --execution-api-service does not name: what it says of tasks \
+                 does not count, and none gets an identity; name the service if it is Airflow's API server"
+            );
         }
     }
 

@@ -77,8 +77,9 @@ pub(super) struct AirflowSettings {
     #[arg(long, value_name = "SPIFFE-ID", value_delimiter = ',', value_parser = SpiffeIdPattern::parse)]
     pub(super) task_context_from: Vec<SpiffeIdPattern>,
 
-    /// Services of the mesh that are Airflow's Execution API, as NAME.NAMESPACE: whose requests below /execution/ tell of
-    /// tasks. By default any that clients of Airflow's SDK ask; no task gets an identity of its own then.
+    /// Services of the mesh that are Airflow's Execution API, as NAME.NAMESPACE: whose word about tasks counts. By default
+    /// that of any that clients of Airflow's SDK ask; no task gets an identity of its own then. What requests are held is
+    /// not told by it.
     #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
     pub(super) execution_api_service: Vec<String>,
 
@@ -103,7 +104,7 @@ pub(crate) struct AirflowConfig {
     pub lookup_timeout: Duration,
     /// Peers whose word is taken.
     pub context_from: Vec<SpiffeIdPattern>,
-    /// The services of the Execution API; none: whatever Airflow's clients ask.
+    /// The services whose word about tasks counts; none: of whatever Airflow's clients ask.
     pub execution_api: Vec<String>,
     /// Connections are refused of which it is not sure which task they belong to, where tasks have identities.
     pub refuse_unproven: bool,

@@ -117,7 +117,7 @@ impl GatewayHttp {
         let port = inner.port.current();
         let host = host.as_ref().and_then(|host| host.to_str().ok());
         let listener = inner.listener(&port, host.unwrap_or_default());
-        let is_for_airflow = ExecutionCall::of(&request, None, &[]).is_some();
+        let is_for_airflow = ExecutionCall::of(&request).is_some();
         let result = inner.forward(&origin, &exchange, front, listener, request);
         let mut result = result.await;
         if is_for_airflow {

@@ -67,7 +67,11 @@ impl OutboundHttp {
     /// Answers a request that is refused before its destination is known.
     pub(crate) fn refuse(&self, mut request: Request<Body>, error: ProxyError) -> Response<Body> {
         let active = self.worker.drain.active();
-        Exchange::begin(&self.origin, &mut request, active).end(Err(error))
+        let exchange = Exchange::begin(&self.origin, &mut request, active);
+        exchange.end(match ExecutionCall::of(&request) {
+            Some(_) => outage::tell(Err(error)),
+            None => Err(error),
+        })
     }
 
     /// Answers one request that is for `destination`.
@@ -77,17 +81,35 @@ impl OutboundHttp {
         mut request: Request<Body>,
     ) -> Response<Body> {
         let exchange = Exchange::begin(&self.origin, &mut request, self.worker.drain.active());
-        let result = self.forward(&exchange, &destination, request).await;
+        let Some(call) = ExecutionCall::of(&request) else {
+            let result = self.forward(&exchange, &destination, None, request).await;
+            return exchange.end(result);
+        };
+        let until = self.worker.held_until(&exchange);
+        let call = Some((&call, until));
+        let result = self.forward(&exchange, &destination, call, request).await;
+        let mut result = outage::tell(result);
+        if let Some(until) = until {
+            result = self.worker.kept_back.until(until, result).await;
+        }
+        if let Ok(response) = &result
+            && !response.status().is_server_error()
+        {
+            exchange.note_if_saved();
+        }
         exchange.end(result)
     }
 
+    /// Sends a request. Of one to Airflow's Execution API it is said until when it is held, if it is.
     async fn forward(
         &self,
         exchange: &Rc<Exchange>,
         destination: &Destination,
+        call: Option<(&ExecutionCall, Option<Instant>)>,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
-        let waits_until = self.worker.waits_until(exchange, &request);
+        let waits_until = call.and_then(|(_, until)| until);
+        let call = call.map(|(call, _)| call);
         let overload = &self.worker.overload;
         exchange.keep_admission(match waits_until {
             Some(until) => overload.admit_by(until).await?,
@@ -110,24 +132,10 @@ impl OutboundHttp {
             Resolved::Service(service) => Some(&**service.name()),
             Resolved::Outside => None,
         };
-        let call = self.worker.execution_api_call(service, &request);
-        let Some(call) = call else {
-            return self
-                .send(exchange, destination, resolved, None, request)
-                .await;
-        };
-        let overheard = self.worker.overhear(&call, exchange, &mut request);
-        let result = self
-            .send(exchange, destination, resolved, Some(&call), request)
-            .await;
-        let mut result = outage::tell(result);
-        if let Some(until) = self.worker.held_until(exchange) {
-            result = self.worker.kept_back.until(until, result).await;
-        }
-        let response = result?;
-        if !response.status().is_server_error() {
-            exchange.note_if_saved();
-        }
+        let overheard =
+            call.and_then(|call| (self.worker).overhear(call, service, exchange, &mut request));
+        let sent = self.send(exchange, destination, resolved, call, request);
+        let response = sent.await?;
         Ok(match overheard {
             Some(overheard) => overheard.answered(response, self.worker.answered_by(exchange)),
             None => response,

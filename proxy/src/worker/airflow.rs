@@ -24,40 +24,29 @@ impl Worker {
         }
     }
 
-    /// What a request asks of Airflow's Execution API, if `service`, the service that it is for, is that.
-    pub(crate) fn execution_api_call(
-        &self,
-        service: Option<&str>,
-        request: &Request<Body>,
-    ) -> Option<ExecutionCall> {
-        ExecutionCall::of(request, service, &self.config.airflow.execution_api)
-    }
-
-    /// Until when a request waits for what this proxy has not yet or cannot do just now, if its client is Airflow's, whose
-    /// tasks a hang harms less than a failure.
-    pub(crate) fn waits_until(
-        &self,
-        exchange: &Exchange,
-        request: &Request<Body>,
-    ) -> Option<Instant> {
-        ExecutionCall::of(request, None, &[])?;
-        self.held_until(exchange)
-    }
-
     /// Until when a request to the Execution API is held that cannot be answered; none where none is.
     pub(crate) fn held_until(&self, exchange: &Exchange) -> Option<Instant> {
         let hold = self.config.airflow.hold;
         (!hold.is_zero()).then(|| exchange.started() + hold)
     }
 
-    /// Listens to what a request to the Execution API says of a task, where somebody wants to know.
+    /// Listens to what a request to the Execution API says of a task, where somebody wants to know. `service` is the one
+    /// that it is for.
     pub(crate) fn overhear(
         &self,
         call: &ExecutionCall,
+        service: Option<&str>,
         exchange: &Exchange,
         request: &mut Request<Body>,
     ) -> Option<Overheard> {
         let tasks = self.tasks.as_ref()?;
+        let named = &self.config.airflow.execution_api;
+        let is_named = |service| named.iter().any(|name| name == service);
+        if !named.is_empty() && !service.is_some_and(is_named) {
+            let service = service.unwrap_or("a service outside the mesh");
+            tasks.pass_over(call, service);
+            return None;
+        }
         let wants_token = self.task_terms().is_some_and(|terms| terms.needs_token);
         let parent = exchange.received_parent();
         Overheard::begin(tasks, call, request, parent, wants_token)
@@ -65,7 +54,7 @@ impl Worker {
 
     /// Where the answer to a request to the Execution API came from.
     pub(crate) fn answered_by(&self, exchange: &Exchange) -> Answered {
-        // Which service answers is compared where the call is recognized.
+        // Which service answers is compared where it is listened to.
         Answered {
             by_airflow: self.task_terms().is_some() && exchange.went_by_mesh(),
             task: exchange.task(),

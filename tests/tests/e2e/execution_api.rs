@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 use sidewind_tests::mesh::{Mesh, Workload};
 use sidewind_tests::process::Process;
+use sidewind_tests::wait::PATIENCE;
 use sidewind_tests::workloads;
 
 use crate::support::{API, TASK_ID};
@@ -28,6 +29,10 @@ struct Stage {
 impl Stage {
     /// A worker, a service that believes it, and Airflow's API server, each with its sidecar.
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(flags: &[(&str, &str)]) -> Self {
         let mut mesh = Mesh::plan().start();
         let api = mesh
             .workload("data", "orders-api")
@@ -45,15 +50,17 @@ impl Stage {
         let folder = mesh
             .scratch
             .directory("logs", Some(sidewind_tests::mesh::WORKLOAD_UID));
-        let worker = mesh
+        let mut worker = mesh
             .workload("airflow", "task")
             .capabilities(&LOOKING)
             .flag("--task-lookup", "processes")
             .flag("--task-lookup-timeout", "1s")
-            .flag("--task-log-folder", folder.to_string_lossy())
-            .start();
+            .flag("--task-log-folder", folder.to_string_lossy());
+        for (flag, value) in flags {
+            worker = worker.flag(flag, *value);
+        }
         Self {
-            worker,
+            worker: worker.start(),
             api,
             api_server,
             _servers: servers,
@@ -229,4 +236,18 @@ fn a_task_that_renames_its_log_or_leaves_its_parents_is_taken_for_no_other_task(
     let metrics = stage.worker.sidecar.metrics();
     let found = |result| metrics.sum("sidewind_task_lookups_total", &[("result", result)]);
     assert!(found("contradicted") >= 1.0 && found("stray") >= 1.0);
+}
+
+#[test]
+fn what_a_service_says_that_is_not_named_as_airflows_does_not_count_and_the_log_says_so() {
+    let mut stage = Stage::with(&[("--execution-api-service", "api-server.elsewhere")]);
+    let got = stage.run(&[format!("dag/python/run/{API}/echo")]);
+    let called = &got["dag"];
+    assert_eq!(header(called, "x-airflow-dag-id"), Some("dag"), "{called}");
+    assert_eq!(header(called, "x-airflow-triggered-by"), None, "{called}");
+    assert_eq!(stage.facts("other-service"), 1.0);
+    assert_eq!(stage.facts("learned"), 0.0);
+    let process = stage.worker.sidecar.process();
+    let line = process.wait_for_log("--execution-api-service", PATIENCE);
+    assert!(line.contains("airflow-api-server.airflow"), "{line}");
 }

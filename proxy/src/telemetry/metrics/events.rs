@@ -261,6 +261,8 @@ words! {
         Unproven = "unproven",
         /// No process said it that supervises a task.
         Unsupervised = "unsupervised",
+        /// A service said it that is not named as Airflow's.
+        OtherService = "other-service",
     }
 }
 
