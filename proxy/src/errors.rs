@@ -9,7 +9,7 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 /// The response header that carries the [`ErrorCode`] of a response that the proxy made itself.
@@ -192,6 +192,8 @@ pub(crate) struct ProxyError {
     message: Box<str>,
     /// Another than its code's.
     status: Option<StatusCode>,
+    /// Its text is said in JSON.
+    in_json: bool,
     retry_after: Option<Duration>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -207,6 +209,7 @@ impl ProxyError {
             code,
             message: clean.0.into_boxed_str(),
             status: None,
+            in_json: false,
             retry_after: None,
             source: None,
         }
@@ -236,6 +239,12 @@ impl ProxyError {
         self
     }
 
+    /// Answers an HTTP client in JSON, see [`say_in_json`].
+    pub(crate) fn in_json(mut self) -> Self {
+        self.in_json = true;
+        self
+    }
+
     /// Adds a `retry-after`, rounded up to whole seconds.
     pub(crate) fn with_retry_after(mut self, retry_after: Duration) -> Self {
         self.retry_after = Some(retry_after);
@@ -262,7 +271,7 @@ impl ProxyError {
         Chain(self)
     }
 
-    /// The response to the client: plain text, or for a gRPC client a trailers-only response.
+    /// The response to the client: plain text or JSON, or for a gRPC client a trailers-only response.
     pub(crate) fn into_response<B: From<Bytes>>(self, grpc: bool) -> Response<B> {
         let mut response = if grpc {
             self.grpc_response()
@@ -289,6 +298,9 @@ impl ProxyError {
             HeaderValue::from_static("text/plain; charset=utf-8"),
         );
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        if self.in_json {
+            say_in_json(&mut response, &self.message);
+        }
         response
     }
 
@@ -320,6 +332,18 @@ impl StdError for ProxyError {
             .as_deref()
             .map(|source| source as &(dyn StdError + 'static))
     }
+}
+
+/// Has a response that a proxy has made say `detail` in the form in which Airflow's API servers refuse: an object with
+/// that member, and a content type that is `application/json` to the letter, without which Airflow's client takes no
+/// status for what it means.
+pub(crate) fn say_in_json<B: From<Bytes>>(response: &mut Response<B>, detail: &str) {
+    let body = Bytes::from(serde_json::json!({ "detail": detail }).to_string());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.remove(CONTENT_ENCODING);
+    *response.body_mut() = B::from(body);
 }
 
 /// The answer, as the bytes of HTTP/1.1, to a client that sent what cannot be read as a request. `refusal` is the

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::execution_api::Call;
 use crate::{
-    errors::ProxyError,
+    errors::{ErrorCode, ProxyError, say_in_json},
     http::{Body, headers::SIDEWIND_ERROR},
     retry::{HoldLimits, RetryPolicy},
 };
@@ -74,22 +74,27 @@ impl Call {
     }
 }
 
-/// What the client is told where a proxy of the mesh has refused its request. Airflow takes 404 for a variable that does
-/// not exist and, at once, any other status below 500 for one that cannot be had; for both it goes on with the default
-/// that the DAG gives. It tries again after a status from 500 on, and takes 403 for what it is.
+/// What Airflow's client is told where a proxy of the mesh has answered in place of the API server. It takes 404 for a
+/// variable that does not exist, and nearly every other status that is not explained in JSON for one that cannot be had
+/// just now; for both it goes on with the default that the DAG gives. It tries again after a status from 500 on, and takes
+/// 403 for what it is, but only in JSON.
 pub(crate) fn tell(
     result: Result<Response<Body>, ProxyError>,
 ) -> Result<Response<Body>, ProxyError> {
     match result {
-        Err(error) => match told(error.code().http_status()) {
-            Some(status) => Err(error.with_status(status)),
-            None => Err(error),
-        },
+        Err(error) => {
+            let status = told(error.status());
+            Err(error.with_status(status).in_json())
+        }
         Ok(mut response) => {
-            if response.headers().contains_key(SIDEWIND_ERROR)
-                && let Some(status) = told(response.status())
-            {
-                *response.status_mut() = status;
+            if let Some(said) = response.headers().get(SIDEWIND_ERROR) {
+                let said = said.to_str().unwrap_or_default();
+                let detail = match ErrorCode::from_name(said) {
+                    Some(code) => code.doc(),
+                    None => "A proxy of the mesh has answered in place of the API server.",
+                };
+                say_in_json(&mut response, detail);
+                *response.status_mut() = told(response.status());
             }
             Ok(response)
         }
@@ -172,22 +177,18 @@ async fn without_its_server(response: Response<Body>, until: Instant) -> Respons
     Response::from_parts(head, body)
 }
 
-/// What is said in place of a refusal of the mesh's own; none where it can be said as it is.
-fn told(status: StatusCode) -> Option<StatusCode> {
-    match status {
-        StatusCode::FORBIDDEN => None,
-        StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::MISDIRECTED_REQUEST
-        | StatusCode::REQUEST_TIMEOUT => Some(StatusCode::SERVICE_UNAVAILABLE),
-        refusal if refusal.is_client_error() => Some(StatusCode::FORBIDDEN),
-        _ => None,
+/// The status that says to Airflow's client what one of the mesh's own means: that another try may help, or that none does.
+fn told(status: StatusCode) -> StatusCode {
+    match status.as_u16() {
+        408 | 421 | 429 => StatusCode::SERVICE_UNAVAILABLE,
+        502..=504 => status,
+        _ => StatusCode::FORBIDDEN,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::errors::ErrorCode;
 
     fn call(method: &Method, path: &str) -> Call {
         Call::read(method, path).unwrap()
@@ -270,32 +271,55 @@ mod tests {
         assert!(told.is_ok() && began.elapsed().is_zero());
     }
 
-    #[test]
-    fn what_a_proxy_refuses_is_never_taken_for_a_variable_that_does_not_exist() {
+    /// Whether Airflow's client takes a response for what it says: its `ServerResponseError` knows no other form.
+    fn is_airflows_form(response: &Response<Body>) -> bool {
+        response.headers().get(CONTENT_TYPE).map(AsRef::as_ref) == Some(b"application/json")
+    }
+
+    #[tokio::test]
+    async fn what_a_proxy_refuses_is_never_taken_for_a_variable_that_does_not_exist() {
         for code in ErrorCode::ALL {
             let refusal = tell(Err(ProxyError::new(*code, "no"))).unwrap_err();
             let response: Response<Body> = refusal.into_response(false);
-            let status = response.status();
-            assert!(status == 403 || status.is_server_error(), "{code}");
+            assert!(is_airflows_form(&response), "{code}");
+            let status = response.status().as_u16();
+            // Another try helps after these alone; after any other the client would try five times in vain.
+            let passes = matches!(code.http_status().as_u16(), 408 | 421 | 429 | 502..=504);
+            match passes {
+                true => assert!((502..=504).contains(&status), "{code}"),
+                false => assert_eq!(status, 403, "{code}"),
+            }
         }
         for (said, status, expected) in [
             (Some("rate-limited"), 429, 503),
             (Some("wrong-destination"), 421, 503),
             (Some("no-route"), 404, 403),
             (Some("policy-denied"), 403, 403),
+            (Some("backend-invalid"), 500, 403),
+            (Some("loop-detected"), 508, 403),
             (Some("workload-unavailable"), 503, 503),
+            // Of a proxy that knows more codes.
+            (Some("of-tomorrow"), 418, 403),
             // Airflow's own word.
             (None, 429, 429),
             (None, 404, 404),
+            (None, 500, 500),
         ] {
-            let mut response = Response::new(Body::Empty);
+            let mut response = Response::new(Body::from("in plain words".to_owned()));
             *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, "text/plain".parse().unwrap());
             if let Some(said) = said {
-                let said = said.parse().unwrap();
-                response.headers_mut().insert(SIDEWIND_ERROR, said);
+                headers.insert(SIDEWIND_ERROR, said.parse().unwrap());
             }
             let told = tell(Ok(response)).unwrap();
             assert_eq!(told.status().as_u16(), expected, "{said:?} {status}");
+            assert_eq!(is_airflows_form(&told), said.is_some(), "{said:?} {status}");
+            let body = told.into_body().collect().await.unwrap().to_bytes();
+            match said {
+                Some(_) => assert!(body.starts_with(br#"{"detail":""#), "{said:?}"),
+                None => assert_eq!(&body[..], b"in plain words"),
+            }
         }
     }
 }

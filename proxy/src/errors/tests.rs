@@ -34,6 +34,19 @@ fn an_error_for_an_http_client_is_one_sentence_with_its_code() {
 }
 
 #[test]
+fn an_error_for_airflows_client_is_said_in_the_form_of_its_api() {
+    let error = ProxyError::new(ErrorCode::PolicyDenied, r#"No rule allows "worker"."#);
+    let response: Response<Bytes> = error.in_json().into_response(false);
+    assert_eq!(response.status(), 403);
+    assert_eq!(response.headers()["sidewind-error"], "policy-denied");
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let length = response.body().len().to_string();
+    assert_eq!(response.headers()["content-length"], length);
+    let said = r#"{"detail":"No rule allows \"worker\"."}"#;
+    assert_eq!(&response.body()[..], said.as_bytes());
+}
+
+#[test]
 fn an_error_for_a_grpc_client_is_a_trailers_only_response() {
     let error = ProxyError::new(ErrorCode::PolicyDenied, "50% of ünits\nmay not");
     let response: Response<Bytes> = error.into_response(true);

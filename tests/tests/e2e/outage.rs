@@ -23,16 +23,21 @@ struct Stage {
 
 impl Stage {
     fn start(hold: &str) -> Self {
+        Self::with(&[("--execution-api-hold", hold)])
+    }
+
+    fn with(flags: &[(&str, &str)]) -> Self {
         let mut mesh = Mesh::plan().start();
         let api_server = mesh
             .workload("airflow", "api-server")
             .serves("airflow-api-server.airflow=8081")
             .start();
         let server = workloads::execution_api(&api_server, 8081, &mesh.scratch);
-        let worker = mesh
-            .workload("airflow", "task")
-            .flag("--execution-api-hold", hold)
-            .start();
+        let mut worker = mesh.workload("airflow", "task");
+        for (flag, value) in flags {
+            worker = worker.flag(flag, *value);
+        }
+        let worker = worker.start();
         Self {
             worker,
             api_server,
@@ -141,6 +146,19 @@ fn an_outage_is_said_just_before_airflows_client_gives_up_and_not_before() {
     let took: f64 = record.text("duration_ms").parse().unwrap_or_default();
     assert!(took >= 4250.0, "{record}");
     assert!(record.attempts() > 4, "{record}");
+    assert_eq!(stage.held(), 1.0);
+}
+
+#[test]
+fn requests_are_held_whichever_service_it_is_whose_word_about_tasks_counts() {
+    let mut stage = Stage::with(&[
+        ("--execution-api-hold", "2s"),
+        ("--execution-api-service", "another-api-server.airflow"),
+    ]);
+    stage.server.kill();
+    let answer = stage.ask("GET", VARIABLE);
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.starts_with(r#"{"detail":"#), "{answer:?}");
     assert_eq!(stage.held(), 1.0);
 }
 

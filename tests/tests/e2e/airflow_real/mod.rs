@@ -4,4 +4,5 @@ mod away;
 mod crowd;
 mod faults;
 mod payroll;
+mod refusals;
 mod story;
