@@ -1,5 +1,6 @@
 //! `airflow trace`: what the tasks of a run have called, from access logs.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,52 @@ const MAX_LINE_BYTES: u64 = 64 << 10;
 /// Records of one run that are kept.
 const MAX_RECORDS: usize = 100_000;
 
+/// DAGs that are named where one has to be chosen.
+const MAX_NAMED_DAGS: usize = 20;
+
+/// The run that is asked for. Its name alone may be that of several: each daily DAG has a run
+/// `scheduled__2026-11-21T00:00:00+00:00`.
+struct Run<'a> {
+    run_id: &'a str,
+    dag_id: Option<&'a str>,
+}
+
+impl Run<'_> {
+    fn has(&self, record: &Value) -> bool {
+        text(record, "run_id") == self.run_id
+            && self.dag_id.is_none_or(|id| text(record, "dag_id") == id)
+            && record["kind"].is_string()
+    }
+
+    /// Refuses records of several runs, which nobody could tell apart in one table.
+    fn check_is_one(&self, found: &[Value]) -> Result<(), Failure> {
+        let dags: BTreeSet<&str> = found.iter().map(|it| text(it, "dag_id")).collect();
+        if dags.len() < 2 {
+            return Ok(());
+        }
+        let mut named: Vec<String> = dags
+            .iter()
+            .take(MAX_NAMED_DAGS)
+            .map(|it| shown(it))
+            .collect();
+        if dags.len() > named.len() {
+            named.push(format!("{} more", dags.len() - named.len()));
+        }
+        let message = format!(
+            "{} DAGs have a run {} in these logs; say which is meant with --dag: {}",
+            dags.len(),
+            shown(self.run_id),
+            named.join(", ")
+        );
+        Err(Failure::Usage(message))
+    }
+}
+
 pub(super) fn run(flags: &AirflowTraceFlags) -> Result<(), Failure> {
+    let run = Run {
+        run_id: &flags.run_id,
+        dag_id: flags.dag_id.as_deref(),
+    };
     let mut found = Vec::new();
     let stdin = [PathBuf::from("-")];
     let files: &[PathBuf] = match flags.files.as_slice() {
@@ -29,7 +75,7 @@ pub(super) fn run(flags: &AirflowTraceFlags) -> Result<(), Failure> {
         } else {
             Box::new(std::fs::File::open(path).map_err(failed)?)
         };
-        read(BufReader::new(input), &flags.run_id, &mut found).map_err(failed)?;
+        read(BufReader::new(input), &run, &mut found).map_err(failed)?;
         if found.len() > MAX_RECORDS {
             let message = format!(
                 "the run has more than {MAX_RECORDS} calls; give it the logs of fewer sidecars"
@@ -37,16 +83,17 @@ pub(super) fn run(flags: &AirflowTraceFlags) -> Result<(), Failure> {
             return Err(Failure::Other(message));
         }
     }
+    run.check_is_one(&found)?;
     found.sort_by(|one, other| text(one, "timestamp").cmp(text(other, "timestamp")));
     match flags.output {
-        OutputFormat::Table => print!("{}", for_people(&flags.run_id, &found)),
+        OutputFormat::Table => print!("{}", for_people(&run, &found)),
         OutputFormat::Json => println!("{:#}", Value::from(found)),
     }
     Ok(())
 }
 
 /// Adds the records of a run. Lines that are no record, too long or of another run are passed over.
-fn read(mut input: impl BufRead, run_id: &str, found: &mut Vec<Value>) -> std::io::Result<()> {
+fn read(mut input: impl BufRead, run: &Run<'_>, found: &mut Vec<Value>) -> std::io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -62,7 +109,7 @@ fn read(mut input: impl BufRead, run_id: &str, found: &mut Vec<Value>) -> std::i
             continue;
         }
         let record: Option<Value> = serde_json::from_slice(&line).ok();
-        found.extend(record.filter(|it| text(it, "run_id") == run_id && it["kind"].is_string()));
+        found.extend(record.filter(|it| run.has(it)));
     }
 }
 
@@ -70,9 +117,14 @@ fn text<'v>(record: &'v Value, field: &str) -> &'v str {
     record[field].as_str().unwrap_or_default()
 }
 
-fn for_people(run_id: &str, found: &[Value]) -> String {
+fn for_people(run: &Run<'_>, found: &[Value]) -> String {
     if found.is_empty() {
-        return format!("no call of the run {} is in these logs\n", shown(run_id));
+        let of = run.dag_id.map(|id| format!(" of the DAG {}", shown(id)));
+        return format!(
+            "no call of the run {}{} is in these logs\n",
+            shown(run.run_id),
+            of.unwrap_or_default()
+        );
     }
     let header = [
         "TIME", "TASK", "BY", "SEEN", "CALLER", "CALLED", "CALL", "OUTCOME", "MS", "TRACE",
@@ -161,12 +213,75 @@ mod tests {
         "\nnot JSON\n",
     );
 
+    const R1: Run<'_> = Run {
+        run_id: "r1",
+        dag_id: None,
+    };
+
+    /// The run of a day, of three DAGs, and what else there is of them.
+    const DAY: &str = concat!(
+        r#"{"kind":"request","run_id":"day","dag_id":"pay","task_id":"t"}"#,
+        "\n",
+        r#"{"kind":"request","run_id":"day","dag_id":"mail\u001b[2J","task_id":"t"}"#,
+        "\n",
+        r#"{"kind":"connection","run_id":"day","dag_id":"pay","task_id":"u"}"#,
+        "\n",
+        r#"{"kind":"request","run_id":"eve","dag_id":"pay","task_id":"t"}"#,
+        "\n",
+    );
+
+    fn found(run: &Run<'_>) -> Vec<Value> {
+        let mut found = Vec::new();
+        read(DAY.as_bytes(), run, &mut found).unwrap();
+        found
+    }
+
+    #[test]
+    fn runs_of_several_dags_with_one_name_are_not_told_as_one() {
+        let day = |dag_id| Run {
+            run_id: "day",
+            dag_id,
+        };
+        let all = found(&day(None));
+        assert_eq!(all.len(), 3);
+        let Err(Failure::Usage(message)) = day(None).check_is_one(&all) else {
+            panic!("the runs of two DAGs are taken for one");
+        };
+        let named = r"2 DAGs have a run day in these logs; say which is meant with --dag: mail\u{1b}[2J, pay";
+        assert_eq!(message, named);
+        let pay = found(&day(Some("pay")));
+        assert_eq!(pay.len(), 2, "{pay:?}");
+        assert!(day(Some("pay")).check_is_one(&pay).is_ok());
+        let told = for_people(&day(Some("post")), &found(&day(Some("post"))));
+        assert_eq!(
+            told,
+            "no call of the run day of the DAG post is in these logs\n"
+        );
+        let eve = Run {
+            run_id: "eve",
+            dag_id: None,
+        };
+        assert!(eve.check_is_one(&found(&eve)).is_ok());
+    }
+
+    #[test]
+    fn of_very_many_dags_some_are_named_and_the_others_counted() {
+        let many: Vec<Value> = (0..50)
+            .map(|it| serde_json::json!({"dag_id": format!("d{it:02}")}))
+            .collect();
+        let Err(Failure::Usage(message)) = R1.check_is_one(&many) else {
+            panic!("fifty DAGs are taken for one");
+        };
+        assert!(message.starts_with("50 DAGs "), "{message}");
+        assert!(message.ends_with(", d18, d19, 30 more"), "{message}");
+    }
+
     #[test]
     fn the_calls_of_one_run_are_told_in_their_order() {
         let mut found = Vec::new();
-        read(LOG.as_bytes(), "r1", &mut found).unwrap();
+        read(LOG.as_bytes(), &R1, &mut found).unwrap();
         found.sort_by(|one, other| text(one, "timestamp").cmp(text(other, "timestamp")));
-        let told = for_people("r1", &found);
+        let told = for_people(&R1, &found);
         let lines: Vec<&str> = told.lines().collect();
         assert_eq!(lines.len(), 3, "{told}");
         for wanted in [
@@ -184,14 +299,18 @@ mod tests {
             lines[2].contains("7 bytes") && lines[2].contains("plaintext"),
             "{told}"
         );
-        assert!(for_people("r\u{7}", &[]).contains(r"the run r\u{7} is"));
+        let rung = Run {
+            run_id: "r\u{7}",
+            dag_id: None,
+        };
+        assert!(for_people(&rung, &[]).contains(r"the run r\u{7} is"));
     }
 
     #[test]
     fn a_line_without_an_end_is_passed_over_and_the_next_one_is_read() {
         let long = format!("{{\"x\":\"{}\"}}\n{LOG}", "a".repeat(3 << 16));
         let mut found = Vec::new();
-        read(long.as_bytes(), "r1", &mut found).unwrap();
+        read(long.as_bytes(), &R1, &mut found).unwrap();
         assert_eq!(found.len(), 2);
     }
 }

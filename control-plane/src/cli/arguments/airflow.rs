@@ -49,8 +49,14 @@ pub struct AirflowStatusFlags {
 #[derive(Debug, Args)]
 pub struct AirflowTraceFlags {
     /// The DAG run, as Airflow shows it: manual__2026-11-21T06:13:00+00:00, say.
+    ///
+    /// Runs of several DAGs may have one name, as those of one schedule have: --dag says which is meant.
     #[arg(value_name = "RUN_ID")]
     pub run_id: String,
+
+    /// The DAG of the run; needed where runs of several DAGs have that name.
+    #[arg(long = "dag", env = "SIDEWIND_DAG", value_name = "DAG_ID")]
+    pub dag_id: Option<String>,
 
     /// Access logs; - or none is standard input.
     #[arg(value_name = "FILE")]
