@@ -2,7 +2,7 @@
 """Checks what the examples and pages tell people to type: `examples-check.py BINARIES`, from the project's root.
 
 Every variable must be one that the programs know, every command and flag one that `--help` lists, and each
-container of the compose and ECS examples is started with its settings, up to the point where they were all
+container of the compose, ECS and Kubernetes examples is started with its settings, up to the point where they were all
 accepted and a port that is taken ends it.
 """
 
@@ -18,7 +18,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import helm_python as helm
 import yaml
+from kubernetes_model import hold_against_model
 
 BINARIES = Path(sys.argv[1])
 PROGRAMS = ("sidewind", "sidewind-proxy")
@@ -189,20 +191,137 @@ def check_compose(directory):
     assert count == 3, count
 
 
-def the_ecs_example_is_accepted():
-    task = json.loads(Path("examples/ecs/task-definition.json").read_text())
+def the_ecs_examples_are_accepted():
     count = 0
-    for container in task["containerDefinitions"]:
-        program = program_of(container["image"])
-        if not program:
-            continue
-        settings = {entry["name"]: entry["value"] for entry in container["environment"]}
-        assert set(settings) <= variables(program), f"{set(settings) - variables(program)}"
-        # ECS sets it, since the task has a role.
-        settings["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = "/v2/credentials/stand-in"
-        accepts(f"ECS container {container['name']}", program, settings)
-        count += 1
-    assert count == 1, count
+    for path in sorted(Path("examples/ecs").glob("*.json")):
+        task = json.loads(path.read_text())
+        for container in task["containerDefinitions"]:
+            # The sidecar of a task of Airflow is its container's entry point.
+            entry = container.get("entryPoint", [container["image"]])
+            program = program_of(entry[0])
+            if not program:
+                continue
+            assert entry[1:] in ([], ["run", "--"]), entry
+            settings = {entry["name"]: entry["value"] for entry in container["environment"]}
+            settings = {name: value for name, value in settings.items() if name.startswith("SIDEWIND_")}
+            assert set(settings) <= variables(program), f"{set(settings) - variables(program)}"
+            # ECS sets it, since the task has a role.
+            settings["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = "/v2/credentials/stand-in"
+            accepts(f"{path}: container {container['name']}", program, settings)
+            count += 1
+    assert count == 3, count
+
+
+AIRFLOW_CHART = Path("examples/airflow/chart")
+
+
+def patched_airflow_chart():
+    """What Airflow's chart renders and what `post-render` makes of it, by kind and name. Its jobs and PostgreSQL are as
+    the values have them.
+    """
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    rendered = Path("tests/airflow/chart-1.22.yaml").read_text()
+    done = subprocess.run(
+        [AIRFLOW_CHART / "post-render"],
+        input=rendered,
+        env={**os.environ, "PATH": tools},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        {(it["kind"], it["metadata"]["name"]): it["spec"] for it in yaml.safe_load_all(text)} for text in (rendered, done.stdout)
+    )
+    values = yaml.safe_load((AIRFLOW_CHART / "values.yaml").read_text())
+    for kind, name, at, init in (
+        ("Job", "airflow-run-airflow-migrations", values["migrateDatabaseJob"], "extraInitContainers"),
+        ("Job", "airflow-create-user", values["createUserJob"], "extraInitContainers"),
+        ("StatefulSet", "airflow-postgresql", values["postgresql"]["primary"], "initContainers"),
+    ):
+        pod = after[kind, name]["template"]["spec"]
+        assert "initContainers" not in pod, f"{name}: what stands before them?"
+        pod["initContainers"] = at[init]
+        pod["volumes"] += at["extraVolumes"]
+    return before, after
+
+
+def pods_of(objects):
+    """Their specifications by name, but for StatsD's, whose UDP the mesh does not carry."""
+    pods = {name: it["template"]["spec"] for (kind, name), it in objects.items() if kind != "Service"}
+    del pods["airflow-statsd"]
+    return pods
+
+
+def every_pod_of_airflows_chart_begins_with_its_sidecar():
+    before, after = patched_airflow_chart()
+    assert set(before) == set(after)
+    statsd = ("Deployment", "airflow-statsd")
+    assert before[statsd] == after[statsd]
+    before, pods = pods_of(before), pods_of(after)
+    for name, pod in pods.items():
+        hold_against_model(pod, "V1PodSpec", name)
+        own = before[name].get("initContainers", [])
+        redirect, sidecar, *rest = pod["initContainers"]
+        assert rest == own, f"{name}: {rest}"
+        assert (redirect["name"], sidecar["name"]) == ("sidewind-redirect", "sidewind-proxy"), name
+        assert sidecar["restartPolicy"] == "Always" and "startupProbe" in sidecar, name
+        # `pod_mutation_hook` and the redirection know it by these.
+        assert sidecar["securityContext"]["runAsUser"] == 1337, name
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in sidecar["volumeMounts"]} <= volumes, name
+        assert {volume["name"] for volume in before[name].get("volumes", [])} <= volumes, name
+        settings = {entry["name"]: entry["value"] for entry in sidecar["env"]}
+        accepts(f"the sidecar of {name}", "sidewind-proxy", settings)
+    looks = pods["airflow-worker"]["initContainers"][1]
+    assert pods["airflow-worker"]["shareProcessNamespace"] is True
+    assert looks["securityContext"]["capabilities"]["add"] == ["SYS_PTRACE", "DAC_READ_SEARCH"]
+    # It would keep them from being used.
+    assert "allowPrivilegeEscalation" not in looks["securityContext"]
+
+
+def documents_of_the_control_planes_chart():
+    """The files of its ConfigMap, with Airflow's documents as `docs/airflow.md` puts them there."""
+    documents = {path.name: path.read_text() for path in (Path("examples/airflow/mesh.yaml"), AIRFLOW_CHART / "registrations.yaml")}
+    values = {"kubernetesAttestor": {"enabled": True, "cluster": "prod"}, "policies": documents}
+    with helm.Chart.load(Path("charts/sidewind")) as chart:
+        files = chart.render(values, name="sidewind", namespace="sidewind")
+    texts = (text for name, text in files.items() if name.endswith(".yaml"))
+    rendered = (it for text in texts for it in yaml.safe_load_all(text) if it)
+    return next(it["data"] for it in rendered if it["kind"] == "ConfigMap")
+
+
+def every_component_of_airflows_chart_is_somebody_and_may_do_its_work():
+    data = documents_of_the_control_planes_chart()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, text in data.items():
+            (Path(scratch) / name).write_text(text)
+        checked = subprocess.run([BINARIES / "sidewind", "config", "check", scratch], capture_output=True, text=True, timeout=30)
+    assert checked.returncode == 0, checked.stderr
+    documents = [it for text in data.values() for it in yaml.safe_load_all(text)]
+    ids, serves = {}, {}
+    for it in documents:
+        if it["kind"] == "Registration":
+            account = it["spec"]["selectors"]["kubernetes"]["serviceAccount"]
+            ids[account] = it["spec"]["spiffeId"]
+            serves[account] = it["spec"].get("services", [])
+    policies = {it["metadata"]["name"]: it["spec"]["rules"] for it in documents if it["kind"] == "AuthorizationPolicy"}
+    callers = {id for rule in policies["postgres"] for peer in rule["from"] for id in peer["spiffeIds"]}
+    entries = {it["spec"]["hosts"][0]: it["spec"] for it in documents if it["kind"] == "ServiceEntry"}
+    objects = patched_airflow_chart()[1]
+    for name, entry in entries.items():
+        assert objects["Service", name]["clusterIP"] == entry["addresses"][0], name
+        assert objects["Service", name]["ports"][0]["port"] == entry["ports"][0]["port"], name
+    served = set()
+    for name, pod in pods_of(objects).items():
+        account = pod["serviceAccountName"]
+        settings = {entry["name"]: entry["value"] for entry in pod["initContainers"][1]["env"]}
+        services = [it.split("=")[0] for it in settings.get("SIDEWIND_SERVE", "").split(",") if "=" in it]
+        assert serves[account] == services, f"{name} serves {services}, and may serve {serves[account]}"
+        served |= set(services)
+        if name not in ("airflow-postgresql", "airflow-redis"):
+            assert ids[account] in callers, f"{name} may not reach PostgreSQL"
+    assert served == {it["service"] for it in entries.values()}, f"{served} are served, and others are found by their addresses"
 
 
 def main():
@@ -210,7 +329,9 @@ def main():
         every_variable_is_known,
         every_command_and_flag_is_known,
         the_compose_example_is_accepted,
-        the_ecs_example_is_accepted,
+        the_ecs_examples_are_accepted,
+        every_pod_of_airflows_chart_begins_with_its_sidecar,
+        every_component_of_airflows_chart_is_somebody_and_may_do_its_work,
     )
     failed = 0
     for check in checks:

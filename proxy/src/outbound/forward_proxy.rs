@@ -1,5 +1,5 @@
 //! The outbound port as an HTTP proxy (explicit capture): for places where connections cannot be redirected, and
-//! clients that honour `HTTP_PROXY`.
+//! clients that honour `http_proxy`.
 
 use std::{net::SocketAddr, rc::Rc};
 
@@ -59,7 +59,7 @@ fn target(request: &Request<Body>) -> Result<Target, ProxyError> {
     let refused = |message| Err(ProxyError::new(ErrorCode::BadRequest, message));
     let Some(authority) = request.uri().authority() else {
         return refused(
-            "This port is an HTTP proxy: a request must name its whole URL, as clients do that have HTTP_PROXY set.",
+            "This port is an HTTP proxy: a request must name its whole URL, as clients do that have http_proxy set.",
         );
     };
     if request.method() == Method::CONNECT {
