@@ -12,6 +12,7 @@ from pathlib import Path
 import helm_python as helm
 import yaml
 from kubernetes import client
+from kubernetes_model import hold_against_model
 
 CHART = Path(sys.argv[1])
 SHARED = {"replicas": 3, "store": {"existingSecret": "sidewind-store", "sealKeys": True}}
@@ -86,30 +87,6 @@ def container(objects):
 
 def environment(objects):
     return {entry["name"]: entry.get("value") for entry in container(objects)["env"]}
-
-
-def hold_against_model(value, kind, where):
-    """Every key of `value` must be a field of the Kubernetes type named `kind`."""
-    if match := re.fullmatch(r"List\[(.+)\]", kind):
-        assert isinstance(value, list), f"{where} is not a list"
-        for index, item in enumerate(value):
-            hold_against_model(item, match[1], f"{where}[{index}]")
-    elif match := re.fullmatch(r"Dict\[str, (.+)\]", kind):
-        assert isinstance(value, dict), f"{where} is not a map"
-        for key, item in value.items():
-            hold_against_model(item, match[1], f"{where}.{key}")
-    elif hasattr(client, kind):
-        model = getattr(client, kind)
-        fields = {json: (attribute, model.openapi_types[attribute]) for attribute, json in model.attribute_map.items()}
-        assert isinstance(value, dict), f"{where} is not a map"
-        for key, item in value.items():
-            assert key in fields, f"{where}.{key}: {kind} has no such field"
-            hold_against_model(item, fields[key][1], f"{where}.{key}")
-    elif kind in ("str", "int", "bool"):
-        assert type(value).__name__ == kind, f"{where} is {value!r}, and should be of type {kind}"
-    else:
-        # A number or a name, as in targetPort.
-        assert kind == "object", f"{where}: unknown type {kind}"
 
 
 def helm_lint_finds_nothing():
@@ -292,7 +269,7 @@ def values_and_schema_name_the_same_things():
 
 def main():
     checks = [check for name, check in globals().items() if callable(check) and getattr(check, "__module__", "") == "__main__"]
-    helpers = {main, render, workload, container, environment, hold_against_model}
+    helpers = {main, render, workload, container, environment}
     failed = 0
     for check in checks:
         if check in helpers:

@@ -9,7 +9,7 @@ use crate::place::Place;
 use crate::wait::PATIENCE;
 
 /// The address of the API servers' service, which no host has.
-const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 8, 10);
 
 /// The identity of a gateway is the name of its Gateway document.
 const GATEWAY_ID: &str = "spiffe://sidewind.local/ns/airflow/sa/web";
