@@ -11,6 +11,7 @@ const ISSUER: &str = "https://issuer.example/tenant";
 struct Fixture {
     attestor: OidcAttestor,
     signer: Signer,
+    ed25519: Signer,
     _directory: tempfile::TempDir,
 }
 
@@ -18,7 +19,8 @@ fn fixture(more: &str) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("jwks.json");
     let (signer, second) = (Signer::es256("first"), Signer::es384("second"));
-    std::fs::write(&path, jwks(&[&signer, &second])).unwrap();
+    let ed25519 = Signer::ed25519("third");
+    std::fs::write(&path, jwks(&[&signer, &second, &ed25519])).unwrap();
     let text = format!(
         "apiVersion: sidewind.dev/v1alpha1\nkind: AttestorConfig\nmetadata: {{ name: x }}\nspec:\n  oidc: [{{ issuer: \"{ISSUER}\", jwksFile: \"{}\"{more} }}]\n",
         path.display()
@@ -30,6 +32,7 @@ fn fixture(more: &str) -> Fixture {
     Fixture {
         attestor: OidcAttestor::new(live, Arc::default()),
         signer,
+        ed25519,
         _directory: directory,
     }
 }
@@ -201,6 +204,11 @@ async fn an_issuers_own_rules_hold() {
     let token = strict.signer.token(&with("aud", json!("mesh")));
     let refusal = strict.attest(&token).await.unwrap_err();
     assert!(refusal.message.contains("ES256"), "{refusal}");
+
+    let any = fixture("");
+    let token = any.ed25519.token(&with("aud", json!("sidewind")));
+    let refusal = any.attest(&token).await.unwrap_err();
+    assert!(refusal.message.contains("EdDSA are not taken"), "{refusal}");
 
     let short = fixture(", maxAge: 1m");
     let old = short.signer.token(&with("iat", json!(now() - 130)));

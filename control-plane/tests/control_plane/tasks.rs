@@ -29,8 +29,12 @@ struct Given {
 impl Given {
     /// `tasks` is what the registration says of tasks.
     async fn new(tasks: &str) -> Self {
+        Self::with_airflow(tasks, Signer::es256("airflow")).await
+    }
+
+    async fn with_airflow(tasks: &str, airflow: Signer) -> Self {
         let directory = Arc::new(tempfile::tempdir().unwrap());
-        let (ci, airflow) = (Signer::es256("ci"), Signer::es256("airflow"));
+        let ci = Signer::es256("ci");
         let file = |name: &str| directory.path().join(name).display().to_string();
         std::fs::write(file("ci.json"), jwks(&[&ci])).unwrap();
         std::fs::write(file("airflow.json"), jwks(&[&airflow])).unwrap();
@@ -287,8 +291,13 @@ async fn a_registration_says_how_long_svids_of_its_tasks_live() {
 
 #[tokio::test]
 async fn airflows_own_word_is_demanded_where_the_registration_says_so() {
-    for name in ["public", "shared"] {
-        let given = Given::new(&format!("  taskIdentities: {{ airflow: {name} }}")).await;
+    for (name, airflow) in [
+        ("public", Signer::es256("airflow")),
+        ("public", Signer::ed25519("airflow")),
+        ("shared", Signer::es256("airflow")),
+    ] {
+        let tasks = format!("  taskIdentities: {{ airflow: {name} }}");
+        let given = Given::with_airflow(&tasks, airflow).await;
         let worker = given.worker().await;
         let token = |claims: &Value| match name {
             "public" => given.airflow.token(claims),
@@ -324,6 +333,7 @@ async fn airflows_own_word_is_demanded_where_the_registration_says_so() {
             (word(TI, with("exp", (now() - 60).into())), "expired"),
             (word(TI, with("scope", "admin".into())), "scope"),
             (word(TI, Signer::es256("airflow").token(&claims(TI))), ""),
+            (word(TI, Signer::ed25519("airflow").token(&claims(TI))), ""),
         ] {
             let refused = given.issue(&worker, "payroll", "charge", evidence).await;
             let (reason, message) = refusal(refused);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519,
     RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512,
     RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512,
     VerificationAlgorithm,
@@ -11,8 +11,9 @@ use aws_lc_rs::signature::{
 
 use super::key::KeyKind;
 
-/// An algorithm of RFC 7518 section 3.1 that JWT-SVIDs may use (JWT-SVID section 2.1). `none`, the ones with a shared
-/// secret and every other are no value of this type.
+/// An algorithm that signs with a private key: those of RFC 7518 section 3.1 that JWT-SVIDs may use (JWT-SVID section
+/// 2.1), and EdDSA (RFC 8037) for tokens of other issuers. `none`, the ones with a shared secret and every other are no
+/// value of this type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// RSASSA-PKCS1-v1_5 with SHA-256.
@@ -33,11 +34,13 @@ pub enum Algorithm {
     Ps384,
     /// RSASSA-PSS with SHA-512.
     Ps512,
+    /// EdDSA with Ed25519 alone.
+    EdDsa,
 }
 
 impl Algorithm {
     /// Every algorithm.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Rs256,
         Self::Rs384,
         Self::Rs512,
@@ -47,6 +50,7 @@ impl Algorithm {
         Self::Ps256,
         Self::Ps384,
         Self::Ps512,
+        Self::EdDsa,
     ];
 
     /// The algorithm of a name, compared with its case.
@@ -66,7 +70,13 @@ impl Algorithm {
             Self::Ps256 => "PS256",
             Self::Ps384 => "PS384",
             Self::Ps512 => "PS512",
+            Self::EdDsa => "EdDSA",
         }
+    }
+
+    /// Whether JWT-SVIDs may be signed so.
+    pub(super) fn is_of_svids(self) -> bool {
+        self != Self::EdDsa
     }
 
     /// The one kind of key that it works with.
@@ -75,6 +85,7 @@ impl Algorithm {
             Self::Es256 => KeyKind::P256,
             Self::Es384 => KeyKind::P384,
             Self::Es512 => KeyKind::P521,
+            Self::EdDsa => KeyKind::Ed25519,
             _ => KeyKind::Rsa,
         }
     }
@@ -90,6 +101,7 @@ impl Algorithm {
             Self::Ps256 => &RSA_PSS_2048_8192_SHA256,
             Self::Ps384 => &RSA_PSS_2048_8192_SHA384,
             Self::Ps512 => &RSA_PSS_2048_8192_SHA512,
+            Self::EdDsa => &ED25519,
         }
     }
 }

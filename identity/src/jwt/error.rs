@@ -53,9 +53,9 @@ pub enum JwtError {
         /// Why.
         reason: JsonError,
     },
-    /// The algorithm is missing or not one of the nine allowed.
+    /// The algorithm is missing or not one of those allowed.
     #[error(
-        "the header 'alg' must be one of RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384, PS512"
+        "the header 'alg' must be one of RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384, PS512, or in no JWT-SVID EdDSA"
     )]
     Algorithm,
     /// The algorithm of a token that is signed with a shared secret is missing or another.

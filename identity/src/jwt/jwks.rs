@@ -171,7 +171,7 @@ fn parse_key(element: &Value) -> Result<Jwk, IgnoredKey> {
         None => None,
         Some(name) => Some(key_id(name).ok_or(IgnoredKey::KeyId)?),
     };
-    let key = VerificationKey::from_jwk(jwk)?;
+    let key = VerificationKey::from_issuer_jwk(jwk)?;
     if algorithm.is_some_and(|algorithm| !key.fits(algorithm)) {
         return Err(IgnoredKey::OtherAlgorithm);
     }

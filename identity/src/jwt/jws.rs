@@ -222,7 +222,10 @@ impl<'a> Unverified<'a> {
             claims,
             signed,
             signature,
-        } = Parts::parse(token, headers, Algorithm::parse)?;
+        } = Parts::parse(token, headers, |name| {
+            let known = Algorithm::parse(name);
+            known.filter(|known| headers == Headers::Oidc || known.is_of_svids())
+        })?;
         Ok(Self {
             header: Header { algorithm, key_id },
             claims,

@@ -1,12 +1,13 @@
-//! Public keys that tokens are verified with: EC on three curves, RSA from 2048 to 4096 bits.
+//! Public keys that tokens are verified with: EC on three curves, RSA from 2048 to 4096 bits, and Ed25519 for tokens that
+//! are no JWT-SVIDs.
 
 use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ParsedPublicKey,
-    RsaPublicKeyComponents, UnparsedPublicKey,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519,
+    ParsedPublicKey, RsaPublicKeyComponents, UnparsedPublicKey,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -54,6 +55,7 @@ pub(super) enum KeyKind {
     P384,
     P521,
     Rsa,
+    Ed25519,
 }
 
 /// One of the curves, with everything about it that the forms of a key need.
@@ -87,13 +89,17 @@ const CURVES: [Curve; 3] = [
     },
 ];
 
+/// The DER of an Ed25519 key's SubjectPublicKeyInfo up to the key itself (RFC 8410).
+const ED25519_SPKI_PREFIX: &[u8] = b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00";
+const ED25519_BYTES: usize = 32;
+
 /// A public key, checked when it was made. Equal to another exactly when they are the same key; clones share it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerificationKey {
     kind: KeyKind,
     spki: Arc<[u8]>,
-    /// What the JWK holds besides `kty`: the coordinates, or modulus and exponent.
-    numbers: Arc<[Vec<u8>; 2]>,
+    /// What the JWK holds besides `kty` and `crv`: the coordinates, modulus and exponent, or the one `x` of Ed25519.
+    numbers: Arc<[Vec<u8>]>,
 }
 
 impl VerificationKey {
@@ -124,11 +130,21 @@ impl VerificationKey {
         }
     }
 
-    /// Reads the key of a JWK (RFC 7518 section 6). Members that do not belong to the key are the caller's.
+    /// Reads the key of a JWK (RFC 7518 section 6) that may sign JWT-SVIDs. Members that do not belong to the key are the
+    /// caller's.
     ///
     /// # Errors
     /// [`KeyMaterialError`] for what is no such key; [`KeyMaterialError::Kind`] where another kind may be meant.
     pub fn from_jwk(jwk: &Map<String, Value>) -> Result<Self, KeyMaterialError> {
+        let key = Self::from_issuer_jwk(jwk)?;
+        if key.kind == KeyKind::Ed25519 {
+            return Err(KeyMaterialError::Kind);
+        }
+        Ok(key)
+    }
+
+    /// Reads the key of a JWK that may sign the tokens of an issuer: also one of Ed25519 (RFC 8037 section 2).
+    pub(super) fn from_issuer_jwk(jwk: &Map<String, Value>) -> Result<Self, KeyMaterialError> {
         // RFC 7518 sections 6.2.2, 6.3.2 and 6.4.1.
         for private in ["d", "p", "q", "dp", "dq", "qi", "oth", "k"] {
             if jwk.contains_key(private) {
@@ -147,6 +163,7 @@ impl VerificationKey {
                 Self::ec(curve, &number("x")?, &number("y")?)
             }
             Some("RSA") => Self::rsa(&number("n")?, &number("e")?),
+            Some("OKP") if text("crv") == Some("Ed25519") => Self::ed25519(&number("x")?),
             _ => Err(KeyMaterialError::Kind),
         }
     }
@@ -169,6 +186,19 @@ impl VerificationKey {
             kind: curve.kind,
             spki: spki.into(),
             numbers: Arc::new([x.to_vec(), y.to_vec()]),
+        })
+    }
+
+    fn ed25519(x: &[u8]) -> Result<Self, KeyMaterialError> {
+        if x.len() != ED25519_BYTES {
+            return Err(KeyMaterialError::Member("x"));
+        }
+        let spki = [ED25519_SPKI_PREFIX, x].concat();
+        ParsedPublicKey::new(&ED25519, &spki).map_err(|_| KeyMaterialError::Malformed)?;
+        Ok(Self {
+            kind: KeyKind::Ed25519,
+            spki: spki.into(),
+            numbers: Arc::new([x.to_vec()]),
         })
     }
 
@@ -206,23 +236,21 @@ impl VerificationKey {
 
     /// The members of the key's JWK: `kty` and the numbers.
     pub fn to_jwk(&self) -> Map<String, Value> {
-        let [first, second] = &*self.numbers;
-        let encode = |number: &[u8]| Value::from(URL_SAFE_NO_PAD.encode(number));
-        let members = match CURVES.iter().find(|curve| curve.kind == self.kind) {
-            Some(curve) => vec![
-                ("kty", "EC".into()),
-                ("crv", curve.name.into()),
-                ("x", encode(first)),
-                ("y", encode(second)),
-            ],
-            None => vec![
-                ("kty", "RSA".into()),
-                ("n", encode(first)),
-                ("e", encode(second)),
-            ],
+        let curve = CURVES.iter().find(|curve| curve.kind == self.kind);
+        let (kind, curve, names): (_, _, &[_]) = match (self.kind, curve) {
+            (_, Some(curve)) => ("EC", Some(curve.name), &["x", "y"]),
+            (KeyKind::Ed25519, None) => ("OKP", Some("Ed25519"), &["x"]),
+            (_, None) => ("RSA", None, &["n", "e"]),
         };
-        let named = |(name, value): (&str, Value)| (name.to_owned(), value);
-        members.into_iter().map(named).collect()
+        let members = [("kty", Some(kind)), ("crv", curve)];
+        let members = members
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?.to_owned())));
+        let numbers = names.iter().copied().zip(&*self.numbers);
+        let numbers = numbers.map(|(name, number)| (name, URL_SAFE_NO_PAD.encode(number)));
+        let all = members.chain(numbers);
+        all.map(|(name, value)| (name.to_owned(), value.into()))
+            .collect()
     }
 
     pub(super) fn fits(&self, algorithm: Algorithm) -> bool {
@@ -247,7 +275,11 @@ impl VerificationKey {
 
     fn kind_name(&self) -> &'static str {
         let curve = CURVES.iter().find(|curve| curve.kind == self.kind);
-        curve.map_or("RSA", |curve| curve.name)
+        match (self.kind, curve) {
+            (_, Some(curve)) => curve.name,
+            (KeyKind::Ed25519, None) => "Ed25519",
+            (_, None) => "RSA",
+        }
     }
 }
 

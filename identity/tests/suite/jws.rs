@@ -148,9 +148,72 @@ fn a_key_for_one_algorithm_verifies_no_other() {
 }
 
 #[test]
+fn a_token_that_is_signed_with_ed25519_is_verified() {
+    let (key, other) = (Key::ed25519(), Key::ed25519());
+    // As Airflow's own library writes the key, and with what others add.
+    for members in [
+        json!({ "kid": "one" }),
+        json!({ "kid": "one", "alg": "EdDSA", "use": "sig" }),
+    ] {
+        let keys = keys(&[Key::rsa_2048().jwk(json!({ "kid": "r" })), key.jwk(members)]);
+        let good = token(&key, "EdDSA");
+        assert_eq!(check(&good, &keys).unwrap().text("sub"), Some("repo:a/b"));
+        let mut nameless = good.clone();
+        nameless.without_header("kid");
+        check(&nameless, &keys).unwrap();
+        let mut forged = good;
+        forged.key = other.clone();
+        assert_eq!(check(&forged, &keys).unwrap_err(), JwtError::Signature);
+    }
+}
+
+#[test]
+fn what_airflow_3_3_signed_with_an_ed25519_key_is_verified() {
+    let keys = keys(&[json!({
+        "x": "74UiazXGmBWaJ7A6N0bDzvC9HguJ4NhJu1VSsTUb68A", "kty": "OKP", "crv": "Ed25519",
+        "kid": "ZB65LbfUoyyerr0uvc7O31OSZwSjRo1TtSZT8d8m7x8",
+    })]);
+    let token = [
+        "eyJhbGciOiJFZERTQSIsImtpZCI6IlpCNjVMYmZVb3l5ZXJyMHV2YzdPMzFPU1p3U2pSbzFUdFNaVDhkOG03eDgiLCJ0eXAiOiJKV1QifQ",
+        "eyJzdWIiOiIwMTk5LXRpIiwiaXNzIjoiaHR0cHM6Ly9pc3N1ZXIuZXhhbXBsZSIsImF1ZCI6InNpZGV3aW5kIiwic2NvcGUiOiJleGVjdXRpb24iLCJuYmYiOjE4MDAwMDAwMDAsImV4cCI6MTgwMDAwMDMwMCwiaWF0IjoxODAwMDAwMDAwfQ",
+        "PXv6Zeeg3dULwiZMEecW2AuMFYNzIwOfNDFZm9FrQmjmqeiaJLcm1JNsjgVYHJ9uQz5w731efzwKyuY4LPOPBA",
+    ]
+    .join(".");
+    let rules = Rules::oidc(ISSUER, &["sidewind"]).unwrap();
+    let verified = verify(&token, &keys, &rules, now()).unwrap();
+    assert_eq!(verified.text("sub"), Some("0199-ti"));
+}
+
+#[test]
+fn a_key_of_one_kind_is_never_used_as_one_of_another() {
+    let (ed, ec, rsa) = (Key::ed25519(), Key::p256(), Key::rsa_2048());
+    // What the token says, who signs it, and which key the issuer has under that name.
+    for (alg, signer, known) in [
+        ("EdDSA", &ed, &ec),
+        ("EdDSA", &ed, &rsa),
+        ("EdDSA", &rsa, &rsa),
+        ("EdDSA", &ec, &ec),
+        ("ES256", &ed, &ed),
+        ("RS256", &ed, &ed),
+        ("ES256", &ec, &ed),
+        ("RS256", &rsa, &ed),
+    ] {
+        let keys = keys(&[known.jwk(json!({ "kid": "one" }))]);
+        let error = check(&token(signer, alg), &keys).unwrap_err();
+        assert!(matches!(error, JwtError::KeyKind { .. }), "{alg}: {error}");
+    }
+    // The public key as the secret of a MAC, and names that are no algorithm here.
+    let keys = keys(&[ed.jwk(json!({ "kid": "one" }))]);
+    for alg in ["HS256", "HS512", "none", "eddsa", "Ed25519", "Ed448"] {
+        let error = check(&token(&ed, alg), &keys).unwrap_err();
+        assert_eq!(error, JwtError::Algorithm, "{alg}");
+    }
+}
+
+#[test]
 fn keys_that_cannot_be_used_are_passed_over() {
     let key = Key::p256();
-    let rows: [(Value, IgnoredKey); 10] = [
+    let rows: [(Value, IgnoredKey); 16] = [
         (json!("text"), IgnoredKey::NotAnObject),
         (key.jwk(json!({ "use": "enc" })), IgnoredKey::OtherUse),
         (key.jwk(json!({ "use": "jwt-svid" })), IgnoredKey::OtherUse),
@@ -170,7 +233,31 @@ fn keys_that_cannot_be_used_are_passed_over() {
         (key.jwk(json!({ "kid": 1 })), IgnoredKey::KeyId),
         (
             json!({ "kty": "OKP", "crv": "Ed25519", "x": "AA" }),
+            KeyMaterialError::Member("x").into(),
+        ),
+        (
+            json!({ "kty": "OKP", "crv": "Ed448", "x": "AA" }),
             KeyMaterialError::Kind.into(),
+        ),
+        (
+            Key::ed25519().jwk(json!({ "crv": "X25519" })),
+            KeyMaterialError::Kind.into(),
+        ),
+        (
+            Key::ed25519().jwk(json!({ "kty": "EC" })),
+            KeyMaterialError::Kind.into(),
+        ),
+        (
+            Key::ed25519().jwk(json!({ "d": "AA" })),
+            KeyMaterialError::Private("d").into(),
+        ),
+        (
+            Key::ed25519().jwk(json!({ "alg": "RS256" })),
+            IgnoredKey::OtherAlgorithm,
+        ),
+        (
+            key.jwk(json!({ "alg": "EdDSA" })),
+            IgnoredKey::OtherAlgorithm,
         ),
         (
             json!({ "kty": "oct", "k": "AA" }),
@@ -216,6 +303,13 @@ fn a_key_is_the_same_in_each_of_its_forms() {
         assert_eq!(public.spki_der(), key.spki());
         assert_eq!(VerificationKey::from_jwk(&public.to_jwk()), Ok(public));
     }
+    // JWT-SVIDs have no keys of this kind.
+    let ed25519 = Key::ed25519();
+    let jwk = ed25519.jwk(json!({}));
+    let refused = VerificationKey::from_jwk(jwk.as_object().unwrap());
+    assert_eq!(refused, Err(KeyMaterialError::Kind));
+    let refused = VerificationKey::from_spki_der(&ed25519.spki());
+    assert_eq!(refused, Err(KeyMaterialError::Kind));
 }
 
 #[test]

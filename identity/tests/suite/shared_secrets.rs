@@ -75,6 +75,7 @@ fn what_is_no_token_of_the_secret_is_refused() {
         ),
         ("no signature", format!("{unsigned}."), "does not verify"),
         ("none", good(&with("alg", "none".into())), "must be HS512"),
+        ("EdDSA", good(&with("alg", "EdDSA".into())), "must be HS512"),
         (
             "a shorter hash",
             token(

@@ -8,9 +8,9 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING,
-    ECDSA_P521_SHA512_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as _,
-    RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384,
-    RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
+    ECDSA_P521_SHA512_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair,
+    KeyPair as _, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256,
+    RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -33,6 +33,7 @@ pub(crate) fn b64(bytes: impl AsRef<[u8]>) -> String {
 pub(crate) enum Key {
     Ec(Arc<EcdsaKeyPair>),
     Rsa(Arc<RsaKeyPair>),
+    Ed25519(Arc<Ed25519KeyPair>),
 }
 
 impl Key {
@@ -59,10 +60,15 @@ impl Key {
         KEY.get_or_init(|| Self::Rsa(Arc::new(make()))).clone()
     }
 
+    pub(crate) fn ed25519() -> Self {
+        Self::Ed25519(Arc::new(Ed25519KeyPair::generate().unwrap()))
+    }
+
     pub(crate) fn spki(&self) -> Vec<u8> {
         let der = match self {
             Self::Ec(key) => key.public_key().as_der().unwrap(),
             Self::Rsa(key) => key.public_key().as_der().unwrap(),
+            Self::Ed25519(key) => key.public_key().as_der().unwrap(),
         };
         der.as_ref().to_vec()
     }
@@ -73,7 +79,14 @@ impl Key {
 
     /// The members of its JWK, with others besides.
     pub(crate) fn jwk(&self, others: Value) -> Value {
-        let mut jwk = self.public().to_jwk();
+        let mut jwk = match self {
+            Self::Ed25519(key) => {
+                let x = b64(key.public_key().as_ref());
+                let jwk = json!({ "kty": "OKP", "crv": "Ed25519", "x": x });
+                jwk.as_object().unwrap().clone()
+            }
+            _ => self.public().to_jwk(),
+        };
         jwk.extend(others.as_object().unwrap().clone());
         Value::Object(jwk)
     }
@@ -83,6 +96,7 @@ impl Key {
         let random = SystemRandom::new();
         match self {
             Self::Ec(key) => key.sign(&random, message).unwrap().as_ref().to_vec(),
+            Self::Ed25519(key) => key.sign(message).as_ref().to_vec(),
             Self::Rsa(key) => {
                 let encoding: &'static dyn RsaEncoding = match alg {
                     "RS384" => &RSA_PKCS1_SHA384,
