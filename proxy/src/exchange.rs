@@ -7,7 +7,7 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     net::{IpAddr, SocketAddr},
-    rc::Rc,
+    rc::{Rc, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -95,6 +95,10 @@ pub(crate) struct Exchange {
     /// Of a request in HTTP/2, as it came; in HTTP/1 no larger one is read. And how many it may have.
     header_bytes: (usize, usize),
     recorded: Cell<bool>,
+    /// How long it took, once it has ended.
+    took: Cell<Option<Duration>>,
+    /// Itself, for a record that waits.
+    this: Weak<Self>,
     lease: RefCell<Option<StreamPlace>>,
     /// The endpoint that has the request in hand.
     pick: RefCell<Option<Pick>>,
@@ -198,7 +202,7 @@ impl Exchange {
             .receive_trace(request.headers(), received_parent);
         trace.apply(request.headers_mut());
         let headers = request.headers();
-        let exchange = Rc::new(Self {
+        let exchange = Rc::new_cyclic(|this| Self {
             telemetry: origin.telemetry.clone(),
             direction: origin.direction,
             protocol,
@@ -235,6 +239,8 @@ impl Exchange {
             task: RefCell::new(origin.task.clone()),
             header_bytes: (header_bytes, origin.max_header_bytes),
             recorded: Cell::new(false),
+            took: Cell::new(None),
+            this: Weak::clone(this),
             lease: RefCell::new(None),
             pick: RefCell::new(None),
             first: RefCell::new(None),

@@ -30,16 +30,21 @@ def call(task, url, forged):
     return json.loads(connection.getresponse().read())
 
 
+CONNECTION = None
+
+
 def execution_api(method, ti_id, action, body, headers=None):
+    """By the one connection that a supervisor has, as Airflow's client keeps it."""
+    global CONNECTION
     sdk = {
         "user-agent": "apache-airflow-task-sdk/1.3.2 (Python/3.11.7)", "airflow-api-version": "2026-06-30",
         "correlation-id": str(uuid.uuid4()), "authorization": "Bearer a-secret-token", "accept-encoding": "gzip",
         "content-type": "application/json",
     }
-    connection = http.client.HTTPConnection(EXECUTION_API, timeout=20)
+    CONNECTION = CONNECTION or http.client.HTTPConnection(EXECUTION_API, timeout=20)
     path = f"/execution/task-instances/{ti_id}/{action}"
-    connection.request(method, path, json.dumps(body), {**sdk, **(headers or {})})
-    response = connection.getresponse()
+    CONNECTION.request(method, path, json.dumps(body), {**sdk, **(headers or {})})
+    response = CONNECTION.getresponse()
     return response.status, len(response.read()), response.getheader("refreshed-api-token")
 
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Finding, Lookup, Owner, SocketPair, Standing, caller::Caller, open::Place, overhear::By,
@@ -27,6 +27,10 @@ struct Shared {
     /// Several requests of one connection may wait for it.
     pending: RefCell<Option<Pending>>,
     known: OnceCell<Known>,
+    /// What will be said of a task that begins by a request of this connection.
+    told: RefCell<Option<Told>>,
+    /// Its task as it was said then; none where Airflow has named another run.
+    begun: OnceCell<Option<TaskContext>>,
     /// As whom the connection goes, once that was decided.
     caller: RefCell<Option<Caller>>,
     place: RefCell<Option<Place>>,
@@ -35,6 +39,8 @@ struct Shared {
 }
 
 type Pending = future::Shared<oneshot::Receiver<Finding>>;
+
+type Told = future::Shared<oneshot::Receiver<Option<TaskContext>>>;
 
 #[derive(Debug, Default)]
 struct Known {
@@ -66,6 +72,8 @@ impl ConnectionTask {
         Self(Some(Rc::new(Shared {
             pending: RefCell::new(Some(finding.shared())),
             known: OnceCell::new(),
+            told: RefCell::default(),
+            begun: OnceCell::new(),
             caller: RefCell::default(),
             place: RefCell::new(Some(place)),
             asked,
@@ -81,6 +89,8 @@ impl ConnectionTask {
                     task: Some(task),
                     ..Known::default()
                 }),
+                told: RefCell::default(),
+                begun: OnceCell::new(),
                 caller: RefCell::default(),
                 place: RefCell::default(),
                 asked: None,
@@ -90,7 +100,26 @@ impl ConnectionTask {
 
     /// The task, if it is known by now.
     pub(crate) fn now(&self) -> Option<&TaskContext> {
-        self.found()?.task.as_ref()
+        let shared = self.0.as_ref()?;
+        match shared.begun() {
+            Some(task) => task.as_ref(),
+            None => self.found()?.task.as_ref(),
+        }
+    }
+
+    /// A task begins by a request of the connection, of which Airflow is saying more than its processes show. What is told
+    /// of it is the task of the connection from then on; none where Airflow names another run.
+    pub(super) fn begins(&self) -> Option<oneshot::Sender<Option<TaskContext>>> {
+        let shared = self.0.as_ref()?;
+        let (tell, told) = oneshot::channel();
+        *shared.told.borrow_mut() = Some(told.shared());
+        Some(tell)
+    }
+
+    /// Whether more is about to become known, since a task begins by it.
+    pub(crate) fn is_being_told(&self) -> bool {
+        let shared = self.0.as_ref();
+        shared.is_some_and(|it| it.begun().is_none() && it.told.borrow().is_some())
     }
 
     /// The span of Airflow's trace that the task belongs to, as far as it is known by now.
@@ -121,7 +150,14 @@ impl ConnectionTask {
 
     /// The task, waiting for it no longer than `limit`.
     pub(crate) async fn within(&self, limit: Duration) -> Option<&TaskContext> {
-        self.found_within(limit).await?.task.as_ref()
+        let shared = self.0.as_ref()?;
+        let until = Instant::now() + limit;
+        self.found_within(limit).await;
+        let told = shared.told.borrow().clone();
+        if let Some(told) = told {
+            let _ = tokio::time::timeout_at(until, told).await;
+        }
+        self.now()
     }
 
     /// As whom the connection may go, waiting for it no longer than `limit`. Where it could not be found out the last time,
@@ -163,6 +199,22 @@ impl ConnectionTask {
 }
 
 impl Shared {
+    /// What was said of the task that began by the connection, if one did and it was said.
+    fn begun(&self) -> Option<&Option<TaskContext>> {
+        let told = self.told.borrow().clone();
+        if let Some(answer) = told.and_then(FutureExt::now_or_never) {
+            self.told.take();
+            // Where nothing was to be said, what its processes show stays.
+            if let Ok(task) = answer {
+                if let (Some(task), Some(place)) = (&task, &*self.place.borrow()) {
+                    place.enter(task.clone());
+                }
+                let _ = self.begun.set(task);
+            }
+        }
+        self.begun.get()
+    }
+
     /// Asks again, if the answer to the last question was that it could not be found out.
     fn ask_again(&self) {
         let Some((lookup, socket, times)) = &self.asked else {
@@ -242,6 +294,38 @@ mod tests {
         answer.send(found()).unwrap();
         assert_eq!(connection.clone().now(), Some(&task()));
         assert_eq!(connection.now(), Some(&task()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_airflow_says_of_a_task_that_begins_by_a_connection_is_its_task_from_then_on() {
+        let of_ada = TaskContext {
+            triggered_by: Some("ada".into()),
+            ..task()
+        };
+        for (said, expected) in [
+            (Some(Some(of_ada.clone())), Some(&of_ada)),
+            // Another run than its processes show.
+            (Some(None), None),
+            // It is not the supervisor of a task.
+            (None, Some(&task())),
+        ] {
+            let (answer, receiver) = oneshot::channel();
+            let connection = ConnectionTask::pending((receiver, place()));
+            answer.send(found()).unwrap();
+            let tell = connection.begins().unwrap();
+            assert!(connection.is_being_told());
+            // No longer than for anything else, and what is known already stays until then.
+            let waited = connection.within(Duration::from_millis(20)).await;
+            assert_eq!(waited, Some(&task()));
+            match said {
+                Some(said) => tell.send(said).unwrap(),
+                None => drop(tell),
+            }
+            assert_eq!(connection.clone().now(), expected);
+            assert!(!connection.is_being_told());
+            let waited = connection.within(Duration::from_secs(9)).await;
+            assert_eq!(waited, expected);
+        }
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use super::{
     facts::{Facts, OtherRun},
     finder::{Finder, Found},
     open::{OpenTasks, Place, Reply},
-    overhear::{By, News, Places, Report},
+    overhear::{Begun, By, News, Places, Report},
     plugin::Plugin,
     roots::Supervisor,
     sight,
@@ -281,28 +281,39 @@ impl Searching {
             by,
             by_airflow,
             token,
+            begun,
         } = report;
         let Source::Processes(finder, _) = &mut self.source else {
-            if let (Some(fact), _) = self.facts.learn(&ti_id, news) {
-                self.metrics.task_fact(fact);
-            }
-            return;
+            return self.hear_of_the_only(&ti_id, news, begun);
         };
-        let supervisor = match by {
-            By::Process(supervisor) => supervisor,
-            By::Connection(pair) => finder.search(pair).ok().and_then(|found| found.supervisor),
+        let (supervisor, shown) = match by {
+            By::Process(supervisor) => (supervisor, None),
+            By::Connection(pair) => match finder.search(pair) {
+                Ok(found) => (found.supervisor, found.answer.ok()),
+                Err(_) => (None, None),
+            },
         };
         // A task's own code may ask a server of its own, and about any task.
         let Some(supervisor) = supervisor else {
             return self.metrics.task_fact(TaskFact::Unsupervised);
         };
-        let (fact, begun) = self.facts.learn(&ti_id, news);
+        let (fact, said) = self.facts.learn(&ti_id, news);
         if let Some(fact) = fact {
             self.metrics.task_fact(fact);
         }
+        if let (Some(_), Some(begun)) = (&said, begun) {
+            let shown = match shown {
+                Some(Owner::Task(found)) => Some(found.task),
+                _ => begun.task,
+            };
+            if let Some(mut task) = shown {
+                let completed = self.facts.complete(&mut task, Some(&ti_id), &[]);
+                let _ = begun.tell.send(completed.is_ok().then_some(task));
+            }
+        }
         let is_vouched = by_airflow && supervisor.is_sure;
         let supervisor = supervisor.process;
-        if let Some((run, Some(runner))) = begun {
+        if let Some((run, Some(runner))) = said {
             if let Some(runner) = finder.child(supervisor, runner) {
                 self.facts.runs_in(&ti_id, runner);
             }
@@ -318,6 +329,19 @@ impl Searching {
         }
         if let Some(token) = token.filter(|_| is_vouched) {
             self.proofs.shows(supervisor, &ti_id, token);
+        }
+    }
+
+    /// The same where all connections are one task's.
+    fn hear_of_the_only(&mut self, ti_id: &str, news: News, begun: Option<Box<Begun>>) {
+        if let (Some(fact), _) = self.facts.learn(ti_id, news) {
+            self.metrics.task_fact(fact);
+        }
+        if let (Source::Given(given), Some(begun)) = (&self.source, begun) {
+            let mut task = given.task.clone();
+            let ti_id = given.ti_id.as_deref();
+            self.facts.complete_the_only(&mut task, ti_id);
+            let _ = begun.tell.send(Some(task));
         }
     }
 
@@ -417,6 +441,7 @@ mod tests {
             by: By::Process(None),
             by_airflow: false,
             token: None,
+            begun: None,
         }
     }
 

@@ -111,6 +111,13 @@ impl Reply {
     }
 }
 
+impl Place {
+    /// Has the connection belong to this task, of which more is known now.
+    pub(super) fn enter(&self, task: TaskContext) {
+        self.open.all().insert(self.number, task);
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.open.leave(self.number);

@@ -15,6 +15,7 @@ use http::{
     HeaderMap, Request, Response,
     header::{AUTHORIZATION, CONTENT_ENCODING},
 };
+use tokio::sync::oneshot;
 
 use super::{
     connection::ConnectionTask,
@@ -27,7 +28,7 @@ use super::{
 use crate::{
     config::Secret,
     http::{Body, BodyEnd, BodyWatcher},
-    telemetry::{metrics::TaskFact, trace::TraceParent},
+    telemetry::{TaskContext, metrics::TaskFact, trace::TraceParent},
 };
 
 /// Largest body of a request that is looked at.
@@ -49,6 +50,17 @@ pub(super) struct Report {
     pub(super) by_airflow: bool,
     /// The token that the process showed, where somebody wants it.
     pub(super) token: Option<Secret>,
+    /// To whom it is said what it tells of a task that begins.
+    pub(super) begun: Option<Box<Begun>>,
+}
+
+/// The connection that a task begins by.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// The task that its processes show, if that is known already.
+    pub(super) task: Option<TaskContext>,
+    /// Takes the same with what Airflow has said of it; none where that is another run.
+    pub(super) tell: oneshot::Sender<Option<TaskContext>>,
 }
 
 /// Who has asked.
@@ -75,6 +87,7 @@ struct Heard {
     ti_id: String,
     news: News,
     token: Option<Secret>,
+    tell: Option<oneshot::Sender<Option<TaskContext>>>,
 }
 
 impl Heard {
@@ -85,6 +98,10 @@ impl Heard {
             by: by.task.asked_by(),
             by_airflow: by.by_airflow,
             token: self.token,
+            begun: self.tell.map(|tell| {
+                let task = by.task.now().cloned();
+                Box::new(Begun { task, tell })
+            }),
         });
     }
 }
@@ -245,6 +262,7 @@ impl Overheard {
         }
         let news = match self.of {
             Of::Run(request, place) => {
+                let tell = by.task.begins();
                 let watcher = ResponseCopy {
                     coding: coding(response.headers()),
                     response: RefCell::default(),
@@ -254,6 +272,7 @@ impl Overheard {
                         ti_id: self.ti_id,
                         request,
                         token: self.token,
+                        tell,
                         place,
                     })),
                 };
@@ -268,6 +287,7 @@ impl Overheard {
             ti_id: self.ti_id,
             news,
             token: self.token,
+            tell: None,
         };
         heard.report(&by);
         response
@@ -315,6 +335,8 @@ struct Asked {
     ti_id: String,
     request: Rc<RequestCopy>,
     token: Option<Secret>,
+    /// Says of the connection's task what is understood of it.
+    tell: Option<oneshot::Sender<Option<TaskContext>>>,
     place: Place,
 }
 
@@ -341,6 +363,7 @@ impl BodyWatcher for ResponseCopy {
                 ti_id: asked.ti_id,
                 news: News::Begins(Box::new(bodies)),
                 token: asked.token,
+                tell: asked.tell,
             };
             heard.report(&self.by);
         }

@@ -1,10 +1,16 @@
 //! The record that an exchange ends in: once, whatever became of it.
 
+use std::time::Duration;
+
 use http::HeaderValue;
 use sidewind_identity::SpiffeId;
+use tokio::task::spawn_local;
 
 use super::Exchange;
 use crate::telemetry::{Peer, RequestRecord};
+
+/// How long a record waits for what is being said of its task: many times what that takes.
+const TELLING_TIME: Duration = Duration::from_secs(1);
 
 impl Exchange {
     /// Ends in being dropped, before something that was to come.
@@ -15,13 +21,30 @@ impl Exchange {
         });
     }
 
+    /// Ends it. Where Airflow has just said of its task what is not known by now, the record waits for that.
     pub(super) fn record(&self) {
+        if self.took.get().is_none() {
+            self.took.set(Some(self.started.elapsed()));
+            drop(self.lease.take());
+            drop(self.pick.take());
+            drop(self.places.take());
+            if self.task.borrow().is_being_told()
+                && let Some(this) = self.this.upgrade()
+            {
+                spawn_local(async move {
+                    this.task().within(TELLING_TIME).await;
+                    this.write_record();
+                });
+                return;
+            }
+        }
+        self.write_record();
+    }
+
+    fn write_record(&self) {
         if self.recorded.replace(true) {
             return;
         }
-        drop(self.lease.take());
-        drop(self.pick.take());
-        drop(self.places.take());
         let error = self.error.borrow();
         let destination = self.destination.borrow();
         let task = self.task.borrow();
@@ -35,7 +58,7 @@ impl Exchange {
         };
         let record = RequestRecord {
             started: self.started_at,
-            duration: self.started.elapsed(),
+            duration: self.took.get().unwrap_or_default(),
             path: self.uri.path_and_query().map_or("", |path| path.as_str()),
             authority: authority.or(host).unwrap_or_default(),
             status: self.status.get(),

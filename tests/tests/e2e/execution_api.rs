@@ -145,6 +145,14 @@ fn the_service_a_task_calls_is_told_who_triggered_the_run_and_is_in_airflows_own
             .wait_for_access("the call", |record| record.text("dag_id") == dag);
         assert_eq!(inbound.text("triggered_by"), user, "{inbound}");
 
+        // Whoever supervises the task calls for it too, by the connection that has begun it.
+        for call in ["run", "rtif", "state"] {
+            let record = stage.worker.sidecar.wait_for_access(call, |record| {
+                record.path().ends_with(&format!("/{call}")) && record.text("dag_id") == dag
+            });
+            assert_eq!(record.text("triggered_by"), user, "{record}");
+        }
+
         // Airflow's trace, as its `rtif` request named it.
         let rtif = stage.worker.sidecar.wait_for_access("rtif", |record| {
             record.path().ends_with("/rtif") && record.text("dag_id") == dag

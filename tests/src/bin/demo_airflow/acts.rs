@@ -136,6 +136,15 @@ fn calls(stage: &mut Stage, airflow: &Deployment, page: &Path) {
         "each call of a task has its DAG, task, run, try and the person who triggered it",
         PATHS.iter().all(named),
     );
+    let by_ada = |call: &Call| call.task.is_empty() || call.by == "ada";
+    let others: Vec<&Call> = calls.iter().filter(|call| !by_ada(call)).collect();
+    for call in &others {
+        stage.lines(Paint::Red, &call.as_line());
+    }
+    stage.claim(
+        "whatever names a task names that person, Airflow's own calls for it too",
+        others.is_empty(),
+    );
     let deferred = calls.iter().find(|call| call.call.ends_with("/deferred"));
     stage.claim(
         "the deferred task's call came from the triggerer, under its identity",
