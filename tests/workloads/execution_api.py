@@ -41,6 +41,7 @@ def odd(dag, answer):
         "odd_brotli": (text, "br"),
         "odd_bomb": (gzip.compress(b" " * (32 << 20)) if dag == "odd_bomb" else b"", "gzip"),
         "odd_huge": (text.replace(b"{}", b'"' + b"x" * (8 << 20) + b'"') if dag == "odd_huge" else b"", None),
+        "odd_kwargs": (text[:-1] + b', "next_kwargs": "' + b"x" * (8 << 20) + b'"}' if dag == "odd_kwargs" else b"", None),
         "odd_no_run": (b'{"max_tries": 1}', None),
         "odd_types": (b'{"dag_run": {"dag_id": 7, "run_id": []}}', None),
         "odd_json": (b'{"dag_run": ', None),

@@ -7,20 +7,7 @@
 //!
 //! Whoever can send such a request through the proxy can have said anything: telemetry, and no evidence.
 
-use std::io::Read;
-
-use flate2::read::GzDecoder;
 use http::{HeaderMap, Method, Request, header::USER_AGENT};
-use serde::Deserialize;
-
-/// Largest body of a response that is looked at, as it comes over the wire.
-pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
-
-/// Largest body after it was unpacked.
-const MAX_UNPACKED_BYTES: u64 = 256 * 1024;
-
-/// Longest value that is kept.
-const MAX_VALUE_BYTES: usize = 512;
 
 /// Below this Airflow serves the API; it may stand behind a prefix.
 const PREFIX: &str = "/execution/";
@@ -115,132 +102,11 @@ pub(super) fn is_client(headers: &HeaderMap) -> bool {
             .is_some_and(|agent| agent.as_bytes().starts_with(b"apache-airflow-task-sdk/"))
 }
 
-/// What the response to `/run` says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Run {
-    pub(super) dag_id: String,
-    pub(super) run_id: String,
-    pub(super) run_type: Option<String>,
-    pub(super) team: Option<String>,
-    /// The person behind the run; inherited by runs that a task triggers.
-    pub(super) triggered_by: Option<String>,
-}
-
-/// A body that is not what it claims to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unreadable {
-    /// It claims a coding that is not read.
-    #[error("its content coding is not gzip")]
-    Coding,
-    /// It claims gzip and is none.
-    #[error("it is not gzip")]
-    NotGzip,
-    /// It is larger than such a body can be.
-    #[error("it is too large")]
-    TooLarge,
-    /// It is not the JSON that Airflow sends.
-    #[error("it is not JSON of the expected form")]
-    Form,
-}
-
-#[derive(Deserialize)]
-struct RunResponse {
-    dag_run: DagRun,
-}
-
-#[derive(Deserialize)]
-struct DagRun {
-    dag_id: String,
-    run_id: String,
-    #[serde(default)]
-    run_type: Option<String>,
-    #[serde(default)]
-    team_name: Option<String>,
-    #[serde(default)]
-    triggering_user_name: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RunRequest {
-    pid: u32,
-}
-
-impl Run {
-    /// Reads the body of a response to `/run`.
-    ///
-    /// # Errors
-    /// For one that is not what Airflow sends.
-    pub(super) fn read(body: &[u8], content_encoding: Option<&[u8]>) -> Result<Self, Unreadable> {
-        let unpacked = unpack(body, content_encoding)?;
-        let response: RunResponse =
-            serde_json::from_slice(&unpacked).map_err(|_| Unreadable::Form)?;
-        let run = response.dag_run;
-        let optional = [&run.run_type, &run.team_name, &run.triggering_user_name];
-        let texts = [&run.dag_id, &run.run_id]
-            .into_iter()
-            .chain(optional.into_iter().flatten());
-        for text in texts {
-            if text.len() > MAX_VALUE_BYTES || text.contains(char::is_control) {
-                return Err(Unreadable::Form);
-            }
-        }
-        Ok(Self {
-            dag_id: run.dag_id,
-            run_id: run.run_id,
-            run_type: run.run_type,
-            team: run.team_name,
-            triggered_by: run.triggering_user_name,
-        })
-    }
-}
-
-/// The number of the process that a task runs in, in the worker's PID namespace, from the body of a request to `/run`.
-///
-/// # Errors
-/// For one that is not what Airflow sends.
-pub(super) fn runner(body: &[u8]) -> Result<u32, Unreadable> {
-    let unpacked = unpack(body, None)?;
-    let request: RunRequest = serde_json::from_slice(&unpacked).map_err(|_| Unreadable::Form)?;
-    Ok(request.pid)
-}
-
-fn unpack(body: &[u8], content_encoding: Option<&[u8]>) -> Result<Vec<u8>, Unreadable> {
-    if body.len() > MAX_BODY_BYTES {
-        return Err(Unreadable::TooLarge);
-    }
-    match content_encoding {
-        None | Some(b"identity") => Ok(body.to_vec()),
-        Some(b"gzip") => {
-            let mut unpacked = Vec::new();
-            // One byte more than allowed tells a body that is too large from one that just fits.
-            GzDecoder::new(body)
-                .take(MAX_UNPACKED_BYTES + 1)
-                .read_to_end(&mut unpacked)
-                .map_err(|_| Unreadable::NotGzip)?;
-            if unpacked.len() as u64 > MAX_UNPACKED_BYTES {
-                return Err(Unreadable::TooLarge);
-            }
-            Ok(unpacked)
-        }
-        Some(_) => Err(Unreadable::Coding),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use flate2::{Compression, write::GzEncoder};
-
     use super::*;
 
     const ID: &str = "0193a7a0-9d5c-7a7e-b0c8-3d2f4f9f1a11";
-
-    fn gzip(text: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(text).unwrap();
-        encoder.finish().unwrap()
-    }
 
     fn path(rest: &str) -> String {
         format!("/execution/task-instances/{ID}{rest}")
@@ -320,63 +186,6 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().unwrap());
             assert_eq!(is_client(&headers), is, "{name}: {value}");
-        }
-    }
-
-    /// The form that Airflow 3.3.2 sends.
-    const RESPONSE: &str = r#"{"dag_run":{"dag_id":"mesh_lab","run_id":"lab_1","logical_date":null,
-        "run_type":"manual","conf":{},"team_name":null,"triggering_user_name":"ada"},
-        "task_reschedule_count":0,"max_tries":1,"should_retry":true}"#;
-
-    #[test]
-    fn the_response_to_run_says_dag_run_and_person_packed_or_not() {
-        let run = Run::read(RESPONSE.as_bytes(), None).unwrap();
-        assert_eq!((&*run.dag_id, &*run.run_id), ("mesh_lab", "lab_1"));
-        assert_eq!(run.triggered_by.as_deref(), Some("ada"));
-        assert_eq!(run.team, None);
-        assert_eq!(
-            Run::read(&gzip(RESPONSE.as_bytes()), Some(b"gzip")),
-            Ok(run)
-        );
-        assert_eq!(runner(br#"{"state":"running","pid":25388}"#), Ok(25388));
-    }
-
-    #[test]
-    fn a_body_that_is_not_what_it_claims_is_passed_over() {
-        let bomb = gzip(&vec![b' '; 1 << 20]);
-        assert!(bomb.len() < MAX_BODY_BYTES);
-        let huge = format!(
-            r#"{{"dag_run":{{"dag_id":"{}","run_id":"r"}}}}"#,
-            "x".repeat(2000)
-        );
-        for (body, coding, verdict) in [
-            (
-                RESPONSE.as_bytes(),
-                Some(b"gzip".as_slice()),
-                Unreadable::NotGzip,
-            ),
-            (&bomb, Some(b"gzip"), Unreadable::TooLarge),
-            (&[b' '; MAX_BODY_BYTES + 1], None, Unreadable::TooLarge),
-            (RESPONSE.as_bytes(), Some(b"br"), Unreadable::Coding),
-            (b"[]", None, Unreadable::Form),
-            (huge.as_bytes(), None, Unreadable::Form),
-            (
-                br#"{"dag_run":{"dag_id":"a\u0000","run_id":"r"}}"#,
-                None,
-                Unreadable::Form,
-            ),
-            (b"", None, Unreadable::Form),
-        ] {
-            assert_eq!(Run::read(body, coding), Err(verdict));
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_body_is_too_odd_to_be_read(body in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
-            let _ = Run::read(&body, Some(b"gzip"));
-            let _ = Run::read(&body, None);
-            let _ = runner(&body);
         }
     }
 }

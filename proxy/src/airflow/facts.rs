@@ -5,9 +5,9 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    execution_api::{Run, Unreadable},
     overhear::News,
     process::{Pid, ProcessKey},
+    run_response::{Run, Unreadable},
 };
 use crate::telemetry::{TaskContext, metrics::TaskFact, trace::TraceParent};
 
@@ -98,11 +98,10 @@ impl Facts {
     /// before the task's own code could run.
     pub(super) fn begins(&mut self, ti_id: &str, run: Run) -> bool {
         let known = self.known(ti_id);
-        if known.run.as_ref().is_some_and(|before| *before != run) {
-            return false;
-        }
-        known.run = Some(run);
-        true
+        known
+            .run
+            .get_or_insert_with(|| run.clone())
+            .agrees_with(&run)
     }
 
     /// A task instance runs in the process `runner`, which its supervisor has started for it.
@@ -241,6 +240,7 @@ mod tests {
             run_type: Some("manual".into()),
             team: None,
             triggered_by: Some(user.into()),
+            is_cut: false,
         }
     }
 

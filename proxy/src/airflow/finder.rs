@@ -8,11 +8,11 @@ use super::{
     Owner, Unknown,
     attempt_log::AttemptLogs,
     attribute::attribute,
-    execution_api::Run,
     lookup::Answer,
     process::{Pid, ProcessKey},
     processes::{NotFound, Processes},
     roots::Supervisor,
+    run_response::Run,
     socket::{SocketPair, SocketTable},
 };
 use crate::telemetry::TaskContext;

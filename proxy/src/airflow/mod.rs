@@ -9,8 +9,8 @@
 //! Where the proxy may not look into processes, tasks say themselves which they are ([`plugin`]); where it stands beside
 //! one task, its own environment says so ([`environment`]). [`sight`] finds out what it may see.
 //!
-//! What Airflow tells the API server of a task goes through the same proxy: [`execution_api`] reads it, [`overhear`]
-//! copies what is to be read, and [`facts`] keeps it for as long as the task runs, so that the person behind a run and
+//! What Airflow tells the API server of a task goes through the same proxy: [`execution_api`] knows such requests,
+//! [`overhear`] copies what is to be read, [`run_response`] reads it, and [`facts`] keeps it for as long as the task runs, so that the person behind a run and
 //! its trace become known too.
 //!
 //! While no API server answers, such requests are held and tried again ([`outage`]).
@@ -40,6 +40,7 @@ mod plugin;
 mod process;
 mod processes;
 mod roots;
+mod run_response;
 mod sight;
 mod socket;
 mod standing;

@@ -19,10 +19,11 @@ use tokio::sync::oneshot;
 
 use super::{
     connection::ConnectionTask,
-    execution_api::{Call, Event, MAX_BODY_BYTES, Run, Unreadable, runner},
+    execution_api::{Call, Event},
     lookup::Lookup,
     process::Pid,
     roots::Supervisor,
+    run_response::{MAX_BODY_BYTES, Run, Unreadable, runner},
     socket::SocketPair,
 };
 use crate::{
@@ -145,10 +146,8 @@ impl fmt::Debug for Bodies {
 impl Bodies {
     /// What the response says, and the number of the process that the request names.
     pub(super) fn read(&self) -> Result<(Run, Option<Pid>), Unreadable> {
-        if self.response.is_cut {
-            return Err(Unreadable::TooLarge);
-        }
-        let run = Run::read(&self.response.bytes, self.coding.as_deref())?;
+        let response = &self.response;
+        let run = Run::read(&response.bytes, response.is_cut, self.coding.as_deref())?;
         let pid = (!self.request.is_cut)
             .then(|| runner(&self.request.bytes).ok())
             .flatten();
@@ -165,13 +164,12 @@ struct Copy {
 }
 
 impl Copy {
+    /// Takes over what comes next, until there are `limit` bytes.
     fn add(&mut self, data: &[u8], limit: usize) {
-        if self.is_cut || self.bytes.len() + data.len() > limit {
-            self.is_cut = true;
-            self.bytes = Vec::new();
-        } else {
-            self.bytes.extend_from_slice(data);
-        }
+        let room = limit.saturating_sub(self.bytes.len());
+        self.is_cut |= data.len() > room;
+        let taken = data.get(..room).unwrap_or(data);
+        self.bytes.extend_from_slice(taken);
     }
 }
 

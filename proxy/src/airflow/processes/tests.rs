@@ -11,9 +11,9 @@ use std::{
 use super::super::{
     Owner, Unknown,
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
-    execution_api::Run,
     finder::Finder,
     process::{Process, ProcessKey},
+    run_response::Run,
     socket::SocketPair,
 };
 
@@ -294,6 +294,7 @@ fn run(dag: &str) -> Run {
         run_type: None,
         team: None,
         triggered_by: None,
+        is_cut: false,
     }
 }
 
