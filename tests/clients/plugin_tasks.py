@@ -2,7 +2,7 @@
 
 plugin_tasks.py TASK...: a TASK is DAG/TASK/RUN/URL. Each has a process that hides its open files from everybody else, as
 Airflow's do, and calls the URL: with http.client where the task's name is `python`, with curl below a shell where it is `shell`,
-in a forked child where it is `forked`. What they get is printed, a JSON object for each task. The worker itself has a
+in a forked child where it is `forked`; where it is `visible` too, in processes that hide nothing, as before Airflow 3.2. What they get is printed, a JSON object for each task. The worker itself has a
 connection open that all of them inherit.
 """
 
@@ -38,7 +38,7 @@ def call(task, url):
     if task == "shell":
         shell = ["bash", "-c", 'exec "$@" & wait', "sh", "curl", "-sS", "--max-time", "20", url]
         return json.loads(subprocess.run(shell, check=True, capture_output=True).stdout)
-    if task == "forked":
+    if task in ("forked", "visible"):
         reads, writes = os.pipe()
         child = os.fork()
         if child == 0:
@@ -53,7 +53,7 @@ def call(task, url):
 
 
 def run(dag, task, run_id, url):
-    if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+    if task != "visible" and ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise OSError("prctl")
     ti = types.SimpleNamespace(dag_id=dag, task_id=task, run_id=run_id, map_index=3, try_number=2, id=None)
     listener.on_task_instance_running("queued", ti)

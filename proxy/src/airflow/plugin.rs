@@ -252,11 +252,13 @@ impl Tasks {
         let mut until = Instant::now() + ANSWER_TIME;
         loop {
             match timeout_at(until, answers.next()).await {
-                Ok(Some(Some(task))) => match holder {
+                Ok(Some(Some(task))) => match &holder {
                     None => {
                         until = until.min(Instant::now() + DOUBT_TIME);
                         holder = Some(task);
                     }
+                    // A process that a task has forked says the same as the one above it.
+                    Some(known) if *known == task => {}
                     Some(_) => return Err(Unknown::Ambiguous),
                 },
                 Ok(Some(None)) => {}
@@ -413,6 +415,51 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One that says it holds every socket.
+    fn claims(hello: &str) -> Teller {
+        let (asks, mut asked) = mpsc::channel::<Ask>(MAX_OWED);
+        spawn_local(async move {
+            while let Some(ask) = asked.recv().await {
+                let _ = ask.holds.send(true);
+            }
+        });
+        Teller {
+            pid: 0,
+            uid: 1000,
+            task: Rc::new(Hello::read(hello.as_bytes()).unwrap()),
+            asks,
+        }
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn processes_that_name_the_same_task_agree_and_others_do_not() {
+        let hello = |try_number| {
+            format!(r#"{{"dag_id":"a","task_id":"b","run_id":"c","try_number":{try_number}}}"#)
+        };
+        for (said, is_known) in [
+            ([1, 1, 1], true),
+            ([1, 1, 2], false),
+            // Of the same task too, and of another try.
+            ([2, 1, 1], false),
+        ] {
+            let tasks = Tasks {
+                tellers: RefCell::new(said.map(|it| claims(&hello(it))).into()),
+                facts: RefCell::default(),
+                questions: Rc::default(),
+                connections: Rc::default(),
+                metrics: Arc::new(Metrics::new()),
+            };
+            let seen = Seen {
+                inode: 7,
+                uid: 1000,
+            };
+            match tasks.find(seen).await {
+                Ok(Owner::Task(found)) => assert!(is_known && found.task.dag_id == "a"),
+                answer => assert!(!is_known && answer == Err(Unknown::Ambiguous), "{answer:?}"),
+            }
+        }
+    }
 
     #[test]
     fn a_task_that_says_which_it_is_is_believed_for_telemetry_alone_and_only_in_that_form() {

@@ -127,7 +127,7 @@ fn airflows_plugin_tells_a_sidecar_without_privileges_which_task_calls() {
         .flag("--task-lookup-timeout", "1s")
         .flag("--task-socket", socket.to_string_lossy())
         .start();
-    let tasks: Vec<String> = ["python", "shell", "forked"]
+    let tasks: Vec<String> = ["python", "shell", "forked", "visible"]
         .iter()
         .flat_map(|kind| (0..5).map(move |n| format!("{kind}_{n}/{kind}/run_{n}/{API}/echo")))
         .collect();
@@ -149,7 +149,7 @@ fn airflows_plugin_tells_a_sidecar_without_privileges_which_task_calls() {
             )
         })
         .collect();
-    assert_eq!(got.len(), 16);
+    assert_eq!(got.len(), 21);
     for (dag, got) in &got {
         let named = header(got, "x-airflow-dag-id");
         if dag == "worker" {
