@@ -10,13 +10,20 @@ use futures_util::{FutureExt, future};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    Finding, Lookup, Owner, SocketPair, Standing, caller::Caller, open::Place, overhear::By,
+    Finding, Lookup, Owner, SocketPair, Standing,
+    caller::Caller,
+    lookup::{Answer, result},
+    open::Place,
+    overhear::By,
     roots::Supervisor,
 };
-use crate::telemetry::{TaskContext, trace::TraceParent};
+use crate::telemetry::{TaskContext, metrics::TaskLookup, trace::TraceParent};
 
 /// How often it is asked again whose a connection is that must be known.
 const MAX_QUESTIONS: u32 = 4;
+
+/// In place of a reason, where the search goes on.
+const UNANSWERED: &str = "unanswered";
 
 /// The task behind a connection, as far as it is known. Clones share what becomes known.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +52,8 @@ type Told = future::Shared<oneshot::Receiver<Option<TaskContext>>>;
 #[derive(Debug, Default)]
 struct Known {
     task: Option<TaskContext>,
+    /// Why there is none, unless that is sure.
+    unknown: Option<&'static str>,
     parent: Option<TraceParent>,
     standing: Standing,
     supervisor: Option<Supervisor>,
@@ -104,6 +113,22 @@ impl ConnectionTask {
         match shared.begun() {
             Some(task) => task.as_ref(),
             None => self.found()?.task.as_ref(),
+        }
+    }
+
+    /// Why it is not known which task the connection belongs to; none where it is, where it surely is no task's, and where
+    /// nobody looks for that.
+    pub(crate) fn unknown(&self) -> Option<&'static str> {
+        let shared = self.0.as_ref()?;
+        if self.now().is_some() {
+            return None;
+        }
+        if shared.begun().is_some() {
+            return Some(TaskLookup::Contradicted.as_str());
+        }
+        match self.found() {
+            Some(known) => known.unknown,
+            None => shared.last_reason(),
         }
     }
 
@@ -242,19 +267,41 @@ impl Shared {
             return;
         }
         let known = finding.map(|finding| {
+            let unknown = reason(&finding.answer);
             let (task, parent) = match finding.answer {
                 Ok(Owner::Task(found)) => (Some(found.task), found.parent),
                 _ => (None, None),
             };
             Known {
                 task,
+                unknown,
                 parent,
                 standing: finding.standing,
                 supervisor: finding.supervisor,
             }
         });
-        let _ = self.known.set(known.unwrap_or_default());
+        let _ = self.known.set(known.unwrap_or(Known {
+            unknown: Some(UNANSWERED),
+            ..Known::default()
+        }));
         self.pending.take();
+    }
+
+    /// Why it is not known by now.
+    fn last_reason(&self) -> Option<&'static str> {
+        let last = self.pending.borrow().clone();
+        match last.and_then(FutureExt::now_or_never) {
+            Some(Ok(finding)) => reason(&finding.answer),
+            _ => Some(UNANSWERED),
+        }
+    }
+}
+
+/// Why an answer names no task; none where it is sure that there is none.
+fn reason(answer: &Answer) -> Option<&'static str> {
+    match result(answer) {
+        TaskLookup::Task | TaskLookup::NoTask => None,
+        unknown => Some(unknown.as_str()),
     }
 }
 
@@ -345,5 +392,35 @@ mod tests {
         assert_eq!(ConnectionTask::pending((receiver, place())).now(), None);
         assert_eq!(ConnectionTask::default().now(), None);
         assert_eq!(ConnectionTask::known(Some(task())).now(), Some(&task()));
+    }
+
+    #[tokio::test]
+    async fn why_a_task_is_not_known_is_told_from_that_there_is_none() {
+        for (answer, unknown) in [
+            (Ok(Owner::NoTask), None),
+            (Ok(Owner::Instance("x".into())), Some("instance")),
+            (Err(Unknown::TimedOut), Some("timed-out")),
+            (Err(Unknown::Stray), Some("stray")),
+        ] {
+            let (sender, receiver) = oneshot::channel();
+            let connection = ConnectionTask::pending((receiver, place()));
+            assert_eq!(connection.unknown(), Some("unanswered"));
+            sender.send(answer.into()).unwrap();
+            assert_eq!(connection.unknown(), unknown);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let connection = ConnectionTask::pending((receiver, place()));
+        sender.send(found()).unwrap();
+        assert_eq!(connection.unknown(), None);
+        let tell = connection.begins().unwrap();
+        tell.send(None).unwrap();
+        assert_eq!(connection.unknown(), Some("contradicted"));
+        // Where nobody looks, and where a peer has said that there is none.
+        assert_eq!(ConnectionTask::default().unknown(), None);
+        assert_eq!(ConnectionTask::known(None).unknown(), None);
+        let (sender, receiver) = oneshot::channel::<Finding>();
+        drop(sender);
+        let lost = ConnectionTask::pending((receiver, place()));
+        assert_eq!(lost.unknown(), Some("unanswered"));
     }
 }

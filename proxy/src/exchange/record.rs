@@ -82,6 +82,7 @@ impl Exchange {
                 .and_then(|state| state.to_str().ok()),
             user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
             task: task.now(),
+            task_unknown: task.unknown(),
             ..RequestRecord::new(self.direction, self.protocol, &self.method)
         };
         self.telemetry.finish_request(&record);

@@ -123,6 +123,7 @@ impl Journey {
             request_bytes: self.progress.sent(),
             response_bytes: self.progress.received(),
             task: self.task.now(),
+            task_unknown: self.task.unknown(),
             handles: self.open.as_ref().map(|(handles, _)| &**handles),
             ..ConnectionRecord::new(self.direction, self.protocol)
         });

@@ -181,6 +181,8 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) user_agent: Option<&'a [u8]>,
     /// The Airflow task behind the request.
     pub(crate) task: Option<&'a TaskContext>,
+    /// Why that is not known; none where it is, where there is none, and where nobody looks.
+    pub(crate) task_unknown: Option<&'static str>,
     /// The metric handles, where the caller holds them; looked up otherwise.
     pub(crate) handles: Option<&'a RequestHandles>,
 }
@@ -214,6 +216,7 @@ impl<'a> RequestRecord<'a> {
             tracestate: None,
             user_agent: None,
             task: None,
+            task_unknown: None,
             handles: None,
         }
     }
@@ -259,6 +262,8 @@ pub(crate) struct ConnectionRecord<'a> {
     pub(crate) trace: Option<TraceContext>,
     /// The Airflow task behind the connection.
     pub(crate) task: Option<&'a TaskContext>,
+    /// Why that is not known; none where it is, where there is none, and where nobody looks.
+    pub(crate) task_unknown: Option<&'static str>,
     /// The metric handles, where the caller counted the connection as open with them; looked up otherwise.
     pub(crate) handles: Option<&'a ConnectionHandles>,
 }
@@ -283,6 +288,7 @@ impl<'a> ConnectionRecord<'a> {
             response_bytes: 0,
             trace: None,
             task: None,
+            task_unknown: None,
             handles: None,
         }
     }

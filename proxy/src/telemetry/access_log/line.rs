@@ -71,6 +71,9 @@ pub(super) fn request(
         line.bytes(key!("user_agent"), agent, MAX_NAME_BYTES);
     }
     task(&mut line, record.task);
+    if let Some(reason) = record.task_unknown {
+        line.plain(key!("task_unknown"), reason.as_bytes());
+    }
     line.close();
     out.push(b'\n');
 }
@@ -106,6 +109,9 @@ pub(super) fn connection(
     line.milliseconds(key!("duration_ms"), record.duration);
     trace(&mut line, record.trace.as_ref());
     task(&mut line, record.task);
+    if let Some(reason) = record.task_unknown {
+        line.plain(key!("task_unknown"), reason.as_bytes());
+    }
     line.close();
     out.push(b'\n');
 }

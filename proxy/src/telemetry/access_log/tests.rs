@@ -62,6 +62,7 @@ fn full_request(task: &TaskContext) -> RequestRecord<'_> {
         trace: Some(Tracer::new(1.0, true).begin()),
         user_agent: Some(b"curl/8\xff"),
         task: Some(task),
+        task_unknown: Some("timed-out"),
         ..RequestRecord::new(Direction::Outbound, Protocol::Grpc, &Method::POST)
     }
 }
@@ -105,7 +106,7 @@ fn a_request_line_says_everything_that_is_known() {
         "duration_ms": 3.042, "trace_id": hex(&trace.trace_id), "span_id": hex(&trace.span_id),
         "user_agent": "curl/8\u{fffd}", "dag_id": "etl", "task_id": "load",
         "run_id": "manual__2026", "map_index": -1, "try_number": 2, "run_type": "manual",
-        "team": "finance", "triggered_by": "ada",
+        "team": "finance", "triggered_by": "ada", "task_unknown": "timed-out",
     });
     assert_eq!(line, expected);
 }
