@@ -103,9 +103,10 @@ pub(super) fn is_idempotent(method: &Method) -> bool {
     )
 }
 
-/// True where the effect of one request is that of several, or its route says so.
+/// True where the request may be sent to another endpoint when the first breaks off: the effect of one request is that of
+/// several, or its route says so.
 pub(crate) fn is_repeatable(request: &Request<Body>, policy: &RetryPolicy) -> bool {
-    Kind::of(request, policy).repeatable
+    Kind::of(request, policy).may_repeat_after(Some(ErrorCode::UpstreamReset), policy)
 }
 
 /// What kind of request it is, as far as repeating it goes.
@@ -146,6 +147,13 @@ impl Kind {
         self.repeatable
     }
 
+    /// Whether what the server may have acted on is repeated after a failure of this code. Of gRPC the route names those
+    /// by the status that its client would get, whether the proxy beside the server says it or this one.
+    fn may_repeat_after(self, code: Option<ErrorCode>, policy: &RetryPolicy) -> bool {
+        let named = || code.is_some_and(|code| policy.grpc_codes.contains(&code.grpc_status()));
+        self.repeatable || self.grpc && named()
+    }
+
     /// Whether and how the request is to be tried again after an attempt.
     pub(super) fn judge<E: RetryError>(
         self,
@@ -161,7 +169,7 @@ impl Kind {
     fn judge_error<E: RetryError>(self, error: &E, policy: &RetryPolicy) -> Option<Again> {
         let repeat = match error.progress() {
             Progress::Unsent => true,
-            Progress::Sent => self.repeatable,
+            Progress::Sent => self.may_repeat_after(error.code(), policy),
             Progress::Final => false,
         };
         let down = error.is_down() || policy.outage && (repeat || error.may_pass());
@@ -169,7 +177,7 @@ impl Kind {
             failed: Failed::Error(error.code()),
             unsent: error.progress() == Progress::Unsent,
             always: error.progress() == Progress::Unsent
-                || error.code() == Some(ErrorCode::UpstreamReset),
+                || self.repeatable && error.code() == Some(ErrorCode::UpstreamReset),
             down,
             only_held: !repeat,
             ask_again: None,

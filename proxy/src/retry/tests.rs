@@ -15,6 +15,7 @@ use super::backoff::Backoff;
 use super::classify::Attempts;
 use super::replay::ReplayBuffer;
 use super::*;
+use crate::errors::ErrorCode;
 use crate::http::{Body, BodyEnd, BodyWatcher};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,15 @@ impl RetryError for Failure {
 
     fn is_down(&self) -> bool {
         *self == Failure::Connect
+    }
+
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Failure::Connect => Some(ErrorCode::ConnectFailed),
+            Failure::Reset => Some(ErrorCode::UpstreamReset),
+            Failure::TryTimeout(_) => Some(ErrorCode::RequestTimeout),
+            _ => None,
+        }
     }
 
     fn try_timeout(limit: Duration) -> Failure {
@@ -165,14 +175,30 @@ async fn a_grpc_call_is_retried_after_what_its_route_names_without_messages_alon
         grpc_codes: vec![14],
         ..RetryPolicy::default()
     };
+    let late = RetryPolicy {
+        grpc_codes: vec![4],
+        ..RetryPolicy::default()
+    };
+    let never = RetryPolicy {
+        max_retries: 0,
+        ..named.clone()
+    };
+    let timeout = || Err(Failure::TryTimeout(Duration::from_secs(1)));
     let unnamed = RetryPolicy::default();
     for (policy, first, attempts) in [
         (&named, answer("14", Body::Empty), 2),
         (&named, answer("14", Body::from("message")), 1),
         (&named, answer("13", Body::Empty), 1),
         (&named, status(503), 1),
-        (&named, Err(Failure::Reset), 1),
         (&named, Err(Failure::Connect), 2),
+        // By the status that the client would get of it.
+        (&named, Err(Failure::Reset), 2),
+        (&named, timeout(), 1),
+        (&late, Err(Failure::Reset), 1),
+        (&late, timeout(), 2),
+        (&never, Err(Failure::Reset), 1),
+        (&unnamed, Err(Failure::Reset), 1),
+        (&unnamed, timeout(), 1),
         // The server may have acted on the call before it said so.
         (&unnamed, answer("14", Body::Empty), 1),
         (&unnamed, Err(Failure::Connect), 2),
