@@ -205,6 +205,8 @@ where
     let kind = Kind::of(attempt.request(), policy);
     let mut waiting: Option<Held> = None;
     let mut number = 1;
+    // Those of the attempts that are none of the policy's retries.
+    let mut uncounted = 0;
     loop {
         // What was not sent, or broke off, is tried once more whatever the policy says.
         let mut spare = (number <= settings.most_retries() || policy.hold.is_some())
@@ -230,13 +232,24 @@ where
             spare.give_up();
             return finish(result, number);
         };
-        if !spare.is_replayable()
-            || !settings
-                .wait(&again, number, &spare, &mut waiting, deadline)
-                .await
-        {
-            spare.give_up();
-            return finish(result, number);
+        let next = match spare.is_replayable() {
+            true => {
+                let counted = number - uncounted;
+                let wait = settings.wait(&again, counted, &spare, &mut waiting, deadline);
+                wait.await
+            }
+            false => Next::None,
+        };
+        match next {
+            Next::Retry => {}
+            // What came before the first wait was of the outage as well. Before another wait it counts, so that a server
+            // that comes and goes is not asked for ever.
+            Next::Held if uncounted == 0 => uncounted = number,
+            Next::Held => uncounted += 1,
+            Next::None => {
+                spare.give_up();
+                return finish(result, number);
+            }
         }
         settings.tell(&again);
         if let Ok(response) = result {
@@ -275,8 +288,19 @@ fn discard(mut body: Body) {
     });
 }
 
+/// What comes after an attempt that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// One of the policy's retries.
+    Retry,
+    /// Another attempt of a request that waits for an endpoint.
+    Held,
+    /// Its result is the request's.
+    None,
+}
+
 impl RetryLayer {
-    /// Waits until the next attempt is due; false when there is to be none.
+    /// Waits until the next attempt is due, where there is to be one after the `number` that the policy counts.
     async fn wait<A: Attempt>(
         &self,
         again: &Again,
@@ -284,9 +308,9 @@ impl RetryLayer {
         spare: &Spare<A>,
         waiting: &mut Option<Held>,
         deadline: Option<Deadline>,
-    ) -> bool {
+    ) -> Next {
         if waiting.is_none() && self.goes_elsewhere(again, number, deadline) {
-            return true;
+            return Next::Retry;
         }
         if waiting.is_none()
             && let Some(delay) = self.delay(again, number, deadline)
@@ -295,21 +319,22 @@ impl RetryLayer {
             if !delay.is_zero() {
                 sleep(delay).await;
             }
-            return true;
+            return Next::Retry;
         }
         let Some(limits) = self.policy.hold.as_ref().filter(|_| again.down) else {
-            return false;
+            return Next::None;
         };
         if waiting.is_none() {
             *waiting = self.queue.enter(limits, spare.bytes());
             self.observe(|observer| observer.held(waiting.is_some()));
         }
-        match waiting {
-            Some(held) => {
-                held.wait(deadline.map(|deadline| deadline.at), &self.random)
-                    .await
-            }
-            None => false,
+        let Some(held) = waiting else {
+            return Next::None;
+        };
+        let deadline = deadline.map(|deadline| deadline.at);
+        match held.wait(deadline, &self.random).await {
+            true => Next::Held,
+            false => Next::None,
         }
     }
 

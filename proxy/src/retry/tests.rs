@@ -600,6 +600,47 @@ async fn requests_wait_for_an_endpoint_and_one_of_them_tries() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn an_outage_that_was_waited_through_uses_up_no_retry_of_what_comes_after_it() {
+    let down = || Err(Failure::Connect);
+    for (what, steps, answer) in [
+        (
+            "a server that warms up",
+            vec![
+                down(),
+                down(),
+                down(),
+                down(),
+                down(),
+                status(503),
+                status(503),
+            ],
+            200,
+        ),
+        (
+            "one that goes on failing",
+            vec![down(), down(), down(), down(), status(503), status(503)],
+            503,
+        ),
+        (
+            "one that comes and goes",
+            vec![down(), down(), down(), status(503), down(), down()],
+            503,
+        ),
+    ] {
+        let steps: Vec<Step> = steps.into_iter().chain([status(answer)]).collect();
+        let attempts = u32::try_from(steps.len()).unwrap();
+        let policy = (*holding(Duration::from_secs(10), 50)).clone();
+        let get = request(Method::GET, Body::Empty);
+        let (result, _) = play(policy, get, steps).await;
+        assert_eq!(
+            (result.code(), result.attempts()),
+            (answer, attempts),
+            "{what}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn what_waits_is_bounded_in_number_bytes_and_time() {
     let (service, _) = outage(Instant::now() + Duration::from_secs(60));
     let layer = RetryLayer::new(
