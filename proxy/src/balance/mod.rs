@@ -252,6 +252,7 @@ impl Balancer {
             return Some(pick(endpoint, Standing::Probe));
         }
         let context = Context {
+            all: &inner.list,
             active: &inner.active,
             settings: &inner.settings,
             selection,
@@ -272,6 +273,7 @@ impl Balancer {
 /// One pick.
 #[derive(Debug)]
 struct Context<'a> {
+    all: &'a [Rc<Endpoint>],
     active: &'a Active,
     settings: &'a BalanceSettings,
     selection: &'a Selection<'a>,
@@ -283,17 +285,14 @@ struct Context<'a> {
 
 impl<'a> Context<'a> {
     fn choose(&self, turn: &mut usize) -> Option<&'a Rc<Endpoint>> {
+        if let Some(endpoint) = self.named() {
+            return Some(endpoint);
+        }
         let list = self.active.list();
         match list {
             [] => return None,
             [only] => return Some(only),
             _ => {}
-        }
-        if let Some(affinity) = &self.selection.affinity
-            && let Some(endpoint) = list.iter().find(|endpoint| endpoint.is_named(affinity))
-            && self.is_preferred(endpoint)
-        {
-            return Some(endpoint);
         }
         let chosen = match self.settings.algorithm {
             Algorithm::PeakEwma => self.better_of_two(|endpoint| endpoint.load(self.now)),
@@ -313,6 +312,15 @@ impl<'a> Context<'a> {
             .and_then(|index| list.get(index))
             .filter(|endpoint| self.is_preferred(endpoint))
             .or_else(|| self.search(list))
+    }
+
+    /// The endpoint that the client names, of whatever zone and priority: those say where clients go that have none yet.
+    fn named(&self) -> Option<&'a Rc<Endpoint>> {
+        let name = self.selection.affinity?;
+        let well = self.all.iter().filter(|it| it.health().is_well());
+        let mut usable = self.active.list().iter().chain(well);
+        let named = usable.find(|endpoint| endpoint.is_named(&name))?;
+        self.is_preferred(named).then_some(named)
     }
 
     /// For a request that has tried all that seem well: an ejected one, which may be back by now. After an outage of all

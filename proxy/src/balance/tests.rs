@@ -632,6 +632,37 @@ async fn a_cookie_names_the_endpoint_whatever_comes_and_goes_and_nothing_else() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cookie_names_an_endpoint_of_any_zone_and_priority_while_it_is_well() {
+    let of = |number: u8, zone: &str, priority: u32| EndpointDesc {
+        zone: zone.into(),
+        priority,
+        ..endpoint(number)
+    };
+    let settings = BalanceSettings {
+        zone: Some("a".into()),
+        ..BalanceSettings::default()
+    };
+    // One of them alone is for those who name none.
+    let list = [of(1, "a", 0), of(2, "b", 0), of(3, "a", 1)];
+    let several = Balancer::alone(&list, settings, 21);
+    assert_eq!(picked(&several, 100).len(), 1);
+    let follow = |desc: &EndpointDesc| {
+        let named = Selection {
+            affinity: Some(Affinity::of(desc)),
+            ..any()
+        };
+        several.pick(&named).unwrap()
+    };
+    for desc in &list {
+        assert!((0..50).all(|_| follow(desc).desc() == desc), "{desc:?}");
+    }
+    while !is_ejected(&several, 2) {
+        follow(&list[1]).finish(Outcome::Failure);
+    }
+    assert_eq!(follow(&list[1]).desc(), &list[0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_priority_is_left_when_too_little_of_it_is_well_and_taken_up_when_it_is_healed() {
     let level = |number: u8, priority: u32| EndpointDesc {
         priority,
