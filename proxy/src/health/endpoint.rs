@@ -76,6 +76,14 @@ pub(super) struct Window {
     pub(super) failures: AtomicU32,
 }
 
+impl Window {
+    pub(super) fn begin(&self, now: u64) {
+        self.began.store(now, Relaxed);
+        self.successes.store(0, Relaxed);
+        self.failures.store(0, Relaxed);
+    }
+}
+
 impl EndpointHealth {
     pub(super) fn new(desc: EndpointDesc, now: u64, warm: bool) -> Self {
         let state = State {
@@ -208,6 +216,8 @@ impl State {
         self.consecutive_failures.store(0, Relaxed);
         let was = self.ejected_until.swap(0, Relaxed) != 0;
         if was {
+            // What it was ejected for, and what it answered meanwhile, says nothing of it any more.
+            self.window.begin(now);
             self.warm_since.store(now, Relaxed);
             self.changed_at.store(now, Relaxed);
             "it answered again".clone_into(&mut lock(&self.reasons).ejection);

@@ -45,9 +45,7 @@ fn count(settings: &OutlierSettings, cell: &EndpointHealth, failed: bool, now: u
     }
     let window = &cell.window;
     if now.saturating_sub(window.began.load(Relaxed)) >= settings.interval {
-        window.began.store(now, Relaxed);
-        window.successes.store(0, Relaxed);
-        window.failures.store(0, Relaxed);
+        window.begin(now);
     }
     let counter = if failed {
         &window.failures

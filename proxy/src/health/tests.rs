@@ -139,6 +139,34 @@ async fn too_few_successes_in_an_interval_eject() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_back_is_judged_by_what_it_answers_from_then_on() {
+    let outliers = OutlierSettings {
+        consecutive_failures: 0,
+        min_success_percent: 80,
+        min_requests: 10,
+        interval: 60_000,
+        ..OutlierSettings::default()
+    };
+    let service = Health::default().of("api.data:80");
+    let cells = service.update(&membership(&endpoints(3), false));
+    let observe = |outcome| service.observe(&outliers, &cells[0], outcome, service.now());
+    for _ in 0..10 {
+        observe(Outcome::Failure);
+    }
+    assert!(cells[0].is_ejected());
+    // Late answers of requests that were under way.
+    observe(Outcome::Failure);
+    advance(Duration::from_secs(10)).await;
+    service.readmit(&cells[0], service.now());
+    for _ in 0..9 {
+        observe(Outcome::Failure);
+        assert!(!cells[0].is_ejected(), "too few to say");
+    }
+    observe(Outcome::Failure);
+    assert!(cells[0].is_ejected());
+}
+
+#[tokio::test(start_paused = true)]
 async fn people_are_shown_the_state_and_the_reason_of_each_endpoint() {
     let health = Health::default();
     let service = health.of("api.data:80");
