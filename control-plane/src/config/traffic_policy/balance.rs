@@ -10,9 +10,6 @@ use std::time::Duration;
 /// The cookie of stickiness, where the policy gives it no name.
 pub(in crate::config) const DEFAULT_COOKIE: &str = "sidewind-endpoint";
 
-/// Most that one endpoint may have in flight by hash, in percent of its even share, where nothing else is said.
-const HASH_LOAD_PERCENT: u32 = 125;
-
 /// Highest weight: two of them are still far apart in sums of 64 bits.
 const MAX_WEIGHT: u32 = 1_000_000;
 
@@ -128,9 +125,10 @@ impl Balance {
             }
             balance.hash_key = hash_key(reader, hash);
             let percent = hash.value.load_percent.as_ref();
+            // A bound breaks the hash: by default a key has one endpoint, however many ask for it at once.
             balance.hash_load_percent = match percent.map(|percent| percent.value) {
                 Some(0) => 0,
-                _ => number(reader, percent, 101..=10_000, HASH_LOAD_PERCENT),
+                _ => number(reader, percent, 101..=10_000, 0),
             };
         }
         balance.stickiness = self.stickiness.as_ref().map(|it| it.read(reader));

@@ -144,6 +144,23 @@ fn the_policy_of_a_port_comes_before_its_services_and_that_before_its_namespaces
 }
 
 #[test]
+fn a_hashed_key_has_one_endpoint_where_the_policy_names_no_bound() {
+    for (bound, percent) in [
+        ("", 0),
+        (", loadPercent: 0", 0),
+        (", loadPercent: 150", 150),
+    ] {
+        let text = format!(
+            "apiVersion: sidewind.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{ name: all, namespace: airflow }}\nspec: {{ balance: {{ algorithm: consistentHash, hash: {{ header: x-user{bound} }} }} }}\n"
+        );
+        let config = parse(&text).unwrap();
+        let policy = config.traffic(&service("api.airflow"), 80).unwrap();
+        let balance = policy.caller.balance.as_ref().unwrap();
+        assert_eq!(balance.hash_load_percent, percent, "{bound}");
+    }
+}
+
+#[test]
 fn two_policies_of_one_target_are_refused_and_the_other_is_named() {
     let other = POLICY.replace("name: api-server, namespace", "name: second, namespace");
     let errors = parse(&format!("{POLICY}---{other}"))
