@@ -248,7 +248,7 @@ impl<'a> View<'a> {
             endpoint.weight = rule.weight.unwrap_or(endpoint.weight);
             endpoint.priority = rule.priority.unwrap_or(endpoint.priority);
         }
-        service.traffic = Some(policy.caller.clone());
+        service.traffic = Some(policy.caller_of(name, port));
     }
 
     /// A fixed endpoint: in the mesh when a workload is there, plain when none ever was.

@@ -109,7 +109,7 @@ pub(crate) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
         );
         let backends = backends(reader, spec.backend_refs.as_ref(), &parents, &namespace);
         let policy = v1::RoutePolicy {
-            stickiness: stickiness(reader, spec.session_persistence.as_ref(), backends.len()),
+            stickiness: stickiness(reader, spec.session_persistence.as_ref(), &backends),
             ..Default::default()
         };
         let extension = extension(reader, read.extension.as_ref());

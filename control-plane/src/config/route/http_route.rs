@@ -170,7 +170,7 @@ fn rule(reader: &mut Reader<'_>, spec: &RuleSpec, parents: &[Parent], namespace:
     if let Some(retry) = &spec.retry {
         read_retry(reader, retry, &mut policy);
     }
-    policy.stickiness = stickiness(reader, spec.session_persistence.as_ref(), backends.len());
+    policy.stickiness = stickiness(reader, spec.session_persistence.as_ref(), &backends);
     let extension = extension(reader, read.extension.as_ref());
     Rule {
         api: v1::RouteRule {

@@ -269,6 +269,7 @@ fn with_own(mut rule: v1::RouteRule, own: &str) -> v1::RouteRule {
     use v1::route_backend::Target;
     use v1::route_filter::Filter;
     rule.hostnames.clear();
+    session::name_cookie(rule.policy.as_mut(), own);
     let mirrors = rule
         .filters
         .iter_mut()

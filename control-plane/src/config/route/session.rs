@@ -2,14 +2,12 @@
 //! whose cookie holds the name of an endpoint and nothing else: what would need a time in it is refused.
 
 use super::super::document::{Reader, present};
+use super::super::traffic_policy::default_cookie;
 use super::parts::{is_token, one_of};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::{duration, header_field, v1};
 use std::time::Duration;
-
-/// The cookie, where the rule gives it no name: as in traffic policies.
-const DEFAULT_COOKIE: &str = super::super::traffic_policy::DEFAULT_COOKIE;
 
 /// Browsers keep a cookie for no longer.
 const MAX_AGE: Duration = Duration::from_secs(400 * 24 * 3600);
@@ -48,15 +46,15 @@ enum Lifetime {
     Permanent,
 }
 
-/// What keeps the clients of a rule with so many backends at their endpoints.
+/// What keeps the clients of a rule with these backends at their endpoints.
 pub(super) fn stickiness(
     reader: &mut Reader<'_>,
     spec: Option<&Spanned<SessionPersistence>>,
-    backends: usize,
+    backends: &[v1::RouteBackend],
 ) -> Option<v1::Stickiness> {
     let at = spec?;
     let spec = &at.value;
-    if backends > 1 {
+    if backends.len() > 1 {
         reader.refuse(
             at,
             "must not be beside several backendRefs: which of them a request goes to is drawn each time",
@@ -74,18 +72,38 @@ pub(super) fn stickiness(
         None => Kind::Cookie,
     };
     Some(match kind {
-        Kind::Cookie => cookie(reader, spec),
+        Kind::Cookie => cookie(reader, spec, backends.first()),
         Kind::Header => header(reader, at),
     })
 }
 
-fn cookie(reader: &mut Reader<'_>, spec: &SessionPersistence) -> v1::Stickiness {
-    let name = match &spec.session_name {
-        Some(name) => {
+/// Names the cookie of a rule that has no backend, and leaves it to the service that the rule is attached to.
+pub(super) fn name_cookie(policy: Option<&mut v1::RoutePolicy>, own: &str) {
+    let sticky = policy.and_then(|policy| policy.stickiness.as_mut());
+    if let Some(sticky) = sticky
+        && sticky.cookie.is_empty()
+        && sticky.header.is_empty()
+    {
+        sticky.cookie = default_cookie(own);
+    }
+}
+
+fn cookie(
+    reader: &mut Reader<'_>,
+    spec: &SessionPersistence,
+    backend: Option<&v1::RouteBackend>,
+) -> v1::Stickiness {
+    use v1::route_backend::Target;
+    let name = match (
+        &spec.session_name,
+        backend.and_then(|it| it.target.as_ref()),
+    ) {
+        (Some(name), _) => {
             check_name(reader, name);
             name.value.clone()
         }
-        None => DEFAULT_COOKIE.to_owned(),
+        (None, Some(Target::Destination(name))) => default_cookie(name),
+        (None, _) => String::new(),
     };
     let lifetimes = [
         ("Session", Lifetime::Session),

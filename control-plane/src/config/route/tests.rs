@@ -1,6 +1,7 @@
 //! Routes, right and wrong.
 
 use super::super::document::SourceFile;
+use super::super::traffic_policy::default_cookie;
 use super::super::{Config, ConfigErrors};
 use sidewind_api::v1;
 use v1::route_backend::Target;
@@ -345,12 +346,13 @@ fn with_session(kind: &str, session: &str, backends: &str) -> String {
 #[test]
 fn sessions_are_kept_as_a_traffic_policy_keeps_them() {
     let orders = "orders.data".parse().unwrap();
+    let default = default_cookie("orders.data:80");
     for (session, cookie, header, max_age_seconds) in [
-        ("{}", "sidewind-endpoint", "", 0),
+        ("{}", default.as_str(), "", 0),
         ("{ sessionName: sid }", "sid", "", 0),
         (
             "{ type: Cookie, cookieConfig: { lifetimeType: Session } }",
-            "sidewind-endpoint",
+            default.as_str(),
             "",
             0,
         ),
@@ -387,6 +389,32 @@ fn sessions_are_kept_as_a_traffic_policy_keeps_them() {
         let rule = &table.unwrap().rules[0];
         let kept = rule.policy.as_ref().unwrap().stickiness.clone();
         assert_eq!(kept, Some(expected), "{session}");
+    }
+}
+
+#[test]
+fn sessions_at_several_services_have_a_cookie_each() {
+    let cookies = |kind: &str, backends: &str| {
+        let text = with_session(kind, "{}", backends);
+        let text = format!(
+            "{text}    - filters: [{{ type: ResponseHeaderModifier, responseHeaderModifier: {{ remove: [x-a] }} }}]\n"
+        );
+        let config = parse(&text).unwrap_or_else(|errors| panic!("{backends}: {errors}"));
+        let (_, table) = config.routes(&"orders.data".parse().unwrap(), 80);
+        let policy = table.unwrap().rules[0].policy.clone().unwrap();
+        policy.stickiness.unwrap().cookie
+    };
+    let own = default_cookie("orders.data:80");
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        // Without a backend it is the service itself.
+        assert_eq!(cookies(kind, "name: whole"), own);
+        assert_eq!(
+            cookies(kind, "backendRefs: [{ name: orders, port: 80 }]"),
+            own
+        );
+        for other in ["{ name: orders, port: 81 }", "{ name: other, port: 80 }"] {
+            assert_ne!(cookies(kind, &format!("backendRefs: [{other}]")), own);
+        }
     }
 }
 

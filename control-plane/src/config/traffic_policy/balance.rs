@@ -1,14 +1,24 @@
 //! How requests are spread over endpoints.
 
 use super::{DAY, Reader, header_name, milliseconds, number, present};
+use aws_lc_rs::digest::{SHA256, digest};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::v1;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// The cookie of stickiness, where the policy gives it no name.
-pub(in crate::config) const DEFAULT_COOKIE: &str = "sidewind-endpoint";
+/// The cookie of stickiness at a destination (`SERVICE.NAMESPACE:PORT`), where nothing gives it a name. Behind one host
+/// there may be several, and a browser keeps one cookie of a name.
+pub(in crate::config) fn default_cookie(destination: &str) -> String {
+    let hash = digest(&SHA256, destination.as_bytes());
+    let mut name = "sidewind-endpoint-".to_owned();
+    for byte in hash.as_ref().iter().take(4) {
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
 
 /// Highest weight: two of them are still far apart in sums of 64 bits.
 const MAX_WEIGHT: u32 = 1_000_000;
@@ -194,7 +204,8 @@ impl Stickiness {
         let seconds = Duration::from_secs(1)..=400 * DAY;
         let max_age = milliseconds(reader, self.max_age.as_ref(), seconds, Duration::ZERO);
         v1::Stickiness {
-            cookie: cookie.map_or_else(|| DEFAULT_COOKIE.to_owned(), |it| header_name(reader, it)),
+            // Without a name it gets that of each service.
+            cookie: cookie.map_or_else(String::new, |it| header_name(reader, it)),
             max_age_seconds: max_age / 1000,
             header: String::new(),
         }

@@ -24,8 +24,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(in crate::config) use balance::DEFAULT_COOKIE;
 pub use balance::EndpointRule;
+pub(in crate::config) use balance::default_cookie;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -35,13 +35,28 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub struct TrafficPolicy {
     /// What is spoken, where the policy says so.
     pub protocol: Option<v1::Protocol>,
-    /// What callers' proxies are told.
-    pub caller: v1::TrafficPolicy,
+    /// What callers' proxies are told, but for the names that [`TrafficPolicy::caller_of`] fills in.
+    pub(super) caller: v1::TrafficPolicy,
     /// What is said of single endpoints; the first that matches counts.
     pub endpoints: Vec<EndpointRule>,
     /// What is kept where requests come in, by the proxies beside the service or by a gateway for each of its listeners:
     /// bounds and rates.
     pub beside: Option<(v1::Bounds, Vec<v1::RateLimit>)>,
+}
+
+impl TrafficPolicy {
+    /// What proxies of callers of a service's port are told.
+    #[must_use]
+    pub fn caller_of(&self, service: &ServiceName, port: u16) -> v1::TrafficPolicy {
+        let mut policy = self.caller.clone();
+        let balance = policy.balance.as_mut();
+        if let Some(sticky) = balance.and_then(|balance| balance.stickiness.as_mut())
+            && sticky.cookie.is_empty()
+        {
+            sticky.cookie = default_cookie(&format!("{service}:{port}"));
+        }
+        policy
+    }
 }
 
 /// What a policy is about.

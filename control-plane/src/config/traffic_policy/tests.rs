@@ -144,6 +144,25 @@ fn the_policy_of_a_port_comes_before_its_services_and_that_before_its_namespaces
 }
 
 #[test]
+fn each_service_that_a_policy_holds_for_has_a_cookie_of_its_own() {
+    let text = "apiVersion: sidewind.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: { name: all, namespace: airflow }\nspec: { balance: { stickiness: {} } }\n";
+    let cookie = |text: &str, name: &str, port| {
+        let (config, name) = (parse(text).unwrap(), service(name));
+        let policy = config.traffic(&name, port).unwrap().caller_of(&name, port);
+        policy.balance.unwrap().stickiness.unwrap().cookie
+    };
+    let api = cookie(text, "api.airflow", 80);
+    assert_eq!(api, "sidewind-endpoint-c144d830");
+    assert_eq!(cookie(text, "api.airflow", 80), api);
+    assert_ne!(cookie(text, "api.airflow", 81), api);
+    assert_ne!(cookie(text, "flower.airflow", 80), api);
+    let named = text.replace("stickiness: {}", "stickiness: { cookie: stay }");
+    for name in ["api.airflow", "flower.airflow"] {
+        assert_eq!(cookie(&named, name, 80), "stay");
+    }
+}
+
+#[test]
 fn a_hashed_key_has_one_endpoint_where_the_policy_names_no_bound() {
     for (bound, percent) in [
         ("", 0),
