@@ -10,7 +10,7 @@ use std::time::Duration;
 use sidewind_api::v1;
 use sidewind_identity::{SpiffeId, SpiffeIdError};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Affinity, Selection};
 use crate::health::{Checked, EndpointHealth, HealthSettings, ServiceHealth};
@@ -314,6 +314,10 @@ pub(crate) struct Pick {
     /// Of all endpoints of the service.
     in_flight: Rc<Cell<u32>>,
     standing: Standing,
+    /// It is known not to answer, and was picked because there is no other.
+    hopeless: bool,
+    /// How long it is given then.
+    chance: Cell<Option<Duration>>,
     patience: Cell<Option<Duration>>,
     finished: Cell<bool>,
 }
@@ -337,6 +341,8 @@ impl Pick {
             settings,
             in_flight,
             standing,
+            hopeless: endpoint.health.checked() == Checked::Dead,
+            chance: Cell::new(None),
             patience: Cell::new(None),
             finished: Cell::new(false),
         }
@@ -357,18 +363,40 @@ impl Pick {
         self.patience.set(patience);
     }
 
-    /// Ends when active checks find that the endpoint does not answer at all; never where there are no checks.
+    /// Gives an endpoint that is known not to answer as long as a check would.
+    pub(crate) fn limit_chance(&self) {
+        if self.hopeless {
+            let check = self.settings.check.as_ref();
+            self.chance.set(check.map(|check| check.timeout));
+        }
+    }
+
+    /// Ends when the endpoint's answer is waited for in vain, by active checks: when they find that it does not answer at
+    /// all, or, where that was known before, that another one does, or when its chance is over. Never where there are
+    /// no checks.
     pub(crate) async fn died(&self) {
         if self.settings.check.is_none() {
             return std::future::pending().await;
         }
-        loop {
-            let died = self.endpoint.figures.died.notified();
-            // It is picked although it is known to be dead where there is no other: then it is given its chance.
-            died.await;
-            if self.endpoint.health.checked() == Checked::Dead {
-                return;
+        let given_up = async {
+            match self.chance.get() {
+                // Apart, since each request would have room for it.
+                Some(limit) => Box::pin(sleep_until(self.began + limit)).await,
+                None => std::future::pending().await,
             }
+        };
+        let in_vain = async {
+            loop {
+                self.endpoint.figures.died.notified().await;
+                let dead = self.endpoint.health.checked() == Checked::Dead;
+                if dead && (!self.hopeless || self.health.passes_checks()) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = in_vain => {}
+            () = given_up => {}
         }
     }
 

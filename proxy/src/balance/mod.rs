@@ -34,7 +34,7 @@ pub(crate) use random::Random;
 pub(crate) use ring::hash;
 pub(crate) use settings::{Algorithm, BalanceSettings, HashSource, StickySettings};
 
-use crate::health::{Health, HealthSettings, Membership, ServiceHealth};
+use crate::health::{Checked, Health, HealthSettings, Membership, ServiceHealth};
 
 /// How much lower the second load must be to count: of endpoints that are about equally fast, the one that was drawn
 /// first is taken, so that they share the traffic instead of the fastest by a hair getting all of it.
@@ -213,7 +213,14 @@ impl Balancer {
         passing.any(|endpoint| !tried.has(endpoint.desc().address))
     }
 
-    /// Tells those who wait for an answer of endpoints that do not answer any more.
+    /// Whether active checks find that none of the endpoints answers at all.
+    pub(crate) fn is_dead(&self) -> bool {
+        let list = &self.inner.borrow().list;
+        let dead = |it: &Rc<Endpoint>| it.health().checked() == Checked::Dead;
+        !list.is_empty() && list.iter().all(dead)
+    }
+
+    /// Tells those who wait for an answer of endpoints that do not answer.
     pub(crate) fn wake_the_hopeless(&self) {
         for endpoint in &self.inner.borrow().list {
             endpoint.wake_if_dead();

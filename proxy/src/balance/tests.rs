@@ -842,3 +842,74 @@ async fn what_is_in_flight_counts_under_another_weight() {
     }
     drop(held);
 }
+
+/// Two endpoints of a service whose checks take 2 s.
+fn checked() -> (Balancer, impl Fn(usize, bool)) {
+    let settings = HealthSettings::from(&v1::TrafficPolicy {
+        health_check: Some(v1::HealthCheck {
+            check: Some(v1::health_check::Check::Tcp(v1::TcpCheck {})),
+            timeout_ms: 2000,
+            ..v1::HealthCheck::default()
+        }),
+        ..v1::TrafficPolicy::default()
+    });
+    let check = settings.check.clone().unwrap();
+    let health = Health::default().of("api.data:80");
+    let list = endpoints(2);
+    let plan = Plan {
+        health: settings,
+        ..plan(&list)
+    };
+    let two = Balancer::with_seed(Arc::clone(&health), &plan, 22);
+    (two, move |index, answers| {
+        health.find(&check, index, answers)
+    })
+}
+
+/// Whether who waits for this endpoint goes on when a check finds something.
+async fn goes_on(two: &Balancer, pick: &Pick, find: impl FnOnce()) -> bool {
+    let found = async {
+        tokio::task::yield_now().await;
+        find();
+        two.wake_the_hopeless();
+        tokio::task::yield_now().await;
+    };
+    tokio::select! {
+        biased;
+        () = pick.died() => true,
+        () = found => false,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_endpoint_that_does_not_answer_goes_on_while_there_is_another() {
+    let (two, find) = checked();
+    let before = pick_this(&two, 1);
+    assert!(!goes_on(&two, &before, || find(1, false)).await);
+    assert!(goes_on(&two, &before, || find(0, false)).await);
+    assert!(two.is_dead());
+    // For want of another it is given its chance, whatever becomes of those of other services.
+    let after = two.pick(&any()).unwrap();
+    assert!(!goes_on(&two, &after, || ()).await);
+    let other = usize::from(*after.desc() == endpoint(1));
+    assert!(goes_on(&two, &after, || find(other, true)).await);
+    assert!(!two.is_dead());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_chance_of_one_that_is_known_not_to_answer_may_end_with_the_time_of_a_check() {
+    let (two, find) = checked();
+    for (dead, ends) in [(false, false), (true, true)] {
+        if dead {
+            find(0, false);
+            find(1, false);
+        }
+        let pick = two.pick(&any()).unwrap();
+        pick.limit_chance();
+        let waited = tokio::time::timeout(Duration::from_secs(10), pick.died());
+        let began = Instant::now();
+        assert_eq!(waited.await.is_ok(), ends);
+        let expected = Duration::from_secs(if ends { 2 } else { 10 });
+        assert_eq!(began.elapsed(), expected);
+    }
+}

@@ -46,8 +46,8 @@ struct Shared {
     services: Mutex<HashMap<Arc<str>, Weak<ServiceHealth>>>,
     /// Raised when endpoints or checks change.
     changed: watch::Sender<u64>,
-    /// Raised when a check finds that an endpoint does not answer at all.
-    died: watch::Sender<u64>,
+    /// Raised when a check finds that an endpoint does not answer at all, or that one is healthy.
+    turned: watch::Sender<u64>,
     metrics: Option<Arc<Metrics>>,
 }
 
@@ -65,7 +65,7 @@ impl Health {
                 began: Instant::now(),
                 services: Mutex::default(),
                 changed: watch::channel(0).0,
-                died: watch::channel(0).0,
+                turned: watch::channel(0).0,
                 metrics,
             }),
         }
@@ -87,9 +87,10 @@ impl Health {
         service
     }
 
-    /// Told when a check finds that an endpoint does not answer at all.
-    pub(crate) fn died(&self) -> watch::Receiver<u64> {
-        self.shared.died.subscribe()
+    /// Told when a check finds that an endpoint does not answer at all, or that one is healthy: whoever waits for one that
+    /// does not may have somewhere else to go.
+    pub(crate) fn turned(&self) -> watch::Receiver<u64> {
+        self.shared.turned.subscribe()
     }
 
     fn services(&self) -> Vec<Arc<ServiceHealth>> {
@@ -186,6 +187,11 @@ impl ServiceHealth {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// Whether there is an endpoint that active checks have nothing against.
+    pub(crate) fn passes_checks(&self) -> bool {
+        lock(&self.members).list.iter().any(|it| it.passes_checks())
+    }
+
     /// Learns how a use of an endpoint went.
     pub(crate) fn observe(
         &self,
@@ -256,6 +262,17 @@ impl ServiceHealth {
         }
     }
 
+    /// Takes what a check of one endpoint is said to have found.
+    #[cfg(test)]
+    pub(crate) fn find(&self, settings: &CheckSettings, number: usize, answers: bool) {
+        let cell = lock(&self.members).list.get(number).map(Arc::clone);
+        let finding = match answers {
+            true => probe::Finding::Healthy,
+            false => probe::Finding::NoAnswer("no answer".to_owned()),
+        };
+        self.checked(settings, &cell.expect("so many endpoints"), &finding);
+    }
+
     /// Takes the finding of an active check.
     fn checked(&self, settings: &CheckSettings, cell: &EndpointHealth, finding: &probe::Finding) {
         let before = cell.checked();
@@ -272,8 +289,8 @@ impl ServiceHealth {
             "a health check changed its verdict"
         );
         self.raise();
-        if after == Checked::Dead {
-            raise(&self.shared.died);
+        if matches!(after, Checked::Dead | Checked::Healthy) {
+            raise(&self.shared.turned);
         }
     }
 }

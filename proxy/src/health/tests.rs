@@ -74,16 +74,22 @@ async fn verdicts_change_after_as_many_checks_in_a_row_as_the_policy_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_is_told_when_an_endpoint_dies_and_all_when_it_may_not_be_picked() {
+async fn whoever_waits_is_told_when_an_endpoint_dies_or_is_back_and_all_when_it_may_not_be_picked()
+{
     let health = Health::default();
-    let (service, died) = (health.of("api.data:80"), health.died());
+    let (service, mut turned) = (health.of("api.data:80"), health.turned());
     let cell = &service.update(&membership(&endpoints(2), true))[0];
     let before = service.generation();
     service.checked(&check(), cell, &unhealthy());
     assert!(service.generation() > before && !cell.is_well());
-    assert!(!died.has_changed().unwrap(), "it still answers");
+    assert!(!turned.has_changed().unwrap(), "it still answers");
     service.checked(&check(), cell, &silent());
-    assert!(died.has_changed().unwrap());
+    assert!(turned.has_changed().unwrap());
+    turned.mark_unchanged();
+    service.checked(&check(), cell, &Finding::Healthy);
+    assert!(!turned.has_changed().unwrap(), "one check is too few");
+    service.checked(&check(), cell, &Finding::Healthy);
+    assert!(turned.has_changed().unwrap());
 }
 
 #[tokio::test(start_paused = true)]

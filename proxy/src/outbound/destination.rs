@@ -249,12 +249,12 @@ impl Destinations {
 }
 
 impl Destinations {
-    /// Lets requests go on to another endpoint that wait for one of which a health check found that it does not answer
-    /// any more. For as long as the worker lives.
+    /// Lets requests go on to another endpoint that wait for one of which a health check found that it does not answer.
+    /// For as long as the worker lives.
     pub(crate) async fn follow_health(worker: Rc<Worker>) {
-        let mut died = worker.destinations.health.died();
-        while died.changed().await.is_ok() {
-            died.mark_unchanged();
+        let mut turned = worker.destinations.health.turned();
+        while turned.changed().await.is_ok() {
+            turned.mark_unchanged();
             let known = worker.destinations.known.borrow();
             for destination in known.values() {
                 if let Some(Resolved::Service(service)) = &*destination.resolved.borrow() {

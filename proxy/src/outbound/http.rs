@@ -277,7 +277,11 @@ impl tower::Service<Request<Body>> for Balance {
                 tokio::select! {
                     biased;
                     result = sent => result,
-                    () = pick.died() => Err(died(endpoint.address)),
+                    // Under a policy that holds requests it is one of them from here on.
+                    () = pick.died() => Err(match service.holds(policy) {
+                        true => service.no_endpoints(),
+                        false => died(endpoint.address),
+                    }),
                 }
             } else {
                 sent.await
@@ -302,9 +306,7 @@ impl tower::Service<Request<Body>> for Balance {
 fn died(endpoint: SocketAddr) -> ProxyError {
     ProxyError::new(
         ErrorCode::UpstreamReset,
-        format_args!(
-            "{endpoint} stopped answering its health checks before it answered the request."
-        ),
+        format_args!("{endpoint} did not answer the request, nor its health checks."),
     )
 }
 

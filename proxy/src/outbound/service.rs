@@ -79,6 +79,8 @@ impl Service {
         let settings = BalanceSettings::of(service.traffic.as_ref(), &config.workload.zone);
         let endpoints = endpoints(service);
         self.endpoints.update(&plan(service, &endpoints, &settings));
+        // One that has just come is another to go to.
+        self.endpoints.wake_the_hopeless();
         *self.settings.borrow_mut() = Rc::new(settings);
         self.update_routes(service, config);
         self.queue.release();
@@ -142,6 +144,9 @@ impl Service {
     }
 
     /// An endpoint for a try of a request, by what the service's policy and that of the request's route look at.
+    ///
+    /// While active checks find that none of them answers, one is still asked, since it may be back before the next check:
+    /// but only where the request may go to another after that, or waits for none.
     pub(crate) fn pick_for(
         &self,
         request: &http::Request<Body>,
@@ -157,18 +162,30 @@ impl Service {
         let sticky = policy.sticky.as_ref().or(settings.sticky.as_ref());
         let named = sticky.and_then(|sticky| Affinity::of_request(headers, sticky));
         let repeatable = retry::is_repeatable(request, policy);
+        let holds = self.holds(policy);
+        if holds && !repeatable {
+            return None;
+        }
         let pick = self.endpoints.pick(&Selection {
             tried: Some(tried),
             hash,
             affinity: named,
             repeatable,
         })?;
+        if holds {
+            pick.limit_chance();
+        }
         let news = sticky.filter(|_| named != Some(pick.affinity()));
         Some(Chosen {
             repeatable,
             news: news.cloned(),
             pick,
         })
+    }
+
+    /// Whether requests under a policy wait, since active checks find that no endpoint answers.
+    pub(crate) fn holds(&self, policy: &RetryPolicy) -> bool {
+        policy.hold.is_some() && self.endpoints.is_dead()
     }
 
     /// Whether there is more than one endpoint that active checks have nothing against.
@@ -186,18 +203,20 @@ impl Service {
         self.limits.borrow().clone()
     }
 
-    /// Tells those who wait for an answer of endpoints that do not answer any more.
+    /// Tells those who wait for an answer of endpoints that do not answer.
     pub(crate) fn wake_the_hopeless(&self) {
         self.endpoints.wake_the_hopeless();
     }
 
     pub(crate) fn no_endpoints(&self) -> ProxyError {
         let (name, port) = (&self.name, self.port);
+        let why = match self.endpoints.is_dead() {
+            true => "none of those that serve it answers its health checks",
+            false => "no workload that serves it is connected",
+        };
         ProxyError::new(
             ErrorCode::NoEndpoints,
-            format_args!(
-                "The service {name} (port {port}) has no endpoint: no workload that serves it is connected."
-            ),
+            format_args!("The service {name} (port {port}) has no endpoint: {why}."),
         )
     }
 }

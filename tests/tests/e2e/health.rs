@@ -40,7 +40,7 @@ spec:
 struct Three {
     task: Workload,
     apis: Vec<(Workload, Process)>,
-    _mesh: Mesh,
+    mesh: Mesh,
 }
 
 impl Three {
@@ -69,11 +69,7 @@ impl Three {
             })
             .collect();
         let task = mesh.workload("airflow", "task").start();
-        Self {
-            task,
-            apis,
-            _mesh: mesh,
-        }
+        Self { task, apis, mesh }
     }
 
     /// The state of each server's endpoint, as the task's sidecar has it.
@@ -264,5 +260,68 @@ spec:
         let refused = [("error", "bad-request")];
         assert_eq!(metrics.sum("sidewind_requests_total", &refused), 0.0);
         assert_eq!(metrics.sum("sidewind_connections_total", &refused), 0.0);
+    }
+}
+
+/// Requests to the service wait while it is down.
+const HELD: &str = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: orders, namespace: data }
+spec:
+  parentRefs: [{ kind: Service, group: \"\", name: orders-api }]
+  rules: [{ filters: [{ type: ExtensionRef, extensionRef: { group: sidewind.dev, kind: RouteExtension, name: held } }] }]
+---
+apiVersion: sidewind.dev/v1alpha1
+kind: RouteExtension
+metadata: { name: held, namespace: data }
+spec: { hold: { timeout: 5m } }
+";
+
+impl Three {
+    /// Requests that are under way.
+    fn ask(&self, count: usize, path: &str, arguments: &[&str]) -> Vec<Process> {
+        let ask = |number| {
+            let name = format!("ask-{}-{number}", path.trim_matches('/'));
+            let curl = self.task.curl(&["-i"]).args(arguments);
+            let curl = curl.arg(format!("http://{VIRTUAL}{path}"));
+            curl.start(&name, &self.mesh.scratch)
+        };
+        (0..count).map(ask).collect()
+    }
+}
+
+#[test]
+fn while_all_servers_hang_requests_are_held_and_go_to_the_first_that_is_back() {
+    let three = Three::start(&format!("{CHECKED}{HELD}"));
+    // What nobody has asked for is not checked.
+    let url = format!("http://{VIRTUAL}/orders");
+    three.task.curl(&[&url]).finish().success();
+    for number in 0..3 {
+        three.wait_for(number, "healthy");
+        three.apis[number].1.signal(Signal::STOP);
+    }
+    for number in 0..3 {
+        three.wait_for(number, "dead");
+    }
+    let mut calls = three.ask(3, "/orders", &[]);
+    calls.extend(three.ask(3, "/echo", &["-d", "not to be sent twice"]));
+    eventually("all of them wait", PATIENCE, || {
+        let metrics = three.task.sidecar.metrics();
+        let held = metrics.sum("sidewind_held_requests_total", &[("outcome", "held")]);
+        (held == 6.0).then_some(())
+    });
+    three.apis[1].1.signal(Signal::CONT);
+    for mut call in calls {
+        call.wait(PATIENCE);
+        let output = call.output();
+        assert!(output.starts_with("HTTP/1.1 200 "), "{output}");
+    }
+    // Of those that hang none has anything of what may not be sent twice, which it would do when it is back.
+    for number in [0, 2] {
+        three.apis[number].1.signal(Signal::CONT);
+        three.wait_for(number, "healthy");
+        let log = three.apis[number].0.sidecar.access_log();
+        assert!(log.iter().all(|record| record.path() != "/echo"));
     }
 }
