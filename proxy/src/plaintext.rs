@@ -17,6 +17,7 @@ use crate::{
         PoolLimits, SendBodyError, SendError,
         headers::{self, Upgrade, examine_response},
     },
+    retry::{copy_head, is_idempotent},
     upgrade,
 };
 
@@ -132,11 +133,19 @@ impl PlaintextClient {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         let key = PoolKey::from(address);
-        // A kept connection that the server closed meanwhile gives the request back untouched.
         while let Some(connection) = self.http1.checkout(key) {
-            match connection.send(request).await {
-                Ok(response) => return Ok(response),
-                Err(error) => request = self.unsent(address, error)?,
+            // In a box, since each request would have room for it.
+            let spare = is_free_to_repeat(&request).then(|| Box::new(copy_head(&request)));
+            match (connection.send(request).await, spare) {
+                (Ok(response), _) => return Ok(response),
+                // What the server is just closing takes the request and says nothing. A client with a connection of its own
+                // would know nothing of it, and so the request goes on to a new one (RFC 9112, section 9.3.1).
+                (Err(error), Some(spare)) if error.was_closing() => {
+                    request = *spare;
+                    break;
+                }
+                // What the server closed meanwhile gives the request back untouched.
+                (Err(error), _) => request = self.unsent(address, error)?,
             }
         }
         let connection = self.connect_http1(address).await?;
@@ -261,6 +270,11 @@ impl PlaintextClient {
         let message = format_args!("{} at {address} {what}.", self.peer);
         ProxyError::new(code, message).with_source(Chain(&error).to_string())
     }
+}
+
+/// Whether a request may be sent again, and is nothing but its head.
+fn is_free_to_repeat(request: &Request<Body>) -> bool {
+    request.body().is_empty() && is_idempotent(request.method())
 }
 
 /// Has the kernel notice a server that has vanished, whether or not something is being sent to it.

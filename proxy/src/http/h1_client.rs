@@ -46,6 +46,13 @@ pub(crate) struct SendError {
     source: Option<hyper::Error>,
 }
 
+impl SendError {
+    /// Whether the server most likely closed an idle connection just when the request was sent on it.
+    pub(crate) fn was_closing(&self) -> bool {
+        self.reused && self.nothing_received && !self.stalled && !self.malformed
+    }
+}
+
 impl fmt::Debug for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SendError")

@@ -1,3 +1,5 @@
+use std::cell::Cell;
+
 use http::{HeaderValue, Method, header::CONNECTION, header::UPGRADE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -142,6 +144,62 @@ async fn what_is_no_answer_in_http_is_told_from_a_connection_that_breaks() {
         let error = sent.await.unwrap_err();
         let said = String::from_utf8_lossy(answer.get(..40).unwrap_or(answer)).into_owned();
         assert_eq!(error.code(), code, "{said:?}: {}", error.chain());
+    }
+}
+
+/// A server that answers the first request of each connection, and the second with this and its end; how many it has read.
+async fn forgetful(second: &'static str) -> (SocketAddr, Rc<Cell<u32>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let read = Rc::new(Cell::new(0));
+    let count = Rc::clone(&read);
+    spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = Rc::clone(&count);
+            spawn_local(async move {
+                for answer in ["HTTP/1.1 204 No Content\r\n\r\n", second] {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        match stream.read_u8().await {
+                            Ok(byte) => head.push(byte),
+                            Err(_) => return,
+                        }
+                    }
+                    count.set(count.get() + 1);
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    (address, read)
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_request_that_a_kept_connection_ended_with_goes_to_a_new_one_where_it_may_be_repeated() {
+    let reset = Err(ErrorCode::UpstreamReset);
+    for (method, body, second, expected, read) in [
+        (Method::GET, "", "", Ok(204), 3),
+        (Method::DELETE, "", "", Ok(204), 3),
+        (Method::POST, "", "", reset, 2),
+        (Method::PUT, "hello", "", reset, 2),
+        // It had begun to answer.
+        (Method::GET, "", "HTTP/1.1 2", reset, 2),
+    ] {
+        let worker = worker();
+        let (address, count) = forgetful(second).await;
+        let send = async |method: &Method, body: &str| {
+            let mut request = get(&[]);
+            request.method_mut().clone_from(method);
+            *request.body_mut() = Body::from(body.to_owned());
+            let exchange = begin(&worker, &mut request);
+            let sent = worker.endpoints.send(address, &exchange, request, false);
+            let sent = sent.await.map(|answer| answer.status().as_u16());
+            sent.map_err(|error| error.code())
+        };
+        assert_eq!(send(&Method::GET, "").await, Ok(204));
+        let name = format!("{method} {second:?}");
+        assert_eq!(send(&method, body).await, expected, "{name}");
+        assert_eq!(count.get(), read, "{name}");
     }
 }
 

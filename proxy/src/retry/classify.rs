@@ -96,7 +96,7 @@ impl Attempt for Request<Body> {
 }
 
 /// True for methods whose repetition has the effect of one request (RFC 9110, section 9.2.2). Unknown ones are not.
-pub(super) fn is_idempotent(method: &Method) -> bool {
+pub(crate) fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE

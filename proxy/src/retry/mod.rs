@@ -13,11 +13,14 @@ mod replay;
 mod spare;
 
 pub(crate) use budget::RetryBudget;
-pub(crate) use classify::{Progress, RetryError, grpc_status, is_repeatable, said_by_proxy};
+pub(crate) use classify::{
+    Progress, RetryError, grpc_status, is_idempotent, is_repeatable, said_by_proxy,
+};
 pub(crate) use hold::{HoldLimits, HoldQueue};
 pub(crate) use layer::{Failed, Others, OutsideRetries, RetryLayer, RetryObserver};
 pub(crate) use policy::{RetryPolicy, UNAVAILABLE};
 pub(crate) use replay::{ReplayBody, ReplayBuffer};
+pub(crate) use spare::copy_head;
 
 #[cfg(test)]
 mod tests;

@@ -105,7 +105,8 @@ impl<A: Attempt> Spare<A> {
     }
 }
 
-fn copy_head(request: &Request<Body>) -> Request<Body> {
+/// The same request without its body.
+pub(crate) fn copy_head(request: &Request<Body>) -> Request<Body> {
     let mut copy = Request::new(Body::Empty);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
