@@ -12,23 +12,22 @@ use std::{
 
 use http::{Request, Response};
 use tokio::time::Instant;
-use tower::{Layer, ServiceExt};
 
 use super::{
     destination::{Destination, Resolved},
     forward::Forward,
+    outside::{Outside, outside_addresses},
     service::Service,
-    tcp::outside_address,
 };
 use crate::{
     airflow::{ConnectionTask, ExecutionCall, baggage, outage},
-    balance::{EndpointDesc, Outcome, Pick, Tried},
+    balance::{Outcome, Pick, Tried},
     errors::{ErrorCode, ProxyError},
     exchange::{Exchange, Origin, Party},
     http::Body,
     retry::{
-        Others, Progress, ReplayBuffer, RetryError, RetryObserver, RetryPolicy, UNAVAILABLE,
-        grpc_status, said_by_proxy,
+        Others, Progress, ReplayBuffer, RetryError, RetryPolicy, UNAVAILABLE, grpc_status,
+        said_by_proxy,
     },
     route::Front,
     telemetry::Direction,
@@ -153,28 +152,18 @@ impl OutboundHttp {
         let service = match resolved {
             Resolved::Service(service) => service,
             Resolved::Outside => {
-                let address = outside_address(&self.worker, destination).await?;
+                let addresses = outside_addresses(&self.worker, destination).await?;
                 let outside = Outside {
                     worker: Rc::clone(&self.worker),
                     exchange: Rc::clone(exchange),
-                    endpoint: EndpointDesc::plain(address),
+                    addresses: Rc::new(addresses.into()),
                     http2: self.http2,
                 };
                 let policy = call.and_then(|call| {
                     let until = self.worker.held_until(exchange)?;
                     Some(call.policy(&RetryPolicy::default(), until, None))
                 });
-                let Some(policy) = policy else {
-                    return outside.oneshot(request).await;
-                };
-                let retry = self.worker.outside.retry(policy);
-                let observer = Rc::clone(exchange) as Rc<dyn RetryObserver>;
-                return retry
-                    .observed(observer)
-                    .since(exchange.started())
-                    .layer(outside)
-                    .oneshot(request)
-                    .await;
+                return outside.send(policy, request).await;
             }
         };
         let forward = Forward {
@@ -189,35 +178,6 @@ impl OutboundHttp {
             call,
         };
         forward.by_service(&service, request).await
-    }
-}
-
-/// Sends each try of a request to an address outside the mesh.
-#[derive(Clone, Debug)]
-struct Outside {
-    worker: Rc<Worker>,
-    exchange: Rc<Exchange>,
-    endpoint: EndpointDesc,
-    http2: bool,
-}
-
-impl tower::Service<Request<Body>> for Outside {
-    type Response = Response<Body>;
-    type Error = ProxyError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ProxyError>>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            let sent = this
-                .endpoint
-                .send(&this.worker, &this.exchange, request, this.http2);
-            sent.await
-        })
     }
 }
 

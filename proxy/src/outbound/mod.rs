@@ -5,13 +5,14 @@
 //! 2. [`destination`]: what it is for, and what discovery knows of that;
 //! 3. protocol: declared by the service, or detected on the first bytes;
 //! 4. HTTP: each request through the layers in [`http`], by its route with [`forward`]; bytes: [`tcp`];
-//! 5. [`endpoint`]: the chosen endpoint, through the mesh or in plaintext.
+//! 5. [`endpoint`]: the chosen endpoint, through the mesh or in plaintext; [`outside`]: what is not in the mesh.
 
 mod destination;
 mod endpoint;
 mod forward;
 mod forward_proxy;
 mod http;
+mod outside;
 mod service;
 mod tcp;
 

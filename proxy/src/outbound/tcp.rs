@@ -8,12 +8,12 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     destination::{Destination, Resolved, Target},
+    outside::{connect_first, outside_addresses},
     service::Service,
 };
 use crate::{
     airflow::ConnectionTask,
     balance::{MOST_UNSENT, Outcome, Pick, Tried},
-    config::Outside,
     copy::{self, Connection, Progress, Side},
     errors::{ErrorCode, ProxyError},
     exchange::Party,
@@ -277,42 +277,10 @@ async fn connect_outside(
     destination: &Destination,
     journey: &mut Journey,
 ) -> Result<Upstream, ProxyError> {
-    let address = outside_address(worker, destination).await?;
-    journey.attempts = 1;
-    journey.destination.address = Some(address);
-    worker.endpoints.connect(address).await.map(Upstream::Plain)
-}
-
-/// The address of a destination outside the mesh, unless such are refused.
-pub(super) async fn outside_address(
-    worker: &Worker,
-    destination: &Destination,
-) -> Result<SocketAddr, ProxyError> {
-    let target = destination.target();
-    if worker.config.traffic.outside == Outside::Refuse {
-        return Err(ProxyError::new(
-            ErrorCode::OutsideRefused,
-            format_args!(
-                "{target} is outside the mesh, where this proxy is set to let nothing go."
-            ),
-        ));
-    }
-    match target {
-        Target::Address(address) => Ok(*address),
-        Target::Host(host, port) => {
-            let lookup = tokio::net::lookup_host((&**host, *port));
-            let found = tokio::time::timeout(worker.config.traffic.connect_timeout, lookup).await;
-            let unknown = |cause: String| {
-                let message = format_args!("The host {host} has no address.");
-                ProxyError::new(ErrorCode::ConnectFailed, message).with_source(cause)
-            };
-            match found {
-                Ok(Ok(mut addresses)) => addresses
-                    .next()
-                    .ok_or_else(|| unknown("empty answer".to_owned())),
-                Ok(Err(error)) => Err(unknown(error.to_string())),
-                Err(_) => Err(unknown("the name server did not answer in time".to_owned())),
-            }
-        }
-    }
+    let addresses = outside_addresses(worker, destination).await?;
+    let connected = connect_first(&worker.endpoints, &addresses, |address| {
+        journey.attempts += 1;
+        journey.destination.address = Some(address);
+    });
+    connected.await.map(Upstream::Plain)
 }
