@@ -25,9 +25,11 @@ def on_task_instance_running(previous_state, task_instance):
     global _reporter
     try:
         _stop()
-        path = os.environ.get("SIDEWIND_TASK_SOCKET", DEFAULT_SOCKET)
-        if not os.path.exists(path):
-            return
+        path = os.environ.get("SIDEWIND_TASK_SOCKET")
+        if path is None:
+            path = DEFAULT_SOCKET
+            if not os.path.isdir(os.path.dirname(path)):
+                return  # Nobody has made a place for a sidecar's socket.
         reporter = Reporter(path, _task(task_instance))
         reporter.start()
         _reporter = reporter

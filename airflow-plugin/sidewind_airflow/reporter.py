@@ -2,6 +2,8 @@
 
 The sidecar first says `{}`: from then on it knows the task. It sends `{"socket": INODE}`; the answer is `{"socket": INODE, "held": BOOL}`: whether this process or one below it
 has that socket open. Sockets that were open before the task's code began are not the task's.
+
+A sidecar may come later than the task, or be started again: it is looked for until the task has ended.
 """
 
 import json
@@ -11,6 +13,10 @@ import threading
 
 # How long the task may be kept from beginning, at each of three steps.
 CONNECT_SECONDS = 0.2
+
+# How long the sidecar is waited for until it is looked for again: at first, and at most.
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 5
 
 # Processes below this one that are looked at for one question.
 MAX_PROCESSES = 1000
@@ -25,21 +31,39 @@ class Reporter:
         self._path = path
         self._task = task
         self._connection = None
+        self._ended = threading.Event()
         self._inherited = set()
 
     def start(self):
         """Tells of the task, and answers questions from then on."""
         self._inherited = set(_sockets("self"))
-        self._connect()
+        self._begin()
         _reporters.append(self)
 
     def stop(self):
         """The task has ended."""
         if self in _reporters:
             _reporters.remove(self)
-        connection, self._connection = self._connection, None
+        self._ended.set()
+        connection = self._connection
         if connection is not None:
             _close(connection)
+
+    def _begin(self):
+        # At once, so that the sidecar knows the task before its code begins.
+        is_connected = self._connect()
+        threading.Thread(target=self._stay, args=(is_connected,), name="sidewind", daemon=True).start()
+
+    def _stay(self, is_connected):
+        """Answers questions, and connects again whenever the sidecar is gone, until the task has ended."""
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            if is_connected and self._serve(self._connection):
+                wait = FIRST_WAIT_SECONDS
+            if self._ended.wait(wait):
+                return
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            is_connected = self._connect()
 
     def _connect(self):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -51,11 +75,15 @@ class Reporter:
             connection.settimeout(None)
         except OSError:
             connection.close()
-            raise
+            return False
         self._connection = connection
-        threading.Thread(target=self._serve, args=(connection,), name="sidewind", daemon=True).start()
+        if self._ended.is_set():
+            _close(connection)
+        return True
 
     def _serve(self, connection):
+        """Answers until the sidecar is gone, or is no sidecar. False where it has asked nothing."""
+        has_asked = False
         try:
             with connection.makefile("rb") as questions:
                 for line in questions:
@@ -65,10 +93,12 @@ class Reporter:
                     inode = int(question["socket"])
                     answer = {"socket": inode, "held": self._holds(inode)}
                     connection.sendall(json.dumps(answer).encode() + b"\n")
+                    has_asked = True
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # The sidecar is gone, or is no sidecar.
+            pass
         finally:
             _close(connection)
+        return has_asked
 
     def _holds(self, inode):
         if inode in self._inherited:
@@ -80,10 +110,9 @@ class Reporter:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        try:
-            self._connect()
-        except OSError:
-            pass
+        # A thread that is not here may have held the other one's lock.
+        self._ended = threading.Event()
+        self._begin()
 
 
 def _welcome(connection):

@@ -33,13 +33,19 @@ class Task:
     dag_id, task_id, run_id, map_index, try_number, id = "payroll", "load", "manual__1", -1, 2, "0193"
 
 
+def expect_socket_in(folder):
+    path = os.path.join(folder, "task.sock")
+    os.environ["SIDEWIND_TASK_SOCKET"] = path
+    return path
+
+
 class Sidecar:
     def __init__(self, folder):
-        self.path = os.path.join(folder, "task.sock")
+        self.path = expect_socket_in(folder)
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen()
-        os.environ["SIDEWIND_TASK_SOCKET"] = self.path
+        self.listener.settimeout(60)
 
     def accept(self):
         connection, _ = self.listener.accept()
@@ -49,6 +55,8 @@ class Sidecar:
 
     def close(self):
         self.listener.close()
+        if os.path.exists(self.path):
+            os.unlink(self.path)
 
 
 def ask(lines, inode):
@@ -63,13 +71,23 @@ def inode(connection):
     return int(os.readlink("/proc/self/fd/%d" % connection.fileno())[8:-1])
 
 
+def seekers():
+    return [thread for thread in threading.enumerate() if thread.name == "sidewind"]
+
+
 class ListenerTest(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
         self.sidecar = Sidecar(self.folder.name)
-        self.addCleanup(self.sidecar.close)
-        self.addCleanup(listener.on_task_instance_success, "running", Task())
+        self.addCleanup(lambda: self.sidecar.close())
+        self.addCleanup(self.end)
+
+    def end(self):
+        """Threads of one test are not another's."""
+        listener.on_task_instance_success("running", Task())
+        for seeker in seekers():
+            seeker.join(60)
 
     def begin(self):
         listener.on_task_instance_running("queued", Task())
@@ -138,6 +156,49 @@ class ListenerTest(unittest.TestCase):
         lines, _ = self.begin()
         listener.on_task_instance_failed("running", Task())
         self.assertEqual(lines.readline(), b"")
+
+    def test_a_sidecar_that_is_started_again_is_told_of_the_task_again(self):
+        inherited, _other = socket.socketpair()
+        lines, hello = self.begin()
+        self.sidecar.close()
+        lines.close()
+        self.sidecar = Sidecar(self.folder.name)
+        lines, again = self.sidecar.accept()
+        self.assertEqual(again, hello)
+        lines.write(b"{}\n")
+        own, _far = socket.socketpair()
+        self.assertTrue(ask(lines, inode(own)))
+        self.assertFalse(ask(lines, inode(inherited)))
+
+    def test_a_task_that_begins_before_its_sidecar_is_told_of_when_that_comes_and_so_are_its_children(self):
+        self.sidecar.close()
+        listener.on_task_instance_running("queued", Task())
+        waits, ends = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.read(waits, 1)
+            os._exit(0)
+        self.sidecar = Sidecar(self.folder.name)
+        for _ in range(2):
+            lines, hello = self.sidecar.accept()
+            self.assertEqual(hello["dag_id"], "payroll")
+        os.write(ends, b".")
+        os.waitpid(pid, 0)
+
+    def test_no_sidecar_is_looked_for_after_the_end_of_a_task_nor_where_none_is_expected(self):
+        self.sidecar.close()
+        listener.on_task_instance_running("queued", Task())
+        [seeker] = seekers()
+        listener.on_task_instance_success("running", Task())
+        seeker.join(60)
+        self.assertFalse(seeker.is_alive())
+        del os.environ["SIDEWIND_TASK_SOCKET"]
+        with unittest.mock.patch("sidewind_airflow.listener.DEFAULT_SOCKET", self.folder.name + "/not/task.sock"):
+            listener.on_task_instance_running("queued", Task())
+        self.assertEqual(seekers(), [])
+        with unittest.mock.patch("sidewind_airflow.listener.DEFAULT_SOCKET", self.folder.name + "/task.sock"):
+            listener.on_task_instance_running("queued", Task())
+        self.assertEqual(len(seekers()), 1)
 
     def test_a_sidecar_that_is_away_or_says_nonsense_harms_no_task(self):
         os.environ["SIDEWIND_TASK_SOCKET"] = self.sidecar.path + ".not"
