@@ -2,11 +2,12 @@
 //! that it is among the open files of whatever runs the task.
 //!
 //! The template is Airflow's own setting `[logging] log_filename_template`, as it stands there: a user who has changed
-//! it gives the same text to the proxy.
+//! it gives the same text to the proxy. A template may let two tasks have names that are no longer to be told apart, as
+//! `{{ ti.dag_id }}_{{ ti.task_id }}` does: a path that can be read in two ways names no task.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::{Captures, Match, Regex, RegexBuilder};
 
 use crate::telemetry::TaskContext;
 
@@ -24,7 +25,10 @@ const MAX_PATTERN_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct AttemptLogs {
     folder: Arc<[u8]>,
-    pattern: Regex,
+    /// Each variable as short as it can be, the first ones before those after them.
+    shortest: Regex,
+    /// Each as long as it can be. Where both find the same, there is no other way to read the path.
+    longest: Regex,
 }
 
 /// A template that cannot be used.
@@ -63,11 +67,14 @@ impl AttemptLogs {
                 return Err(TemplateError::Once(field));
             }
         }
-        let pattern = RegexBuilder::new(&pattern)
-            .unicode(false)
-            .size_limit(MAX_PATTERN_BYTES)
-            .build()
-            .map_err(|_| TemplateError::TooLarge)?;
+        let build = |is_longest| {
+            RegexBuilder::new(&pattern)
+                .unicode(false)
+                .swap_greed(is_longest)
+                .size_limit(MAX_PATTERN_BYTES)
+                .build()
+                .map_err(|_| TemplateError::TooLarge)
+        };
         let mut folder = folder.as_os_str().as_encoded_bytes().to_vec();
         while folder.last() == Some(&b'/') {
             folder.pop();
@@ -75,16 +82,20 @@ impl AttemptLogs {
         folder.push(b'/');
         Ok(Self {
             folder: folder.into(),
-            pattern,
+            shortest: build(false)?,
+            longest: build(true)?,
         })
     }
 
-    /// The task whose attempt is logged at `path`, if it is such a path.
+    /// The task whose attempt is logged at `path`, if it is such a path, and can be that of one task alone.
     pub(crate) fn task(&self, path: &[u8]) -> Option<TaskContext> {
         // A log that the log groomer has removed is still open.
         let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
         let name = path.strip_prefix(&*self.folder)?;
-        let found = self.pattern.captures(name)?;
+        let found = self.shortest.captures(name)?;
+        if ends(&found) != ends(&self.longest.captures(name)?) {
+            return None;
+        }
         let text = |field| {
             let value = found.name(field)?.as_bytes();
             std::str::from_utf8(value).ok().map(str::to_owned)
@@ -100,12 +111,21 @@ impl AttemptLogs {
     }
 }
 
+/// Where each variable begins and ends. One that stands for nothing is as good as none.
+fn ends(found: &Captures<'_>) -> Vec<Option<Range<usize>>> {
+    let ends = |value: Option<Match<'_>>| Some(value?.range()).filter(|range| !range.is_empty());
+    found.iter().map(ends).collect()
+}
+
 fn group(field: &str) -> String {
     format!("(?P<{field}>")
 }
 
-/// A regular expression that matches the names that `template` makes.
+/// A regular expression that matches the names that `template` makes, each variable in a group, and every repetition as
+/// short as it can be.
 fn pattern(template: &str) -> Result<String, TemplateError> {
+    // As it has to stand in airflow.cfg, where a single % refers to another setting.
+    let template = &*template.replace("%%", "%");
     let mut pattern = String::from("^");
     let mut open_ifs = 0_usize;
     let mut rest = template;
@@ -132,7 +152,7 @@ fn pattern(template: &str) -> Result<String, TemplateError> {
                 }
                 Some("endif") if open_ifs > 0 => {
                     open_ifs -= 1;
-                    pattern.push_str(")?");
+                    pattern.push_str(")??");
                 }
                 _ => return Err(TemplateError::Tag(inside.to_owned())),
             }
@@ -159,10 +179,10 @@ fn push_variable(pattern: &mut String, expression: &str) -> Result<(), TemplateE
         "dag_id" => ("dag_id", "[^/]+?"),
         "run_id" => ("run_id", "[^/]+?"),
         "task_id" => ("task_id", "[^/]+?"),
-        "map_index" => ("map_index", "-?[0-9]{1,9}"),
-        "try_number" => ("try_number", "[0-9]{1,9}"),
+        "map_index" => ("map_index", "-??[0-9]{1,9}?"),
+        "try_number" => ("try_number", "[0-9]{1,9}?"),
         _ => {
-            pattern.push_str("[^/]*?");
+            pattern.push_str("([^/]*?)");
             return Ok(());
         }
     };
@@ -240,6 +260,43 @@ mod tests {
             ("a", "b", "manual")
         );
         assert_eq!(found.try_number, Some(3));
+    }
+
+    #[test]
+    fn a_path_that_could_be_of_two_tasks_is_of_none() {
+        let flat = "{{ ti.dag_id }}_{{ ti.task_id }}/{{ ti.run_id }}/{{ try_number }}.log";
+        let mapped = "{{ ti.dag_id }}/{{ ti.run_id }}/{{ ti.task_id }}\
+            {% if ti.map_index >= 0 %}-{{ ti.map_index }}{% endif %}.log";
+        let noted = "{{ x }}-{{ ti.dag_id }}-{{ y }}/{{ ti.run_id }}/{{ ti.task_id }}.log";
+        let numbered = "{{ ti.dag_id }}/{{ ti.run_id }}/{{ ti.task_id }}-{{ try_number }}.log";
+        for (template, name, task) in [
+            (flat, "etl_load/run/1.log", Some(("etl", "load", Some(1)))),
+            (flat, "etl_daily_load/run/1.log", None),
+            (flat, "etl__load/run/1.log", None),
+            (mapped, "etl/run/load.log", Some(("etl", "load", None))),
+            (mapped, "etl/run/load-3.log", None),
+            (noted, "a-b-c/run/load.log", Some(("b", "load", None))),
+            // The shortest and the longest agree on the DAG, and what is between them does not.
+            (noted, "a-b-a-b-a/run/load.log", None),
+            (
+                numbered,
+                "etl/run/load-3-12.log",
+                Some(("etl", "load-3", Some(12))),
+            ),
+        ] {
+            let found = read(template, &format!("/opt/airflow/logs/{name}"));
+            let said = found
+                .as_ref()
+                .map(|it| (it.dag_id.as_str(), it.task_id.as_str(), it.try_number));
+            assert_eq!(said, task, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_template_may_stand_as_it_does_in_airflow_cfg() {
+        let doubled = DEFAULT_TEMPLATE.replace('%', "%%");
+        let mapped = format!("{RUN}/map_index=7/attempt=2.log");
+        assert_eq!(read(&doubled, &mapped), Some(task(Some(7), Some(2))));
     }
 
     #[test]
