@@ -32,6 +32,17 @@ pub(super) struct Root {
     starts_workers: bool,
 }
 
+/// Where a process is below a worker.
+#[derive(Clone, Copy, Debug)]
+struct Below {
+    root: Root,
+    /// Without those between the worker and what it starts supervisors by; 0 is the worker, or one of these.
+    generations: usize,
+    /// A fork server of Python's multiprocessing is in between. It forks whatever any process of its user asks it for:
+    /// the key that it asks for since Python 3.14 is in the memory of all that it has forked, tasks included.
+    by_fork_server: bool,
+}
+
 /// Who supervises a task, as far as its processes show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Supervisor {
@@ -85,38 +96,59 @@ impl Chain {
     }
 
     /// Whether its owner is the worker itself, or one of those that it supervises tasks by. Not known, and so false, where
-    /// every process becomes a child of the worker's that has lost its parent.
+    /// every process becomes a child of the worker's that has lost its parent, and below a fork server.
     pub(super) fn is_the_workers_own(&self) -> bool {
-        self.generations_below_the_worker()
-            .is_some_and(|(generations, root)| {
-                generations == 0 || generations == 1 && !root.is_init
-            })
-            && self.roots.is_some_and(Roots::is_first)
+        let Some(Below {
+            root,
+            generations,
+            by_fork_server,
+        }) = self.below_the_worker()
+        else {
+            return false;
+        };
+        let is_own = generations == 0 || generations == 1 && !root.is_init;
+        is_own && !by_fork_server && self.roots.is_some_and(Roots::is_first)
     }
 
-    /// The owner, if it may be what supervises a task: in a container with a worker one of its children alone.
+    /// The owner, if it may be what supervises a task: in a container with a worker one of its children alone, or the
+    /// worker itself (Celery's pool `solo`), which vouches for nothing: its tasks are where others' supervisors are.
     pub(super) fn supervisor(&self) -> Option<Supervisor> {
         let process = *self.lineage.first()?;
         let is_sure = match self.roots {
             None => true,
             Some(roots) => {
-                let (generations, root) = self.generations_below_the_worker()?;
-                if generations != 1 {
+                let Below {
+                    root,
+                    generations,
+                    by_fork_server,
+                } = self.below_the_worker()?;
+                if generations > 1 || generations == 0 && by_fork_server {
                     return None;
                 }
-                !root.is_init && roots.is_first()
+                generations == 1 && !by_fork_server && !root.is_init && roots.is_first()
             }
         };
         Some(Supervisor { process, is_sure })
     }
 
-    /// How many generations the owner is below the worker that starts supervisors.
-    fn generations_below_the_worker(&self) -> Option<(usize, Root)> {
+    /// Where the owner is below the worker that starts supervisors.
+    fn below_the_worker(&self) -> Option<Below> {
         let root = self.roots?.now;
-        let at = self.lineage.iter().position(|key| *key == root.key)?;
-        let below = at.checked_sub(1).and_then(|below| self.holders.get(below));
-        let is_starter = root.starts_workers && below.is_some_and(|it| it.title == Title::Worker);
-        Some((at - usize::from(is_starter), root))
+        let mut generations = self.lineage.iter().position(|key| *key == root.key)?;
+        let title_at = |at: usize| Some(&self.holders.get(at)?.title);
+        let next = |at: usize| at.checked_sub(1).and_then(title_at);
+        if root.starts_workers && next(generations) == Some(&Title::Worker) {
+            generations -= 1;
+        }
+        let by_fork_server = next(generations) == Some(&Title::ForkServer);
+        if by_fork_server {
+            generations -= 1;
+        }
+        Some(Below {
+            root,
+            generations,
+            by_fork_server,
+        })
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) enum Title {
     Worker,
     /// `airflow standalone`, whose child the scheduler is.
     Standalone,
+    /// Python's multiprocessing, which forks what supervises tasks where the scheduler does not do so itself.
+    ForkServer,
     /// Anything else.
     Other,
 }
@@ -41,7 +43,7 @@ impl Title {
         };
         let line = line.trim_end();
         if let Some(rest) = line.strip_prefix("airflow worker -- ") {
-            let id = rest.strip_prefix("LocalExecutor: ");
+            let id = local_executor(rest);
             return match (id, task_instance(id.unwrap_or(rest))) {
                 // LocalExecutor's worker is what supervises the task.
                 (Some(_), Some(ti_id)) => Self::Supervisor { ti_id },
@@ -58,6 +60,9 @@ impl Title {
         if line.starts_with("[celeryd: ") && line.contains(":MainProcess]") {
             return Self::Worker;
         }
+        if is_fork_server(line) {
+            return Self::ForkServer;
+        }
         worker_command(line).unwrap_or(Self::Other)
     }
 
@@ -70,9 +75,27 @@ impl Title {
     pub(super) fn is_of_a_task(&self) -> bool {
         match self {
             Self::Runner { .. } | Self::NamedRunner { .. } | Self::Supervisor { .. } => true,
-            Self::Worker | Self::Standalone | Self::Other => false,
+            Self::Worker | Self::Standalone | Self::ForkServer | Self::Other => false,
         }
     }
+}
+
+/// What stands after `LocalExecutor: `, or `LocalExecutor [TEAM]: ` where it is that of a team.
+fn local_executor(text: &str) -> Option<&str> {
+    let rest = text.strip_prefix("LocalExecutor")?;
+    let team = rest.strip_prefix(" [").and_then(|it| it.split_once(']'));
+    team.map_or(rest, |(_, rest)| rest).strip_prefix(": ")
+}
+
+/// `python -c from multiprocessing.forkserver import main; main(…)`, with the interpreter's own options before it.
+fn is_fork_server(line: &str) -> bool {
+    let Some((interpreter, code)) = line.split_once(" -c ") else {
+        return false;
+    };
+    let program = interpreter.split(' ').next().unwrap_or_default();
+    let name = program.rsplit('/').next().unwrap_or(program);
+    name.starts_with("python")
+        && code.starts_with("from multiprocessing.forkserver import main; main(")
 }
 
 /// `…/airflow scheduler`, `…/airflow triggerer`, `…/airflow celery worker`, with an interpreter before it or not, or as
@@ -136,6 +159,10 @@ mod tests {
                 supervisor(),
             ),
             (
+                format!("airflow worker -- LocalExecutor [payments]: {ID}"),
+                supervisor(),
+            ),
+            (
                 "airflow worker -- LocalExecutor: <idle>".into(),
                 Title::Other,
             ),
@@ -181,6 +208,18 @@ mod tests {
                 Title::Worker,
             ),
             ("/opt/bin/airflow\0standalone\0".into(), Title::Standalone),
+            (
+                "/opt/bin/python3.14\0-B\0-c\0from multiprocessing.forkserver import main; main(5, 6, [])\0".into(),
+                Title::ForkServer,
+            ),
+            (
+                "bash\0-c\0from multiprocessing.forkserver import main; main(5, 6, [])\0".into(),
+                Title::Other,
+            ),
+            (
+                "airflow worker -- LocalExecutor: python -c from multiprocessing.forkserver import main; main(".into(),
+                Title::Other,
+            ),
             ("python\0-m\0celery\0worker\0".into(), Title::Other),
             ("python\0-c\0airflow\0scheduler\0".into(), Title::Other),
             ("bash\0-c\0echo airflow scheduler\0".into(), Title::Other),

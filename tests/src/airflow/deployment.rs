@@ -51,6 +51,7 @@ pub struct Plan {
     patient: bool,
     plugin: bool,
     task_identities: bool,
+    fork_server: bool,
 }
 
 impl Plan {
@@ -70,6 +71,17 @@ impl Plan {
             patient: false,
             plugin: false,
             task_identities: false,
+            fork_server: false,
+        }
+    }
+
+    /// Airflow 3.3 whose scheduler runs the tasks, by what a fork server starts for it: the way of Python 3.14.
+    pub fn local_by_fork_server(dags: &[&'static str]) -> Self {
+        Self {
+            executor: Executor::Local,
+            api_servers: 1,
+            fork_server: true,
+            ..Self::celery(dags)
         }
     }
 
@@ -520,6 +532,9 @@ impl Deployment {
             airflow = airflow
                 .env("SIDEWIND_TASK_SOCKET", self.task_socket())
                 .env("PYTHONPATH", self.plugin());
+        }
+        if plan.fork_server {
+            airflow = airflow.env("AIRFLOW__SCHEDULER__MP_START_METHOD", "forkserver");
         }
         if plan.patient {
             airflow = airflow.env("AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT", "60");

@@ -581,6 +581,69 @@ fn the_scheduler_of_a_standalone_supervises_as_one_alone_does() {
 }
 
 #[test]
+fn what_a_fork_server_has_started_for_a_scheduler_supervises_and_vouches_for_nothing() {
+    // As LocalExecutor has it on Python 3.14, or where mp_start_method says so.
+    let program = "import multiprocessing, subprocess\n\
+         def supervise():\n\
+         \x20   held = log('payroll', 'run', 'task')\n\
+         \x20   first = connect()\n\
+         \x20   if os.fork() == 0:\n\
+         \x20       second = connect()\n\
+         \x20   multiprocessing.parent_process().join()\n\
+         \x20   os._exit(0)\n\
+         if __name__ != '__main__':\n\
+         \x20   pass\n\
+         elif 'standalone' in sys.argv:\n\
+         \x20   subprocess.run(['python3', sys.argv[0], 'scheduler', *sys.argv[2:]])\n\
+         else:\n\
+         \x20   context = multiprocessing.get_context('forkserver')\n\
+         \x20   context.set_forkserver_preload([])\n\
+         \x20   context.Process(target=supervise).start()\n\
+         \x20   wait()\n";
+    for word in ["scheduler", "standalone"] {
+        let mut stage = Stage::new();
+        let mut finder = stage.finder();
+        let _scheduler = airflow(&stage, &[word], program);
+        let supervisor = finder.search(stage.accept()).unwrap();
+        // Any process of its user can have a fork server start one.
+        assert!(supervisor.supervisor.is_some_and(|it| !it.is_sure));
+        assert!(!supervisor.is_worker);
+        let below = finder.search(stage.accept()).unwrap();
+        assert!(!below.is_worker && below.supervisor.is_none());
+        assert_eq!(names(&below.answer.unwrap()).0, "payroll");
+        let [runner, above, ..] = below.lineage.as_slice() else {
+            panic!("{:?}", below.lineage);
+        };
+        assert_eq!(supervisor.lineage.first(), Some(above));
+        let started = finder.started(*above, runner.pid, &run("payroll"));
+        assert_eq!(started.unwrap().0, *runner);
+    }
+}
+
+#[test]
+fn a_worker_without_a_pool_supervises_its_tasks_itself_and_vouches_for_nothing() {
+    let mut stage = Stage::new();
+    let mut finder = stage.finder();
+    let _worker = worker(
+        &stage,
+        "held = log('payroll', 'run', 'task')\n\
+         first = connect()\n\
+         if os.fork() == 0:\n\
+         \x20   second = connect()\n\
+         wait()\n",
+    );
+    let supervisor = finder.search(stage.accept()).unwrap();
+    assert!(supervisor.is_worker && supervisor.supervisor.is_some_and(|it| !it.is_sure));
+    let below = finder.search(stage.accept()).unwrap();
+    assert_eq!(names(&below.answer.unwrap()).0, "payroll");
+    let [runner, above, ..] = below.lineage.as_slice() else {
+        panic!("{:?}", below.lineage);
+    };
+    let (started, task) = finder.started(*above, runner.pid, &run("payroll")).unwrap();
+    assert_eq!((started, task.task_id.as_str()), (*runner, "task"));
+}
+
+#[test]
 fn the_next_worker_of_a_container_is_believed_of_its_tasks_and_vouches_for_none() {
     let mut stage = Stage::new();
     let mut finder = stage.finder();

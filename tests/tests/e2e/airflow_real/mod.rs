@@ -3,6 +3,7 @@
 mod away;
 mod crowd;
 mod faults;
+mod local;
 mod payroll;
 mod refusals;
 mod story;
