@@ -5,7 +5,10 @@
 //! it gives the same text to the proxy. A template may let two tasks have names that are no longer to be told apart, as
 //! `{{ ti.dag_id }}_{{ ti.task_id }}` does: a path that can be read in two ways names no task.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use regex::bytes::{Captures, Match, Regex, RegexBuilder};
 
@@ -24,7 +27,7 @@ const MAX_PATTERN_BYTES: usize = 1 << 20;
 /// Reads tasks out of paths.
 #[derive(Clone, Debug)]
 pub(crate) struct AttemptLogs {
-    folder: Arc<[u8]>,
+    folder: PathBuf,
     /// Each variable as short as it can be, the first ones before those after them.
     shortest: Regex,
     /// Each as long as it can be. Where both find the same, there is no other way to read the path.
@@ -75,23 +78,25 @@ impl AttemptLogs {
                 .build()
                 .map_err(|_| TemplateError::TooLarge)
         };
-        let mut folder = folder.as_os_str().as_encoded_bytes().to_vec();
-        while folder.last() == Some(&b'/') {
-            folder.pop();
-        }
-        folder.push(b'/');
         Ok(Self {
-            folder: folder.into(),
+            // Without a slash at its end.
+            folder: folder.components().collect(),
             shortest: build(false)?,
             longest: build(true)?,
         })
     }
 
-    /// The task whose attempt is logged at `path`, if it is such a path, and can be that of one task alone.
-    pub(crate) fn task(&self, path: &[u8]) -> Option<TaskContext> {
+    /// Where the logs are, as Airflow's settings name it: a symbolic link may be part of it.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The task whose attempt is logged at `path`, if it is such a path, and can be that of one task alone. `folder` is
+    /// where the logs' folder really is.
+    pub(super) fn task(&self, folder: &[u8], path: &[u8]) -> Option<TaskContext> {
         // A log that the log groomer has removed is still open.
         let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
-        let name = path.strip_prefix(&*self.folder)?;
+        let name = path.strip_prefix(folder)?.strip_prefix(b"/")?;
         let found = self.shortest.captures(name)?;
         if ends(&found) != ends(&self.longest.captures(name)?) {
             return None;
@@ -200,9 +205,9 @@ mod tests {
     use super::*;
 
     fn read(template: &str, path: &str) -> Option<TaskContext> {
-        AttemptLogs::new(Path::new("/opt/airflow/logs/"), template)
-            .unwrap()
-            .task(path.as_bytes())
+        let logs = AttemptLogs::new(Path::new("/opt/airflow/logs/"), template).unwrap();
+        let folder = logs.folder().as_os_str().as_encoded_bytes();
+        logs.task(folder, path.as_bytes())
     }
 
     fn task(map_index: Option<i32>, try_number: Option<u32>) -> TaskContext {
@@ -329,10 +334,10 @@ mod tests {
             path in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
         ) {
             if let Ok(logs) = AttemptLogs::new(Path::new("/"), &template) {
-                let _ = logs.task(&path);
+                let _ = logs.task(b"", &path);
             }
             let default = AttemptLogs::new(Path::new("/"), DEFAULT_TEMPLATE).unwrap();
-            let _ = default.task(&path);
+            let _ = default.task(b"", &path);
         }
     }
 }

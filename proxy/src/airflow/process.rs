@@ -4,11 +4,15 @@
 use std::{
     cell::Cell,
     mem::MaybeUninit,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
 };
 
 use rustix::{
-    fs::{Mode, OFlags, RawDir, SeekFrom, fstat, open, openat, readlinkat_raw, seek},
+    fs::{
+        CWD, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, fstat, open, openat, openat2,
+        readlinkat_raw, seek,
+    },
     io::Errno,
 };
 
@@ -131,6 +135,23 @@ impl Process {
     /// Whether it is in the network namespace whose link is `own`. True where the proxy may not look.
     pub(super) fn shares_network(&self, own: &[u8], buffers: &mut Buffers) -> bool {
         link(&self.directory, c"ns/net", &mut buffers.link).is_none_or(|theirs| theirs == own)
+    }
+
+    /// What stands for its file system: processes of one container have the same.
+    pub(super) fn mounts(&self, buffers: &mut Buffers) -> Option<Vec<u8>> {
+        link(&self.directory, c"ns/mnt", &mut buffers.link).map(<[u8]>::to_vec)
+    }
+
+    /// Where `path` leads in its file system, as links of open files show it: without symbolic links. None where there is
+    /// no such directory, or the proxy may not look.
+    pub(super) fn resolve(&self, path: &Path, buffers: &mut Buffers) -> Option<Vec<u8>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(&self.directory, c"root", flags, Mode::empty()).ok()?;
+        // An absolute link in it begins at its root, and not at the proxy's.
+        let found = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
+        let own = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let length = readlinkat_raw(CWD, own, &mut buffers.link[..]).ok()?;
+        buffers.link.get(..length).map(<[u8]>::to_vec)
     }
 
     /// Whether other files may be open than when they were last read, by how many are open now. True where the kernel does

@@ -5,7 +5,7 @@
 //! Whoever is found is not yet the owner: sockets are inherited by fork, so the shallowest of its ancestors that holds
 //! the socket too is.
 
-use std::{collections::HashMap, os::fd::OwnedFd, time::Duration};
+use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use rustix::{
     fs::{Mode, OFlags, RawDir, SeekFrom, open, seek},
@@ -98,6 +98,8 @@ struct Known {
     is_new: bool,
     /// It had very many files when it was last looked at.
     is_crowded: bool,
+    /// Its mount namespace.
+    mounts: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,8 @@ pub(super) struct Processes {
     roots: HashMap<Vec<u8>, Roots>,
     /// What tells the processes of one container from those of others.
     container: fn(&Process) -> Option<Vec<u8>>,
+    /// Where the folder of attempt logs really is, by mount namespace.
+    folders: HashMap<Vec<u8>, Arc<[u8]>>,
     last_created: Option<Vec<u8>>,
     searches: u64,
     /// Files that were looked at by all of them.
@@ -137,6 +141,7 @@ impl Processes {
             known: HashMap::new(),
             roots: HashMap::new(),
             container: Process::control_group,
+            folders: HashMap::new(),
             last_created: None,
             searches: 0,
             #[cfg(test)]
@@ -277,6 +282,7 @@ impl Processes {
         bound: &mut Bound,
         most_files: Option<u32>,
     ) -> Option<(Read, Option<Holder>)> {
+        let folder = self.log_folder(pid)?;
         let known = self.known.get_mut(&pid)?;
         known.is_new = false;
         let mut holder = Holder {
@@ -291,7 +297,7 @@ impl Processes {
             if link == socket {
                 holder.holds_socket = true;
             } else if holder.logs.len() < 2
-                && let Some(task) = logs.task(link)
+                && let Some(task) = logs.task(&folder, link)
                 && !holder.logs.contains(&task)
             {
                 holder.logs.push(task);
@@ -438,8 +444,10 @@ impl Processes {
             return false;
         };
         let near = process.shares_network(&self.own_network, &mut self.buffers);
+        let mounts = process.mounts(&mut self.buffers);
         let known = Known {
             process,
+            mounts,
             last_found: 0,
             near,
             is_new: true,
@@ -447,6 +455,27 @@ impl Processes {
         };
         self.known.insert(pid, known);
         true
+    }
+
+    /// Where a process sees the folder of attempt logs.
+    fn log_folder(&mut self, pid: Pid) -> Option<Arc<[u8]>> {
+        let known = self.known.get(&pid)?;
+        let mounts = known.mounts.as_ref();
+        if let Some(folder) = mounts.and_then(|it| self.folders.get(it)) {
+            return Some(Arc::clone(folder));
+        }
+        let configured = self.logs.folder();
+        let Some(folder) = known.process.resolve(configured, &mut self.buffers) else {
+            // It may not be there yet.
+            return Some(configured.as_os_str().as_encoded_bytes().into());
+        };
+        let folder: Arc<[u8]> = folder.into();
+        if let Some(mounts) = mounts
+            && self.folders.len() < MAX_CONTROL_GROUPS
+        {
+            self.folders.insert(mounts.clone(), Arc::clone(&folder));
+        }
+        Some(folder)
     }
 
     /// The worker of a process's container.

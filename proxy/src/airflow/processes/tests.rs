@@ -217,6 +217,22 @@ fn tasks_that_run_side_by_side_in_one_process_tree_are_told_apart() {
 }
 
 #[test]
+fn a_log_folder_behind_a_symbolic_link_is_where_it_leads() {
+    let mut stage = Stage::new();
+    let beside = tempfile::tempdir().unwrap();
+    let linked = beside.path().join("logs");
+    std::os::unix::fs::symlink(stage.folder.path(), &linked).unwrap();
+    let logs = AttemptLogs::new(&linked, DEFAULT_TEMPLATE).unwrap();
+    let mut finder = Finder::new(logs, Duration::from_secs(60))
+        .unwrap()
+        .contained_by(stage_of);
+    let program = "held = log('payroll', 'manual__1', 'load')\nconnection = connect()\nwait()";
+    let _program = stage.run_in(&linked, program, &[]);
+    let found = finder.find(stage.accept()).unwrap();
+    assert_eq!(names(&found).0, "payroll");
+}
+
+#[test]
 fn one_process_that_works_for_several_tasks_is_ambiguous_and_not_guessed_at() {
     let mut stage = Stage::new();
     let mut finder = stage.finder();
