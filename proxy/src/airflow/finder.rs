@@ -2,6 +2,8 @@
 
 use std::{io, time::Duration};
 
+use tokio::time::Instant;
+
 #[cfg(test)]
 use super::process::Process;
 use super::{
@@ -49,11 +51,11 @@ impl Finder {
 
     #[cfg(test)]
     pub(super) fn find(&mut self, pair: SocketPair) -> Answer {
-        self.search(pair)?.answer
+        self.search(pair, Instant::now())?.answer
     }
 
-    /// Whose a connection is.
-    pub(crate) fn search(&mut self, pair: SocketPair) -> Result<Found, Unknown> {
+    /// Whose a connection is that was open at the time `asked`.
+    pub(crate) fn search(&mut self, pair: SocketPair, asked: Instant) -> Result<Found, Unknown> {
         let inode = match self.sockets.look(pair) {
             Ok(Some(seen)) => seen.inode,
             Ok(None) => return Err(Unknown::SocketGone),
@@ -63,7 +65,7 @@ impl Finder {
             }
         };
         let processes = &mut self.processes;
-        let chain = processes.owner(inode).map_err(|error| match error {
+        let chain = processes.owner(inode, asked).map_err(|error| match error {
             NotFound::Nobody => Unknown::NoOwner,
             NotFound::Denied => Unknown::Denied,
             NotFound::TimedOut => Unknown::TimedOut,

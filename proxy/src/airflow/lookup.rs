@@ -132,6 +132,7 @@ impl Inbox {
 #[derive(Debug)]
 pub(super) struct Question {
     pub(super) pair: SocketPair,
+    pub(super) asked: Instant,
     pub(super) answer: Reply,
 }
 
@@ -194,7 +195,11 @@ impl Lookup {
     /// The connection is among the open ones of its task for as long as its place is kept.
     pub(crate) fn ask(&self, pair: SocketPair) -> (oneshot::Receiver<Finding>, Place) {
         let (answer, receiver, place) = self.open.question();
-        let question = Question { pair, answer };
+        let question = Question {
+            pair,
+            asked: Instant::now(),
+            answer,
+        };
         if let Err(TrySendError::Full(question) | TrySendError::Closed(question)) =
             self.questions.try_send(question)
         {
@@ -288,7 +293,7 @@ impl Searching {
         };
         let (supervisor, shown) = match by {
             By::Process(supervisor) => (supervisor, None),
-            By::Connection(pair) => match finder.search(pair) {
+            By::Connection(pair) => match finder.search(pair, Instant::now()) {
                 Ok(found) => (found.supervisor, found.answer.ok()),
                 Err(_) => (None, None),
             },
@@ -350,7 +355,6 @@ impl Searching {
         if question.answer.is_closed() {
             return;
         }
-        let began = Instant::now();
         let (finding, took) = match &mut self.source {
             Source::Given(task) => {
                 let mut found = (**task).clone();
@@ -360,7 +364,7 @@ impl Searching {
             }
             Source::Processes(finder, watch) => {
                 watch.look_again();
-                let finding = match finder.search(question.pair) {
+                let finding = match finder.search(question.pair, question.asked) {
                     Ok(found) => self.complete(found),
                     Err(unknown) => Finding {
                         standing: match unknown {
@@ -370,7 +374,7 @@ impl Searching {
                         ..Err(unknown).into()
                     },
                 };
-                (finding, Some(began.elapsed()))
+                (finding, Some(question.asked.elapsed()))
             }
         };
         self.metrics.task_lookup(result(&finding.answer), took);

@@ -215,6 +215,12 @@ impl Process {
     }
 }
 
+/// The inode of the socket that an open file is, if it is one.
+pub(super) fn socket(link: &[u8]) -> Option<u32> {
+    let inode = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(inode).ok()?.parse().ok()
+}
+
 /// What a link under a directory says.
 pub(super) fn link<'b>(
     directory: impl AsFd,

@@ -1,7 +1,8 @@
 //! The processes beside the proxy, and which of them holds a socket.
 //!
 //! A look-up reads few of them: those that are new or have opened files since they were last read come first, then those
-//! that had connections lately, and last those that have very many files, so that they delay nobody but themselves.
+//! that had connections lately, and last those that have very many files, so that they delay nobody but themselves. What
+//! it has read is good for all who had asked by then, so that of many tasks that begin at once one pays for the others.
 //! Whoever is found is not yet the owner: sockets are inherited by fork, so the shallowest of its ancestors that holds
 //! the socket too is.
 
@@ -11,6 +12,7 @@ use rustix::{
     fs::{Mode, OFlags, RawDir, SeekFrom, open, seek},
     time::{ClockId, clock_gettime},
 };
+use tokio::time::Instant;
 
 use super::{
     attempt_log::AttemptLogs,
@@ -88,9 +90,20 @@ impl Bound {
     }
 }
 
+/// What was seen of a process's open files.
+#[derive(Debug, Default)]
+struct Seen {
+    /// In which round.
+    round: u64,
+    logs: Vec<TaskContext>,
+    /// Inodes.
+    sockets: Vec<u32>,
+}
+
 #[derive(Debug)]
 struct Known {
     process: Process,
+    seen: Seen,
     /// Grows: the search that last found it to be an owner, or 0.
     last_found: u64,
     /// It is in the proxy's network namespace, so that it may hold its sockets.
@@ -100,6 +113,21 @@ struct Known {
     is_crowded: bool,
     /// Its mount namespace.
     mounts: Option<Vec<u8>>,
+}
+
+impl Seen {
+    fn in_round(&self, round: u64) -> Option<&Self> {
+        (self.round == round).then_some(self)
+    }
+
+    fn holder(&self, pid: Pid, inode: u32) -> Holder {
+        Holder {
+            pid,
+            title: Title::Other,
+            logs: self.logs.clone(),
+            holds_socket: self.sockets.contains(&inode),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -115,6 +143,10 @@ pub(super) struct Processes {
     folders: HashMap<Vec<u8>, Arc<[u8]>>,
     last_created: Option<Vec<u8>>,
     searches: u64,
+    /// Grows: what was seen in this round is not read again.
+    round: u64,
+    /// Whoever asked before has his socket open since before anything was read in this round.
+    round_began: Instant,
     /// Files that were looked at by all of them.
     #[cfg(test)]
     pub(super) files: u64,
@@ -144,6 +176,8 @@ impl Processes {
             folders: HashMap::new(),
             last_created: None,
             searches: 0,
+            round: 1,
+            round_began: Instant::now(),
             #[cfg(test)]
             files: 0,
             search_time,
@@ -163,24 +197,31 @@ impl Processes {
         self.known.get(&pid).map(|known| &known.process)
     }
 
-    /// The owner of a socket, and its ancestors.
-    pub(super) fn owner(&mut self, inode: u32) -> Result<Chain, NotFound> {
+    /// The owner of a socket that was open at the time `asked`, and its ancestors.
+    pub(super) fn owner(&mut self, inode: u32, asked: Instant) -> Result<Chain, NotFound> {
         self.searches += 1;
         let mut bound = self.bound();
-        let socket = format!("socket:[{inode}]").into_bytes();
-        self.refresh();
+        if asked > self.round_began {
+            self.begin_round();
+            self.refresh();
+        } else if let Some(pid) = self.seen_with(inode)
+            && let Some((_, Some(holder))) = self.look(pid, inode, &mut bound, None)
+            && holder.holds_socket
+        {
+            return self.ascend(holder, inode, &mut bound);
+        }
         let mut denied = false;
         let (mut order, mut crowded) = self.order();
         // A process may have been forked while the others were read.
         for round in 0..2 {
             for pid in order {
-                match self.look(pid, &socket, &mut bound, Some(MANY_FILES)) {
+                match self.look(pid, inode, &mut bound, Some(MANY_FILES)) {
                     Some((Read::Cut, _)) if processor_time() > bound.until => {
                         return Err(NotFound::TimedOut);
                     }
                     Some((Read::Cut, _)) => crowded.push(pid),
                     Some((_, Some(holder))) if holder.holds_socket => {
-                        return self.ascend(holder, &socket, &mut bound);
+                        return self.ascend(holder, inode, &mut bound);
                     }
                     Some((Read::Denied, _)) => denied = true,
                     _ => {}
@@ -192,10 +233,10 @@ impl Processes {
             order = self.newcomers();
         }
         for pid in crowded {
-            match self.look(pid, &socket, &mut bound, None) {
+            match self.look(pid, inode, &mut bound, None) {
                 Some((Read::Cut, _)) => return Err(NotFound::TimedOut),
                 Some((_, Some(holder))) if holder.holds_socket => {
-                    return self.ascend(holder, &socket, &mut bound);
+                    return self.ascend(holder, inode, &mut bound);
                 }
                 Some((Read::Denied, _)) => denied = true,
                 _ => {}
@@ -206,6 +247,22 @@ impl Processes {
         } else {
             NotFound::Nobody
         })
+    }
+
+    /// From now on what was seen is read again.
+    fn begin_round(&mut self) {
+        self.round += 1;
+        self.round_began = Instant::now();
+    }
+
+    /// A process that was seen in this round with the socket open.
+    fn seen_with(&self, inode: u32) -> Option<Pid> {
+        let has_it = |known: &Known| {
+            let seen = known.seen.in_round(self.round);
+            seen.is_some_and(|seen| seen.sockets.contains(&inode))
+        };
+        let mut known = self.known.iter();
+        known.find_map(|(pid, known)| has_it(known).then_some(*pid))
     }
 
     fn bound(&self) -> Bound {
@@ -245,7 +302,9 @@ impl Processes {
     ) -> Option<(ProcessKey, TaskContext)> {
         let mut bound = self.bound();
         let runner = self.child(supervisor, runner)?;
-        let read = self.look(supervisor.pid, b"", &mut bound, None)?;
+        // Which log is open now.
+        self.begin_round();
+        let read = self.look(supervisor.pid, 0, &mut bound, None)?;
         let (Read::Whole, Some(holder)) = read else {
             return None;
         };
@@ -278,29 +337,38 @@ impl Processes {
     fn look(
         &mut self,
         pid: Pid,
-        socket: &[u8],
+        inode: u32,
         bound: &mut Bound,
         most_files: Option<u32>,
     ) -> Option<(Read, Option<Holder>)> {
         let folder = self.log_folder(pid)?;
         let known = self.known.get_mut(&pid)?;
         known.is_new = false;
-        let mut holder = Holder {
-            pid,
-            title: Title::Other,
-            logs: Vec::new(),
-            holds_socket: false,
+        if let Some(seen) = known.seen.in_round(self.round)
+            && known.process.parent().is_some()
+        {
+            return Some((Read::Whole, Some(seen.holder(pid, inode))));
+        }
+        let seen = &mut known.seen;
+        *seen = Seen {
+            sockets: std::mem::take(&mut seen.sockets),
+            ..Seen::default()
         };
+        seen.sockets.clear();
+        let mut holds_socket = false;
         let mut files = 0_u32;
         let logs = &self.logs;
         let read = known.process.each_file(&mut self.buffers, |link| {
-            if link == socket {
-                holder.holds_socket = true;
-            } else if holder.logs.len() < 2
+            if let Some(socket) = process::socket(link) {
+                holds_socket |= socket == inode;
+                if files < MANY_FILES {
+                    seen.sockets.push(socket);
+                }
+            } else if seen.logs.len() < 2
                 && let Some(task) = logs.task(&folder, link)
-                && !holder.logs.contains(&task)
+                && !seen.logs.contains(&task)
             {
-                holder.logs.push(task);
+                seen.logs.push(task);
             }
             files += 1;
             bound.goes_on() && most_files.is_none_or(|most| files < most)
@@ -316,16 +384,18 @@ impl Processes {
             self.last_created = None;
             return Some((read, None));
         }
+        if read == Read::Whole && !known.is_crowded {
+            seen.round = self.round;
+        }
+        let holder = Holder {
+            holds_socket,
+            ..seen.holder(pid, inode)
+        };
         Some((read, Some(holder)))
     }
 
     /// From a process that holds the socket up to the first process, and from there the shallowest that holds it.
-    fn ascend(
-        &mut self,
-        found: Holder,
-        socket: &[u8],
-        bound: &mut Bound,
-    ) -> Result<Chain, NotFound> {
+    fn ascend(&mut self, found: Holder, inode: u32, bound: &mut Bound) -> Result<Chain, NotFound> {
         let mut holders = vec![found];
         while let Some(last) = holders.last() {
             let Some(parent) = self.process(last.pid).and_then(Process::parent) else {
@@ -337,7 +407,7 @@ impl Processes {
             if holders.len() >= MAX_DEPTH {
                 return Err(NotFound::TooDeep);
             }
-            match self.look(parent, socket, bound, None) {
+            match self.look(parent, inode, bound, None) {
                 Some((Read::Cut, _)) => return Err(NotFound::TimedOut),
                 Some((_, Some(holder))) => holders.push(holder),
                 _ => break,
@@ -447,6 +517,7 @@ impl Processes {
         let mounts = process.mounts(&mut self.buffers);
         let known = Known {
             process,
+            seen: Seen::default(),
             mounts,
             last_found: 0,
             near,

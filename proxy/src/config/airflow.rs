@@ -63,7 +63,7 @@ pub(super) struct AirflowSettings {
     pub(super) task_socket: PathBuf,
 
     /// How long a connection's first request waits until its task is known. Later the task is only logged.
-    #[arg(long, value_name = "DURATION", default_value = "20ms",
+    #[arg(long, value_name = "DURATION", default_value = "1s",
         value_parser = duration_within(Duration::ZERO, Duration::from_secs(1)))]
     pub(super) task_lookup_timeout: Duration,
 

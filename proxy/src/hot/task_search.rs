@@ -24,7 +24,10 @@ impl TaskSearch {
     /// # Errors
     /// What was found instead, or why nothing was.
     pub fn dag_of(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<String, String> {
-        match self.0.search(SocketPair { local, remote }) {
+        match self
+            .0
+            .search(SocketPair { local, remote }, tokio::time::Instant::now())
+        {
             Ok(found) => match found.answer {
                 Ok(Owner::Task(found)) => Ok(found.task.dag_id),
                 other => Err(format!("{other:?}")),

@@ -329,7 +329,6 @@ impl Deployment {
             flags.extend([
                 ("--task-lookup", "plugin".to_owned()),
                 ("--task-socket", self.task_socket().display().to_string()),
-                ("--task-lookup-timeout", "1s".to_owned()),
             ]);
         }
         if looks {
@@ -337,8 +336,6 @@ impl Deployment {
             flags.extend([
                 ("--task-lookup", "processes".to_owned()),
                 ("--task-log-folder", logs),
-                // The machine is small and busy.
-                ("--task-lookup-timeout", "1s".to_owned()),
             ]);
         }
         let mut evidence = Vec::new();

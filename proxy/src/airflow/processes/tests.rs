@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use super::super::{
     Owner, Unknown,
     attempt_log::{AttemptLogs, DEFAULT_TEMPLATE},
@@ -217,6 +219,52 @@ fn tasks_that_run_side_by_side_in_one_process_tree_are_told_apart() {
 }
 
 #[test]
+fn what_was_read_for_one_is_read_for_all_who_had_asked_by_then_and_for_no_later_one() {
+    let mut stage = Stage::new();
+    let (mut shared, mut alone) = (stage.finder(), stage.finder());
+    let _program = stage.run(
+        "for n in range(16):\n\
+        \x20   if os.fork() == 0:\n\
+        \x20       held = log(f'dag_{n}', 'run', 'task')\n\
+        \x20       if os.fork() == 0:\n\
+        \x20           first = connect()\n\
+        \x20           first.sendall(bytes([n]))\n\
+        \x20           first.recv(1)\n\
+        \x20           second = connect()\n\
+        \x20           second.sendall(bytes([n]))\n\
+        \x20           wait()\n\
+        \x20       wait()\n\
+         wait()",
+    );
+    let accept = |stage: &mut Stage| {
+        let pair = stage.accept();
+        let mut n = [0];
+        stage.accepted.last().unwrap().read_exact(&mut n).unwrap();
+        (pair, format!("dag_{}", n[0]))
+    };
+    let all: Vec<_> = (0..16).map(|_| accept(&mut stage)).collect();
+    let asked = Instant::now();
+    for (pair, dag) in &all {
+        for (finder, asked) in [(&mut shared, asked), (&mut alone, Instant::now())] {
+            let found = finder.search(*pair, asked).unwrap().answer.unwrap();
+            assert_eq!(names(&found).0, dag);
+        }
+    }
+    let (shared_files, alone_files) = (shared.files(), alone.files());
+    assert!(
+        shared_files < alone_files,
+        "{shared_files} files, {alone_files} without"
+    );
+    for (first, _) in stage.accepted.iter().zip(&all) {
+        std::io::Write::write_all(&mut &*first, b".").unwrap();
+    }
+    for _ in 0..16 {
+        let (pair, dag) = accept(&mut stage);
+        assert_eq!(names(&shared.find(pair).unwrap()).0, dag);
+    }
+}
+
+#[test]
 fn a_log_folder_behind_a_symbolic_link_is_where_it_leads() {
     let mut stage = Stage::new();
     let beside = tempfile::tempdir().unwrap();
@@ -319,9 +367,9 @@ fn a_supervisor_is_the_workers_own_and_what_it_has_started_is_the_task_that_its_
     let mut stage = Stage::new();
     let mut finder = stage.finder();
     let _worker = worker(&stage, SUPERVISED);
-    let supervisor = finder.search(stage.accept()).unwrap();
+    let supervisor = finder.search(stage.accept(), Instant::now()).unwrap();
     assert!(supervisor.is_worker && supervisor.supervisor.is_some_and(|it| it.is_sure));
-    let below = finder.search(stage.accept()).unwrap();
+    let below = finder.search(stage.accept(), Instant::now()).unwrap();
     assert!(!below.is_worker && below.supervisor.is_none());
     let [_, runner, above, ..] = below.lineage.as_slice() else {
         panic!("{:?}", below.lineage);
@@ -350,11 +398,11 @@ fn beside_a_worker_only_its_children_supervise_and_who_calls_himself_one_later_i
     let mut stage = Stage::new();
     let mut finder = stage.finder();
     let _worker = worker(&stage, SUPERVISED);
-    let first = finder.search(stage.accept()).unwrap();
+    let first = finder.search(stage.accept(), Instant::now()).unwrap();
     stage.accept();
     assert!(first.is_worker && first.supervisor.is_some());
     let _second = worker(&stage, SUPERVISED);
-    let second = finder.search(stage.accept()).unwrap();
+    let second = finder.search(stage.accept(), Instant::now()).unwrap();
     stage.accept();
     assert!(!second.is_worker && second.supervisor.is_none());
     assert_eq!(second.answer, Err(Unknown::Stray));
@@ -379,7 +427,7 @@ fn whoever_has_lost_a_parent_belongs_to_nobody_who_was_above() {
         \x20   wait()\n\
          wait()\n";
     let worker = worker(&stage, program);
-    let found = finder.search(stage.accept()).unwrap();
+    let found = finder.search(stage.accept(), Instant::now()).unwrap();
     let pids: Vec<_> = found.lineage.iter().map(|process| process.pid).collect();
     assert!(!pids.contains(&worker.0.id()), "{pids:?}");
     assert!(!found.is_worker && found.supervisor.is_none());
@@ -589,9 +637,9 @@ fn the_scheduler_of_a_standalone_supervises_as_one_alone_does() {
          \x20   {supervised}\n"
     );
     let _standalone = airflow(&stage, &["standalone"], &program);
-    let supervisor = finder.search(stage.accept()).unwrap();
+    let supervisor = finder.search(stage.accept(), Instant::now()).unwrap();
     assert!(supervisor.is_worker && supervisor.supervisor.is_some_and(|it| it.is_sure));
-    let below = finder.search(stage.accept()).unwrap();
+    let below = finder.search(stage.accept(), Instant::now()).unwrap();
     assert!(!below.is_worker && below.supervisor.is_none());
     assert_eq!(names(&below.answer.unwrap()).0, "payroll");
 }
@@ -620,11 +668,11 @@ fn what_a_fork_server_has_started_for_a_scheduler_supervises_and_vouches_for_not
         let mut stage = Stage::new();
         let mut finder = stage.finder();
         let _scheduler = airflow(&stage, &[word], program);
-        let supervisor = finder.search(stage.accept()).unwrap();
+        let supervisor = finder.search(stage.accept(), Instant::now()).unwrap();
         // Any process of its user can have a fork server start one.
         assert!(supervisor.supervisor.is_some_and(|it| !it.is_sure));
         assert!(!supervisor.is_worker);
-        let below = finder.search(stage.accept()).unwrap();
+        let below = finder.search(stage.accept(), Instant::now()).unwrap();
         assert!(!below.is_worker && below.supervisor.is_none());
         assert_eq!(names(&below.answer.unwrap()).0, "payroll");
         let [runner, above, ..] = below.lineage.as_slice() else {
@@ -648,9 +696,9 @@ fn a_worker_without_a_pool_supervises_its_tasks_itself_and_vouches_for_nothing()
          \x20   second = connect()\n\
          wait()\n",
     );
-    let supervisor = finder.search(stage.accept()).unwrap();
+    let supervisor = finder.search(stage.accept(), Instant::now()).unwrap();
     assert!(supervisor.is_worker && supervisor.supervisor.is_some_and(|it| !it.is_sure));
-    let below = finder.search(stage.accept()).unwrap();
+    let below = finder.search(stage.accept(), Instant::now()).unwrap();
     assert_eq!(names(&below.answer.unwrap()).0, "payroll");
     let [runner, above, ..] = below.lineage.as_slice() else {
         panic!("{:?}", below.lineage);
@@ -667,7 +715,7 @@ fn the_next_worker_of_a_container_is_believed_of_its_tasks_and_vouches_for_none(
     assert_eq!(finder.find(stage.accept()), Ok(Owner::NoTask));
     drop(first);
     let _second = worker(&stage, SUPERVISED);
-    let supervisor = finder.search(stage.accept()).unwrap();
+    let supervisor = finder.search(stage.accept(), Instant::now()).unwrap();
     assert_eq!(names(&supervisor.answer.unwrap()).0, "payroll");
     assert!(!supervisor.is_worker);
     assert!(supervisor.supervisor.is_some_and(|it| !it.is_sure));

@@ -128,7 +128,7 @@ impl Metrics {
         let task_lookup_duration = single(
             &mut registry,
             "sidewind_task_lookup_duration_seconds",
-            "How long searches for the Airflow task behind a connection took, without waiting for their turn",
+            "How long searches for the Airflow task behind a connection took, waiting for their turn included",
         );
         let certificate_expiry = register_certificate(&mut registry);
         let gateway = GatewayFamilies::register(&mut registry);
