@@ -15,6 +15,10 @@ use std::{
 
 use tokio::sync::watch;
 
+/// For how long nothing may be in progress at least: the end of a body that has just ended may still lie in a
+/// connection's buffers, and would go down with the process.
+const LEAVING: Duration = Duration::from_millis(200);
+
 /// Starts the drain; held by the control thread.
 #[derive(Debug)]
 pub(crate) struct DrainTrigger {
@@ -67,7 +71,7 @@ impl DrainTrigger {
     }
 
     /// Begins the drain and waits until nothing has been in progress for `quiet`, by which the workload counts as
-    /// gone, or until `grace` is over. Returns how many were still in progress.
+    /// gone, or until `grace` is over. Whatever is in progress is waited for, were `quiet` zero. Returns how many were still in progress.
     pub(crate) async fn run(&self, grace: Duration, quiet: Duration) -> usize {
         self.begin();
         let _ = tokio::time::timeout(grace, self.quiet(quiet)).await;
@@ -76,6 +80,7 @@ impl DrainTrigger {
 
     async fn quiet(&self, quiet: Duration) {
         const CHECK: Duration = Duration::from_millis(50);
+        let quiet = quiet.max(LEAVING);
         let mut quiet_for = Duration::ZERO;
         let mut begun = self.counts.begun.load(Ordering::Relaxed);
         while quiet_for < quiet {
@@ -137,6 +142,19 @@ mod tests {
         let (trigger, drain) = drain();
         let _stuck = drain.active();
         assert_eq!(trigger.run(Duration::from_secs(30), QUIET).await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_no_quiet_wanted_what_is_in_progress_still_ends() {
+        let (trigger, drain) = drain();
+        let active = drain.active();
+        let grace = Duration::from_secs(30);
+        let ended = tokio::spawn(async move { trigger.run(grace, Duration::ZERO).await });
+        drain.begun().await;
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        assert!(!ended.is_finished());
+        drop(active);
+        assert_eq!(ended.await.unwrap(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! `sidewind-proxy run -- COMMAND`: a command that has its sidecar for exactly as long as it runs.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -160,6 +161,58 @@ fn a_command_that_is_told_to_end_still_calls_out_for_as_long_as_it_lives() {
     assert_eq!(exit_code(&mut task), Some(0), "{}", task.sidecar.log());
     let output = task.sidecar.process().output();
     assert!(output.contains("anemometer"), "{output}");
+}
+
+/// Answers one request with ten megabytes, which the kernel has all of when it ends, and nobody else.
+const LAST_ANSWER: &str = r#"
+import socket, sys
+listener = socket.create_server((sys.argv[1], 8080))
+print("the-server-listens", flush=True)
+connection, _ = listener.accept()
+SO_SNDBUFFORCE = 32
+connection.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 32 << 20)
+request = b""
+while not request.endswith(b"\r\n\r\n"):
+    request += connection.recv(65536)
+connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 10485760\r\n\r\n" + bytes(10485760))
+"#;
+
+#[test]
+fn the_last_answer_of_a_command_is_read_to_its_end_however_slowly() {
+    let mut mesh = Mesh::plan().start_on_loopback();
+    let script = mesh.scratch.write("server.py", LAST_ANSWER);
+    let host = mesh.outsider("server");
+    let address = host.address.to_string();
+    let script = script.display().to_string();
+    let plan = mesh.workload("data", "server").with_default_drain();
+    let plan = plan.serves("server.data:80=8080/http");
+    let mut server = plan
+        .running(&["/usr/bin/python3", "-u", &script, &address])
+        .start_at(host);
+    let task = mesh.workload("airflow", "task").start();
+    server
+        .sidecar
+        .process()
+        .wait_for_log("the-server-listens", PATIENCE);
+    let mut stream = task.place.connect(task.at(15001), PATIENCE).unwrap();
+    stream
+        .write_all(b"GET http://server.data/ HTTP/1.1\r\nhost: server.data\r\n\r\n")
+        .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a whole head");
+        head.extend(byte);
+    }
+    // Nothing is read before the server is gone.
+    server
+        .sidecar
+        .process()
+        .wait_for_log("the command has ended", PATIENCE);
+    let mut body = vec![1; 10 << 20];
+    stream.read_exact(&mut body).expect("a whole body");
+    assert!(body.iter().all(|byte| *byte == 0));
+    assert_eq!(exit_code(&mut server), Some(0), "{}", server.sidecar.log());
 }
 
 #[test]
