@@ -1,7 +1,8 @@
 //! One request to one endpoint: through the mesh where a sidecar stands beside it, else in plaintext.
 
-use std::{net::SocketAddr, num::NonZeroU32, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, num::NonZeroU32, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     errors::{Chain, ErrorCode, ProxyError},
     exchange::Exchange,
     http::{
-        Body, H1Connection, H2SendError, SendBodyError,
+        Body, H1Connection, H2SendError, SendBodyError, h2_client,
         headers::{self, SIDEWIND_DESTINATION, SIDEWIND_PROTOCOL},
         send_h2,
     },
@@ -112,7 +113,7 @@ impl EndpointDesc {
     ) -> Result<Response<Body>, ProxyError> {
         if exchange.wants_upgrade() {
             let tunnelled =
-                |request| self.send_by_tunnel(worker, exchange, identity, mesh, request);
+                |request| self.send_by_tunnel(worker, exchange, identity, mesh, request, false);
             return Box::pin(upgrade::relay(request, exchange, self.address, tunnelled)).await;
         }
         let connection = worker
@@ -123,7 +124,7 @@ impl EndpointDesc {
         if connection.wire() == Wire::Hbone {
             // The place on the connection is for the tunnel.
             drop(connection);
-            let tunnelled = self.send_by_tunnel(worker, exchange, identity, mesh, request);
+            let tunnelled = self.send_by_tunnel(worker, exchange, identity, mesh, request, http2);
             let response = Box::pin(tunnelled).await?;
             return clean_response(self.address, response, None);
         }
@@ -132,10 +133,13 @@ impl EndpointDesc {
         exchange.hold(lease);
         send_h2(sender, request, worker.config.limits.patience.reader)
             .await
-            .map_err(|error| self.stream_failed(mesh, error))
+            .map_err(|error| {
+                let peer = format_args!("The proxy of {} at {}", mesh.id, self.address);
+                Self::stream_failed(peer, error)
+            })
     }
 
-    /// With a peer that speaks HBONE alone, and for upgrades, HTTP/1.1 goes through a tunnel.
+    /// With a peer that speaks HBONE alone, and for upgrades, HTTP goes through a tunnel as the workload is to get it.
     async fn send_by_tunnel(
         &self,
         worker: &Rc<Worker>,
@@ -143,10 +147,15 @@ impl EndpointDesc {
         identity: &Arc<MeshIdentity>,
         mesh: &MeshTarget,
         request: Request<Body>,
+        http2: bool,
     ) -> Result<Response<Body>, ProxyError> {
         let (mut head, body) = request.into_parts();
         let authority = exchange.authority(&head, self.address)?;
-        headers::request_to_http1(&mut head, Some(&authority))?;
+        if http2 {
+            headers::request_to_http2(&mut head, authority)?;
+        } else {
+            headers::request_to_http1(&mut head, Some(&authority))?;
+        }
         let task = exchange.task();
         // A peer that reads the tunnel as HTTP takes the request's word, and another one the tunnel's.
         if let Some(task) = task.now() {
@@ -154,10 +163,6 @@ impl EndpointDesc {
         }
         let request = Request::from_parts(head, body);
         let tunnel = self.tunnel(worker, identity, mesh, task.now()).await?;
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            let message = format_args!("{} gave no complete response.", self.address);
-            ProxyError::new(ErrorCode::UpstreamReset, message).with_source(Chain(error).to_string())
-        };
         // hyper wants what it reads to be movable between threads, which a tunnel is not.
         let (near, far) = copy::pipe(TUNNEL_BUFFER_BYTES);
         tokio::task::spawn_local(async move {
@@ -166,17 +171,32 @@ impl EndpointDesc {
                 tracing::debug!(error = %Chain(&error), "a tunnel for HTTP broke off");
             }
         });
+        if http2 {
+            let made = h2_client::client_builder()
+                .handshake::<_, Bytes>(near)
+                .await;
+            let (sender, connection) = made.map_err(|error| self.broke_off(&error))?;
+            // Ends with its only stream.
+            tokio::task::spawn_local(connection);
+            let sent = send_h2(sender, request, worker.config.limits.patience.reader).await;
+            return sent.map_err(|error| Self::stream_failed(self.address, error));
+        }
         let connection = H1Connection::new(near)
             .await
-            .map_err(|error| failed(&error))?;
+            .map_err(|error| self.broke_off(&error))?;
         connection.send(request).await.map_err(|error| {
             if error.malformed {
                 let message = format_args!("{} sent no valid HTTP.", self.address);
                 let cause = Chain(&error).to_string();
                 return ProxyError::new(ErrorCode::UpstreamProtocol, message).with_source(cause);
             }
-            failed(&error)
+            self.broke_off(&error)
         })
+    }
+
+    fn broke_off(&self, error: &(dyn std::error::Error + 'static)) -> ProxyError {
+        let message = format_args!("{} gave no complete response.", self.address);
+        ProxyError::new(ErrorCode::UpstreamReset, message).with_source(Chain(error).to_string())
     }
 
     /// Makes of a request what goes over the mesh wire.
@@ -262,7 +282,7 @@ impl EndpointDesc {
         }
     }
 
-    fn stream_failed(&self, mesh: &MeshTarget, error: H2SendError) -> ProxyError {
+    fn stream_failed(peer: impl fmt::Display, error: H2SendError) -> ProxyError {
         let (code, what) = if error.unsendable {
             (
                 ErrorCode::BadRequest,
@@ -275,7 +295,6 @@ impl EndpointDesc {
         } else {
             (ErrorCode::UpstreamReset, "gave no complete response")
         };
-        let message = format_args!("The proxy of {} at {} {what}.", mesh.id, self.address);
-        ProxyError::new(code, message).with_source(error)
+        ProxyError::new(code, format_args!("{peer} {what}.")).with_source(error)
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sidewind_tests::clients::Clients;
 use sidewind_tests::envoy;
 use sidewind_tests::http::Request;
-use sidewind_tests::mesh::{JoinToken, MESH_PORT, Mesh, MeshPlan, Workload, WorkloadPlan};
+use sidewind_tests::mesh::{JoinToken, MESH_PORT, Mesh, MeshPlan, Workload};
 use sidewind_tests::process::Process;
 use sidewind_tests::wait::{PATIENCE, eventually};
 use sidewind_tests::workloads;
@@ -27,6 +27,9 @@ struct Story {
     mesh: Mesh,
 }
 
+/// Where the task finds the API without a proxy in its configuration.
+const MAPPED_PORT: u16 = 10_080;
+
 /// Which of the two leaves its mesh port to others.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ports {
@@ -36,23 +39,28 @@ enum Ports {
 
 impl Story {
     fn begin(plan: MeshPlan, ports: Ports) -> Self {
+        Self::serving(plan, ports, "80=8080/tcp")
+    }
+
+    fn serving(plan: MeshPlan, ports: Ports, port: &str) -> Self {
         let mut mesh = plan.start_on_loopback();
         let clients = Clients::install(&mesh.scratch);
         let socket = |name: &str| mesh.scratch.join(format!("{name}.sock"));
         let (task_socket, api_socket) = (socket("task"), socket("api"));
-        let offered = |plan: WorkloadPlan<'_>, socket: &PathBuf| {
-            plan.flag("--workload-api-socket", socket.to_string_lossy())
-                .start()
-        };
         let plan = mesh
             .workload("data", "orders-api")
-            .serves("orders-api.data:80=8080/tcp");
+            .serves(&format!("orders-api.data:{port}"));
         let plan = match ports {
             Ports::OfSidecars => plan,
             Ports::ApiOfOthers => plan.leaving_mesh_port(),
         };
-        let api = offered(plan, &api_socket);
-        let task = offered(mesh.workload("airflow", "task"), &task_socket);
+        let plan = plan.flag("--workload-api-socket", api_socket.to_string_lossy());
+        let api = plan.start();
+        let host = mesh.outsider("task");
+        let mapped = format!("{}:{MAPPED_PORT}=orders-api.data:80", host.address);
+        let plan = mesh.workload("airflow", "task").flag("--listen", mapped);
+        let plan = plan.flag("--workload-api-socket", task_socket.to_string_lossy());
+        let task = plan.start_at(host);
         Self {
             task,
             task_socket,
@@ -335,6 +343,34 @@ fn a_sidecar_calls_an_envoy_with_certificates_of_the_socket() {
         .task
         .sidecar
         .wait_for_access("the call", |record| record.tls());
+    assert_eq!(record.destination_id(), API_ID, "{record}");
+}
+
+#[test]
+fn a_call_in_grpc_reaches_an_envoy_as_grpc() {
+    let story = Story::serving(Mesh::plan(), Ports::ApiOfOthers, "80=50051/grpc");
+    let application = story.api.at(50_051);
+    let server = story.clients.script(&story.api.place, "calls.py");
+    let server = server.args(["serve", &application.to_string()]);
+    let mut server = server.start("calls", &story.mesh.scratch);
+    let place = story.api.place.clone();
+    server.wait_until("the server listens", PATIENCE, || {
+        place.is_open(application)
+    });
+    let mesh_port = story.api.at(MESH_PORT);
+    let configuration = envoy::server(&story.api_socket, mesh_port, application, "ROOTCA", TASK_ID);
+    let mut envoy = start_envoy(&story, &story.api, "server", &configuration);
+    envoy.wait_until("Envoy has its certificate", PATIENCE, || {
+        updates(&story.api, "default") >= 1
+    });
+    let target = story.task.at(MAPPED_PORT).to_string();
+    let call = story.clients.script(&story.task.place, "calls.py");
+    let call = call.args(["call", &target, "Echo", "3", "30"]);
+    assert_eq!(call.finish().success().trim(), "OK\nOK\nOK");
+    let record = story
+        .task
+        .sidecar
+        .wait_for_access("a call", |record| record.path() == "/calls.Calls/Echo");
     assert_eq!(record.destination_id(), API_ID, "{record}");
 }
 
