@@ -845,14 +845,17 @@ async fn what_is_in_flight_counts_under_another_weight() {
 
 /// Two endpoints of a service whose checks take 2 s.
 fn checked() -> (Balancer, impl Fn(usize, bool)) {
-    let settings = HealthSettings::from(&v1::TrafficPolicy {
-        health_check: Some(v1::HealthCheck {
-            check: Some(v1::health_check::Check::Tcp(v1::TcpCheck {})),
-            timeout_ms: 2000,
-            ..v1::HealthCheck::default()
-        }),
-        ..v1::TrafficPolicy::default()
-    });
+    let settings = HealthSettings::of(
+        &v1::TrafficPolicy {
+            health_check: Some(v1::HealthCheck {
+                check: Some(v1::health_check::Check::Tcp(v1::TcpCheck {})),
+                timeout_ms: 2000,
+                ..v1::HealthCheck::default()
+            }),
+            ..v1::TrafficPolicy::default()
+        },
+        false,
+    );
     let check = settings.check.clone().unwrap();
     let health = Health::default().of("api.data:80");
     let list = endpoints(2);

@@ -136,11 +136,12 @@ impl Prober {
                     host,
                     statuses,
                     body,
+                    http2,
                 },
                 mesh,
             ) => {
                 let request = http_request(address, path, host)?;
-                let response = self.send(address, mesh.as_ref(), request, false).await?;
+                let response = self.send(address, mesh.as_ref(), request, *http2).await?;
                 judge_http(response, statuses, body.as_ref()).await
             }
             (CheckKind::Grpc { service }, mesh) => {
@@ -252,6 +253,7 @@ where
             .await
             .map_err(|error| no_answer(&error));
     }
+    let request = to_http2(request);
     let made = h2_client::client_builder().handshake::<_, Bytes>(io).await;
     let (sender, connection) = made.map_err(|error| no_answer(&error))?;
     // Ends with its only stream, when the sender is gone.
@@ -312,7 +314,21 @@ fn grpc_request(address: SocketAddr, service: &str) -> Result<Request<Body>, Fin
 }
 
 /// Makes of a request what goes over the mesh wire.
-fn to_mesh(mut request: Request<Body>, address: SocketAddr, http2: bool) -> Request<Body> {
+fn to_mesh(request: Request<Body>, address: SocketAddr, http2: bool) -> Request<Body> {
+    let mut request = to_http2(request);
+    // An IP address and a port are always a valid header value.
+    if let Ok(address) = HeaderValue::try_from(address.to_string()) {
+        request.headers_mut().insert(SIDEWIND_DESTINATION, address);
+    }
+    if http2 {
+        let value = HeaderValue::from_static("h2");
+        request.headers_mut().insert(SIDEWIND_PROTOCOL, value);
+    }
+    request
+}
+
+/// Has a request say in its URL, as HTTP/2 does, what HTTP/1.1 says in `host`.
+fn to_http2(mut request: Request<Body>) -> Request<Body> {
     let host = request.headers_mut().remove(header::HOST);
     let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
     if let Some(authority) = host {
@@ -326,14 +342,6 @@ fn to_mesh(mut request: Request<Body>, address: SocketAddr, http2: bool) -> Requ
         }
     }
     *request.version_mut() = http::Version::HTTP_2;
-    // An IP address and a port are always a valid header value.
-    if let Ok(address) = HeaderValue::try_from(address.to_string()) {
-        request.headers_mut().insert(SIDEWIND_DESTINATION, address);
-    }
-    if http2 {
-        let value = HeaderValue::from_static("h2");
-        request.headers_mut().insert(SIDEWIND_PROTOCOL, value);
-    }
     request
 }
 
@@ -439,6 +447,7 @@ mod tests {
             host: "api.example".to_owned(),
             statuses: vec![(200, 299)],
             body: None,
+            http2: false,
         }
     }
 
@@ -481,6 +490,32 @@ mod tests {
             found(address, http("/health")).await,
             Finding::Unhealthy("it answered 503".to_owned())
         );
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn a_service_that_speaks_http2_alone_is_asked_in_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::task::spawn_local(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+            let answer = Response::builder().status(204).body(()).unwrap();
+            respond.send_response(answer, true).unwrap();
+            let _ = std::future::poll_fn(|cx| connection.poll_closed(cx)).await;
+            request
+        });
+        let kind = CheckKind::Http {
+            path: "/health?deep=1".to_owned(),
+            host: "api.example".to_owned(),
+            statuses: vec![(200, 299)],
+            body: None,
+            http2: true,
+        };
+        assert_eq!(found(address, kind).await, Finding::Healthy);
+        let request = server.await.unwrap();
+        assert_eq!(request.uri(), "http://api.example/health?deep=1");
+        assert_eq!(request.headers()[header::USER_AGENT], USER_AGENT);
     }
 
     #[tokio::test(flavor = "local")]

@@ -35,6 +35,8 @@ pub(crate) enum CheckKind {
         statuses: Vec<(u16, u16)>,
         /// None: whatever it is.
         body: Option<ExpectedBody>,
+        /// Whether it is asked for in HTTP/2: of a service that speaks nothing else.
+        http2: bool,
     },
     Grpc {
         service: String,
@@ -78,14 +80,15 @@ impl Default for OutlierSettings {
     }
 }
 
-impl From<&v1::TrafficPolicy> for HealthSettings {
-    fn from(policy: &v1::TrafficPolicy) -> Self {
+impl HealthSettings {
+    /// Those of a policy, for a service that speaks HTTP/2 alone where `http2`.
+    pub(crate) fn of(policy: &v1::TrafficPolicy, http2: bool) -> Self {
         let outlier = policy.outlier_detection.as_ref();
         Self {
             check: policy
                 .health_check
                 .as_ref()
-                .and_then(CheckSettings::read)
+                .and_then(|check| CheckSettings::read(check, http2))
                 .map(Arc::new),
             outlier: outlier.map(OutlierSettings::from).unwrap_or_default(),
         }
@@ -128,7 +131,7 @@ impl From<&v1::BodyExpectation> for ExpectedBody {
 
 impl CheckSettings {
     /// None for a kind that this version does not know: no check is better than a wrong one.
-    fn read(given: &v1::HealthCheck) -> Option<Self> {
+    fn read(given: &v1::HealthCheck, http2: bool) -> Option<Self> {
         use v1::health_check::Check;
         let status = |status: u32| u16::try_from(status).ok();
         let kind = match given.check.as_ref()? {
@@ -148,6 +151,7 @@ impl CheckSettings {
                     host: http.host.clone(),
                     statuses,
                     body: http.body.as_ref().map(ExpectedBody::from),
+                    http2,
                 }
             }
         };

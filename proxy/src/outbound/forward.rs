@@ -20,7 +20,7 @@ use crate::{
     http::Body,
     retry::{Others, RetryObserver, RetryPolicy},
     route::{CopiedBody, Front, Mirror, RouteTable, Selected, Target},
-    telemetry::{Direction, metrics::MirrorOutcome},
+    telemetry::metrics::MirrorOutcome,
     worker::{READY_WAIT, Worker},
 };
 
@@ -34,7 +34,7 @@ pub(crate) struct Forward<'a> {
     pub(crate) origin: &'a Origin,
     pub(crate) exchange: &'a Rc<Exchange>,
     pub(crate) front: Front,
-    /// Whether the backend is spoken to in HTTP/2.
+    /// Whether the service that the client has dialled is spoken to in HTTP/2, as the client does.
     pub(crate) http2: bool,
     /// What it asks of Airflow's Execution API, if that is what it is for.
     pub(crate) call: Option<&'a ExecutionCall>,
@@ -52,7 +52,7 @@ impl Forward<'_> {
                 if let Some(route) = &policy.route {
                     self.exchange.set_route(route);
                 }
-                self.to_service(service, policy, request).await
+                self.to_service(service, policy, self.http2, request).await
             }
             Routes::Table(table) => self.by_table(&table, Some(service), request).await,
             Routes::Unreadable(reason) => {
@@ -105,7 +105,8 @@ impl Forward<'_> {
                 let service = self.resolve(&backend.target, own).await?;
                 backend.filters.change_request(&mut request, *prefix)?;
                 let policy = Rc::clone(&rule.policy);
-                let mut response = self.to_service(&service, policy, request).await?;
+                let http2 = self.speaks_http2(&service, own);
+                let mut response = self.to_service(&service, policy, http2, request).await?;
                 backend.filters.change_response(&mut response);
                 response
             }
@@ -134,11 +135,21 @@ impl Forward<'_> {
         }
     }
 
+    /// Whether a backend is spoken to in HTTP/2. What a client speaks says something of the service that it has dialled
+    /// alone, and nothing of one that a route names.
+    fn speaks_http2(&self, service: &Service, own: Option<&Rc<Service>>) -> bool {
+        match own {
+            Some(own) if own.is_that_of(service) => self.http2,
+            _ => self.exchange.is_grpc() || service.declares_http2(),
+        }
+    }
+
     /// Sends a request to an endpoint of a service, again where `policy` and the outcome say so.
-    pub(crate) async fn to_service(
+    async fn to_service(
         &self,
         service: &Rc<Service>,
         policy: Rc<RetryPolicy>,
+        http2: bool,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, ProxyError> {
         self.exchange.set_service(service.name());
@@ -160,11 +171,6 @@ impl Forward<'_> {
                 .pass(limits, &request, route.as_deref())
                 .await?;
         }
-        // What a gateway's clients speak says nothing of what a service does.
-        let http2 = match self.origin.direction {
-            Direction::Gateway => self.exchange.is_grpc() || service.declares_http2(),
-            Direction::Outbound | Direction::Inbound => self.http2,
-        };
         if http2 {
             self.exchange.ignore_upgrade(&mut request);
         }
@@ -228,7 +234,7 @@ impl Forward<'_> {
             worker: Rc::clone(self.worker),
             origin: self.origin.clone(),
             front: self.front,
-            http2: self.http2,
+            http2: self.speaks_http2(&service, own),
             route: self.exchange.route(),
             service,
             head: head_of(request),
@@ -282,7 +288,9 @@ impl MirrorCopy {
             request_timeout: Some(MIRROR_TIMEOUT),
             ..RetryPolicy::default()
         });
-        let result = forward.to_service(&self.service, policy, request).await;
+        let result = forward
+            .to_service(&self.service, policy, self.http2, request)
+            .await;
         let outcome = match &result {
             Ok(_) => MirrorOutcome::Answered,
             Err(_) => MirrorOutcome::Failed,

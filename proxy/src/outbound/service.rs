@@ -71,6 +71,11 @@ impl Service {
         *self.name == *service.name && self.port == service.port
     }
 
+    /// True where both are states of one port of one service, by whatever name each was reached.
+    pub(crate) fn is_that_of(&self, other: &Self) -> bool {
+        self.name == other.name && self.port == other.port
+    }
+
     /// Takes over a newer state. What was measured of endpoints that are still there is kept.
     pub(crate) fn update(&self, service: &v1::Service, config: &Config, limits: &Limits) {
         *self.limits.borrow_mut() = limits_of(service, limits);
@@ -314,7 +319,9 @@ fn plan<'a>(
         policy: policy.map_or("", |policy| &policy.name),
         endpoints,
         settings: settings.clone(),
-        health: policy.map(HealthSettings::from).unwrap_or_default(),
+        health: policy
+            .map(|policy| HealthSettings::of(policy, declares_http2(service)))
+            .unwrap_or_default(),
     }
 }
 

@@ -1,12 +1,12 @@
 //! Requests go where routes say.
 
 use sidewind_tests::clients::Clients;
-use sidewind_tests::mesh::{Mesh, Workload};
+use sidewind_tests::mesh::{Mesh, MeshPlan, Workload};
 use sidewind_tests::process::Process;
 use sidewind_tests::wait::{PATIENCE, eventually};
 use sidewind_tests::workloads;
 
-use crate::support::{API, Answer, Pair};
+use crate::support::{API, Answer, Pair, endpoint_states};
 
 /// A task, an API, and its next version, which also is what copies go to.
 #[derive(Debug)]
@@ -19,7 +19,12 @@ struct Versions {
 impl Versions {
     #[track_caller]
     fn start(rules: &str) -> Self {
-        let mut pair = Pair::with(Mesh::plan().config("route.yaml", &route(rules)));
+        Self::of(Mesh::plan(), rules)
+    }
+
+    #[track_caller]
+    fn of(plan: MeshPlan, rules: &str) -> Self {
+        let mut pair = Pair::with(plan.config("route.yaml", &route(rules)));
         let next = pair.mesh.workload("data", "orders-next");
         let next = next.serves("orders-next.data=8080").start();
         let server = workloads::api(&next, 8080, &pair.mesh.scratch);
@@ -246,6 +251,47 @@ fn each_rule_has_its_own_timeout() {
     let Answer { status, error, .. } = pair.ask("/slow?ms=3000", &[]);
     assert_eq!((status, error.as_str()), (504, "request-timeout"));
     assert_eq!(pair.ask("/slow?ms=300", &[]).status, 200);
+}
+
+#[test]
+fn a_backend_is_spoken_to_as_it_is_declared_whatever_the_client_speaks() {
+    let rules = "    - matches: [{ path: { type: PathPrefix, value: /newer } }]
+      backendRefs: [{ name: newer, port: 8081 }]
+    - matches: [{ path: { type: PathPrefix, value: /orders } }]
+      backendRefs: [{ name: orders-next, port: 8080 }]";
+    let policy = "apiVersion: sidewind.dev/v1alpha1
+kind: TrafficPolicy
+metadata: { name: newer, namespace: data }
+spec:
+  targetRefs: [{ kind: Service, name: newer }]
+  healthCheck: { http: { path: /health }, interval: 100ms, timeout: 5s }
+";
+    let plan = Mesh::plan().config("traffic.yaml", policy);
+    let mut versions = Versions::of(plan, rules);
+    let mesh = &mut versions.pair.mesh;
+    let clients = Clients::install(&mesh.scratch);
+    let newer = mesh.workload("data", "newer");
+    let newer = newer.serves("newer.data=8081/http2").start();
+    let server = clients.script(&newer.place, "http2/server.py");
+    let mut server = server
+        .arg("0.0.0.0:8081")
+        .user(newer.uid())
+        .start("newer", &mesh.scratch);
+    let local = newer.local(8081);
+    server.wait_until("the server listens", PATIENCE, || {
+        newer.place.is_open(local)
+    });
+    let pair = &versions.pair;
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for path in ["/newer", "/orders"] {
+            let answer = pair.ask(path, &[version]);
+            assert_eq!(answer.status, 200, "{version} {path}: {answer:?}");
+        }
+    }
+    // So it is checked, too.
+    eventually("the check passes", PATIENCE, || {
+        (endpoint_states(&pair.task, "newer.data", &[newer.at(8081)]) == ["healthy"]).then_some(())
+    });
 }
 
 const CALLS: &str = "apiVersion: gateway.networking.k8s.io/v1
