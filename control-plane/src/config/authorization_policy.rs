@@ -1,7 +1,7 @@
 //! `AuthorizationPolicy`: who may call the workloads that it selects.
 
 use super::Draft;
-use super::document::{Metadata, Reader, present};
+use super::document::{Reader, Resource, present};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::{pattern, v1};
@@ -23,17 +23,6 @@ impl AuthorizationPolicy {
             .iter()
             .any(|pattern| pattern.matches(workload))
     }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spec,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,7 +60,7 @@ struct Operation {
 
 /// Reads a policy into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spec>>() else {
         return;
     };
     let (namespace, name) = resource

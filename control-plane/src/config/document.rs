@@ -7,7 +7,7 @@ use super::{
     federated_trust_domain, gateway, registration, route, service_entry, tls_route, traffic_policy,
 };
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer};
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny};
 use serde_saphyr::{Location, Spanned};
 use std::fmt;
 use std::path::Path;
@@ -301,6 +301,21 @@ impl Reader<'_> {
     }
 }
 
+/// A document of a kind that has its own `spec`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Resource<S> {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    pub(super) metadata: Metadata,
+    pub(super) spec: S,
+    /// What a cluster says of it, and nobody else.
+    #[serde(default, rename = "status")]
+    _status: IgnoredAny,
+}
+
 /// What every resource has.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -308,13 +323,34 @@ pub(super) struct Metadata {
     name: Spanned<String>,
     #[serde(default)]
     namespace: Option<Spanned<String>>,
-    // Read for their form alone: tools put them there.
     #[serde(default)]
     creation_timestamp: Option<String>,
-    #[serde(default, rename = "labels")]
-    _labels: Option<std::collections::BTreeMap<String, String>>,
     #[serde(default)]
     annotations: Option<std::collections::BTreeMap<String, Spanned<String>>>,
+    // Read for its form alone.
+    #[serde(default, rename = "labels")]
+    _labels: Option<std::collections::BTreeMap<String, String>>,
+    // What an API server adds (ObjectMeta of Kubernetes), and `kubectl get -o yaml` shows.
+    #[serde(default, rename = "uid")]
+    _uid: IgnoredAny,
+    #[serde(default, rename = "resourceVersion")]
+    _resource_version: IgnoredAny,
+    #[serde(default, rename = "generation")]
+    _generation: IgnoredAny,
+    #[serde(default, rename = "generateName")]
+    _generate_name: IgnoredAny,
+    #[serde(default, rename = "managedFields")]
+    _managed_fields: IgnoredAny,
+    #[serde(default, rename = "ownerReferences")]
+    _owner_references: IgnoredAny,
+    #[serde(default, rename = "finalizers")]
+    _finalizers: IgnoredAny,
+    #[serde(default, rename = "selfLink")]
+    _self_link: IgnoredAny,
+    #[serde(default, rename = "deletionTimestamp")]
+    _deletion_timestamp: IgnoredAny,
+    #[serde(default, rename = "deletionGracePeriodSeconds")]
+    _deletion_grace_period_seconds: IgnoredAny,
 }
 
 impl Metadata {

@@ -1,7 +1,7 @@
 //! `FederatedTrustDomain`: a foreign trust domain, and where its bundle is fetched from (SPIFFE Federation, section 5.1).
 
 use super::Draft;
-use super::document::{Metadata, Reader, present};
+use super::document::{Reader, Resource, present};
 use super::error::Place;
 use crate::https::HttpsUrl;
 use serde::Deserialize;
@@ -107,17 +107,6 @@ pub(super) struct PlacedTrustDomain {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spanned<Spec>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Spec {
     trust_domain: Spanned<String>,
     url: Spanned<String>,
@@ -136,7 +125,7 @@ struct Spec {
 
 /// Reads a document into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spanned<Spec>>>() else {
         return;
     };
     resource

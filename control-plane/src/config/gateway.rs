@@ -1,6 +1,6 @@
 //! `Gateway` of Gateway API: what a proxy with `--capture gateway` listens on.
 
-use super::document::{GATEWAY_API, Metadata, Reader, present};
+use super::document::{GATEWAY_API, Metadata, Reader, Resource, present};
 use super::error::Place;
 use super::gateway_options;
 use super::{ConfigError, Draft};
@@ -138,17 +138,6 @@ impl Listener {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spec,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Spec {
     gateway_class_name: Spanned<String>,
     listeners: Spanned<Vec<Spanned<ListenerSpec>>>,
@@ -216,7 +205,7 @@ struct RouteKind {
 
 /// Reads a gateway into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spec>>() else {
         return;
     };
     let Resource { metadata, spec, .. } = &resource;

@@ -1,6 +1,6 @@
 //! `Registration`: which identity a workload with these selectors has, and what goes with it.
 
-use super::document::{Metadata, Reader, present};
+use super::document::{Reader, Resource, present};
 use super::error::Place;
 use super::template::{IdTemplate, Template};
 use super::tree::Node;
@@ -71,17 +71,6 @@ impl RegistrationRule {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spec,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Spec {
     selectors: Spanned<Node>,
     spiffe_id: Spanned<String>,
@@ -112,7 +101,7 @@ const JWT_TTL: std::ops::RangeInclusive<Duration> =
 
 /// Reads a registration into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(Resource { metadata, spec, .. }) = reader.typed::<Resource>() else {
+    let Some(Resource { metadata, spec, .. }) = reader.typed::<Resource<Spec>>() else {
         return;
     };
     let (namespace, name) = metadata.check("Registration", reader, draft);

@@ -1,7 +1,7 @@
 //! `ServiceEntry`: names and addresses that stand for a service of the mesh, or for fixed endpoints.
 
 use super::Draft;
-use super::document::{Metadata, Reader, present};
+use super::document::{Reader, Resource, present};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::service::{PROTOCOLS, is_host, protocol_from_name};
@@ -86,17 +86,6 @@ impl ServiceEntry {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spanned<Spec>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Spec {
     #[serde(default, deserialize_with = "present")]
     hosts: Option<Vec<Spanned<String>>>,
@@ -133,7 +122,7 @@ struct Endpoint {
 
 /// Reads an entry into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spanned<Spec>>>() else {
         return;
     };
     let (namespace, name) = resource.metadata.check("ServiceEntry", reader, draft);

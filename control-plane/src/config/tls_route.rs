@@ -2,7 +2,7 @@
 
 use super::ConfigError;
 use super::Draft;
-use super::document::{Metadata, Reader, present};
+use super::document::{Reader, Resource, present};
 use super::gateway::{Gateway, GatewayParent, attach, read_hostname};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -14,17 +14,6 @@ pub(super) struct TlsRoute {
     namespace: String,
     parents: Vec<GatewayParent>,
     api: v1::GatewayTlsRoute,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spec,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,7 +67,7 @@ const MAX_WEIGHT: u32 = 1_000_000;
 
 /// Reads a route into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spec>>() else {
         return;
     };
     let Resource { metadata, spec, .. } = &resource;

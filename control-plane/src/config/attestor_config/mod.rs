@@ -15,7 +15,7 @@ pub use oidc::OidcIssuer;
 pub use x509::X509Authority;
 
 use super::Draft;
-use super::document::{Metadata, Reader, present};
+use super::document::{Reader, Resource, present};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use std::path::PathBuf;
@@ -53,17 +53,6 @@ impl AttestorConfigs {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spanned<Spec>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Spec {
     #[serde(default, deserialize_with = "present")]
     kubernetes: Option<Vec<Spanned<kubernetes::Entry>>>,
@@ -79,7 +68,7 @@ struct Spec {
 
 /// Reads a document into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spanned<Spec>>>() else {
         return;
     };
     resource.metadata.check("AttestorConfig", reader, draft);

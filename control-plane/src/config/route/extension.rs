@@ -1,7 +1,7 @@
 //! `RouteExtension`: what the Gateway API has no field for. A rule names one by a filter of type `ExtensionRef`.
 
 use super::super::Draft;
-use super::super::document::{Metadata, Reader, present};
+use super::super::document::{Reader, Resource, present};
 use super::parts::{MAX_ATTEMPTS, Timeouts, is_token, milliseconds, one_of, timeouts};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -29,17 +29,6 @@ const GRPC_STATUSES: [(&str, u32); 16] = [
     ("DATA_LOSS", 15),
     ("UNAUTHENTICATED", 16),
 ];
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spanned<Spec>,
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -83,7 +72,7 @@ pub(crate) struct Extension(v1::RoutePolicy);
 
 /// Reads an extension into the draft.
 pub(crate) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spanned<Spec>>>() else {
         return;
     };
     let (namespace, name) = resource.metadata.check("RouteExtension", reader, draft);

@@ -2,7 +2,7 @@
 
 use super::super::document::{Reader, present};
 use super::Parent;
-use super::parts::{BackendReference, MAX_FIELDS, at_most, backend, check_port, is_token, one_of};
+use super::parts::{BackendReference, MAX_FIELDS, at_most, check_port, is_token, mirrored, one_of};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sidewind_api::service::is_host;
@@ -348,7 +348,7 @@ fn request_mirror(
         (None, None) => (None, 0),
     };
     Some(v1::RequestMirror {
-        backend: Some(backend(reader, backend_ref, parents, namespace)?),
+        backend: Some(mirrored(reader, backend_ref, parents, namespace)?),
         numerator,
         denominator,
     })

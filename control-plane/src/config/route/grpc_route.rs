@@ -1,11 +1,11 @@
 //! `GRPCRoute` of Gateway API.
 
 use super::super::Draft;
-use super::super::document::{Metadata, Reader, present};
+use super::super::document::{Reader, Resource, present};
 use super::filters::{self, FilterSpec, Level};
 use super::parts::{
-    BackendReference, MAX_MATCHES, MAX_RULES, NamedMatch, ParentReference, at_most, backends,
-    expression, extension, hostnames, identity, is_expression, named_matches, parents, rule_name,
+    BackendReference, MAX_MATCHES, NamedMatch, ParentReference, at_most, backends, expression,
+    extension, hostnames, identity, is_expression, named_matches, parents, rule_name, rule_specs,
 };
 use super::session::{SessionPersistence, stickiness};
 use super::{Route, Rule};
@@ -16,25 +16,15 @@ use std::collections::HashSet;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spec,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Spec {
     parent_refs: Spanned<Vec<Spanned<ParentReference>>>,
     #[serde(default, deserialize_with = "present")]
     hostnames: Option<Spanned<Vec<Spanned<String>>>>,
-    rules: Spanned<Vec<Spanned<RuleSpec>>>,
+    #[serde(default, deserialize_with = "present")]
+    rules: Option<Spanned<Vec<Spanned<RuleSpec>>>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RuleSpec {
     #[serde(default, deserialize_with = "present")]
@@ -71,21 +61,18 @@ struct MethodMatch {
 
 /// Reads a route into the draft.
 pub(crate) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spec>>() else {
         return;
     };
     let (namespace, name, created) = identity(&resource.metadata, "GRPCRoute", reader, draft);
     let spec = &resource.spec;
     let parents = parents(reader, &spec.parent_refs, &namespace);
     let hostnames = hostnames(reader, spec.hostnames.as_ref());
-    at_most(reader, &spec.rules, MAX_RULES);
-    if spec.rules.value.is_empty() {
-        reader.refuse(&spec.rules, "must have a rule");
-    }
+    let of_all = RuleSpec::default();
+    let specs = rule_specs(reader, spec.rules.as_ref(), &of_all);
     let mut names = HashSet::new();
     let mut rules = Vec::new();
-    for spec in &spec.rules.value {
-        let spec = &spec.value;
+    for spec in specs {
         let mut matches = Vec::new();
         if let Some(list) = &spec.matches {
             at_most(reader, list, MAX_MATCHES);

@@ -1,12 +1,12 @@
 //! `HTTPRoute` of Gateway API.
 
 use super::super::Draft;
-use super::super::document::{Metadata, Reader, present};
+use super::super::document::{Reader, Resource, present};
 use super::filters::{self, FilterSpec, Level};
 use super::parts::{
-    BackendReference, MAX_ATTEMPTS, MAX_MATCHES, MAX_RULES, NamedMatch, ParentReference, Timeouts,
-    at_most, backends, expression, extension, hostnames, identity, milliseconds, named_matches,
-    one_of, parents, rule_name, timeouts,
+    BackendReference, MAX_ATTEMPTS, MAX_MATCHES, NamedMatch, ParentReference, Timeouts, at_most,
+    backends, expression, extension, hostnames, identity, milliseconds, named_matches, one_of,
+    parents, rule_name, rule_specs, timeouts,
 };
 use super::session::{SessionPersistence, stickiness};
 use super::{Parent, Route, Rule};
@@ -26,17 +26,6 @@ const METHODS: [(&str, ()); 9] = [
     ("TRACE", ()),
     ("PATCH", ()),
 ];
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spec,
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -102,25 +91,15 @@ struct Retry {
 
 /// Reads a route into the draft.
 pub(crate) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spec>>() else {
         return;
     };
     let (namespace, name, created) = identity(&resource.metadata, "HTTPRoute", reader, draft);
     let spec = &resource.spec;
     let parents = parents(reader, &spec.parent_refs, &namespace);
     let hostnames = hostnames(reader, spec.hostnames.as_ref());
-    // Without any there is one that every request matches, as the Gateway API's schema has it.
-    let of_all = [RuleSpec::default()];
-    let specs: Vec<&RuleSpec> = match &spec.rules {
-        Some(rules) => {
-            at_most(reader, rules, MAX_RULES);
-            if rules.value.is_empty() {
-                reader.refuse(rules, "must have a rule, or be left out");
-            }
-            rules.value.iter().map(|rule| &rule.value).collect()
-        }
-        None => of_all.iter().collect(),
-    };
+    let of_all = RuleSpec::default();
+    let specs = rule_specs(reader, spec.rules.as_ref(), &of_all);
     let mut names = HashSet::new();
     let mut rules = Vec::new();
     for spec in specs {

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 /// Bounds that the Gateway API's own schema has.
-pub(super) const MAX_RULES: usize = 16;
+const MAX_RULES: usize = 16;
 pub(super) const MAX_MATCHES: usize = 64;
 pub(super) const MAX_FIELDS: usize = 16;
 const MAX_PARENTS: usize = 32;
@@ -232,6 +232,23 @@ pub(super) fn hostnames(
         .collect()
 }
 
+/// The rules of a route. Where there are none it is `of_all`, which every request matches: so has the Gateway API's schema
+/// it for an HTTPRoute.
+pub(super) fn rule_specs<'a, R>(
+    reader: &mut Reader<'_>,
+    rules: Option<&'a Spanned<Vec<Spanned<R>>>>,
+    of_all: &'a R,
+) -> Vec<&'a R> {
+    let Some(rules) = rules else {
+        return vec![of_all];
+    };
+    at_most(reader, rules, MAX_RULES);
+    if rules.value.is_empty() {
+        reader.refuse(rules, "must have a rule, or be left out");
+    }
+    rules.value.iter().map(|rule| &rule.value).collect()
+}
+
 /// A rule's own name.
 pub(super) fn rule_name(
     reader: &mut Reader<'_>,
@@ -354,8 +371,30 @@ pub(super) fn backends(
     backends
 }
 
+/// The service that a mirror names. All that it gets is said beside the reference, by `percent` or `fraction`.
+pub(super) fn mirrored(
+    reader: &mut Reader<'_>,
+    reference: &Spanned<BackendReference>,
+    parents: &[Parent],
+    namespace: &str,
+) -> Option<v1::RouteBackend> {
+    let BackendReference {
+        weight, filters, ..
+    } = &reference.value;
+    if let Some(weight) = weight {
+        let message = "does not go with a mirror, whose share is its `percent` or `fraction`";
+        reader.refuse(weight, message);
+    }
+    if let Some(filters) = filters {
+        let message =
+            "do not go with a mirror, which gets the request after the rule's own filters";
+        reader.refuse(filters, message);
+    }
+    backend(reader, reference, parents, namespace)
+}
+
 /// The service that a reference names.
-pub(super) fn backend(
+fn backend(
     reader: &mut Reader<'_>,
     reference: &Spanned<BackendReference>,
     parents: &[Parent],

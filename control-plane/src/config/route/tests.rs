@@ -235,6 +235,8 @@ const MISTAKES: &[Mistake] = &[
     ("remove: [x-c]", "remove: [sidewind-destination]", "routes.yaml:17:113: spec.rules[0].filters[0].requestHeaderModifier.remove[0]: is not for routes"),
     ("remove: [x-c]", "remove: [x-a]", "routes.yaml:17:113: spec.rules[0].filters[0].requestHeaderModifier.remove[0]: is named twice in this filter"),
     ("numerator: 1,", "numerator: 9,", "routes.yaml:19:78: spec.rules[0].filters[1].requestMirror.fraction: must be at most 1"),
+    ("name: shadow, port: 81", "name: shadow, port: 81, weight: 5", "routes.yaml:19:74: spec.rules[0].filters[1].requestMirror.backendRef.weight: does not go with a mirror, whose share is its `percent` or `fraction`"),
+    ("name: shadow, port: 81", "name: shadow, port: 81, filters: []", "routes.yaml:19:75: spec.rules[0].filters[1].requestMirror.backendRef.filters: do not go with a mirror, which gets the request after the rule's own filters"),
     ("name: shadow, port: 81", "name: shadow", "routes.yaml:19:40: spec.rules[0].filters[1].requestMirror.backendRef: must have a `port`"),
     ("name: patient }\n      backend", "name: hasty }\n      backend", "routes.yaml:21:76: spec.rules[0].filters[2].extensionRef.name: names RouteExtension data/hasty, which no document describes"),
     ("weight: 9", "weight: 1000001", "routes.yaml:23:45: spec.rules[0].backendRefs[0].weight: must be at most 1000000"),
@@ -495,23 +497,126 @@ fn what_of_a_session_cannot_be_kept_is_refused_at_its_place() {
 
 #[test]
 fn a_route_without_rules_has_one_for_every_request() {
-    let route = "
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        let route = format!(
+            "
+apiVersion: gateway.networking.k8s.io/v1
+kind: {kind}
+metadata: {{ name: orders, namespace: data }}
+spec:
+  parentRefs: [{{ group: \"\", kind: Service, name: orders, port: 80 }}]
+"
+        );
+        let config = parse(&route).unwrap();
+        let service = "orders.data".parse().unwrap();
+        let (policy, table) = config.routes(&service, 80);
+        match kind {
+            "HTTPRoute" => {
+                assert_eq!(policy.unwrap().route, "data/orders");
+                assert_eq!(table, None);
+            }
+            // A request that is no call is for nobody.
+            _ => {
+                let [rule] = table.unwrap().rules.try_into().unwrap();
+                let [matched] = rule.matches.try_into().unwrap();
+                assert_eq!(matched.grpc, Some(v1::GrpcMethodMatch::default()));
+                assert_eq!(rule.backends, []);
+            }
+        }
+        let error = parse(&format!("{route}  rules: []\n")).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("must have a rule, or be left out"),
+            "{error}"
+        );
+    }
+}
+
+/// As `kubectl get -o yaml` shows a route.
+const OF_A_CLUSTER: &str = r#"
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
-metadata: { name: orders, namespace: data }
+metadata:
+  annotations:
+    kubectl.kubernetes.io/last-applied-configuration: |
+      {"apiVersion":"gateway.networking.k8s.io/v1","kind":"HTTPRoute"}
+  creationTimestamp: "2026-01-02T03:04:05Z"
+  deletionGracePeriodSeconds: 0
+  deletionTimestamp: "2026-01-02T03:04:05Z"
+  finalizers:
+  - example.org/keep
+  generateName: orders-
+  generation: 3
+  labels:
+    team: data
+  managedFields:
+  - apiVersion: gateway.networking.k8s.io/v1
+    fieldsType: FieldsV1
+    fieldsV1:
+      f:metadata:
+        f:annotations:
+          .: {}
+          f:kubectl.kubernetes.io/last-applied-configuration: {}
+      f:spec:
+        .: {}
+        f:parentRefs: {}
+        f:rules: {}
+    manager: kubectl-client-side-apply
+    operation: Update
+    time: "2026-01-02T03:04:05Z"
+  name: orders
+  namespace: data
+  ownerReferences:
+  - apiVersion: apps/v1
+    blockOwnerDeletion: true
+    controller: true
+    kind: Deployment
+    name: orders
+    uid: 5f1c1cf3-54ad-4f1c-9a8e-0d6a7e6c3f11
+  resourceVersion: "81231"
+  selfLink: /apis/gateway.networking.k8s.io/v1/namespaces/data/httproutes/orders
+  uid: 6d8b3ad1-9a5f-4e6f-8d4f-2c1f0c7b9a10
 spec:
-  parentRefs: [{ group: \"\", kind: Service, name: orders, port: 80 }]
-";
-    let config = parse(route).unwrap();
+  parentRefs:
+  - group: ""
+    kind: Service
+    name: orders
+    port: 80
+  rules:
+  - backendRefs:
+    - group: ""
+      kind: Service
+      name: orders
+      port: 80
+      weight: 1
+    matches:
+    - path:
+        type: PathPrefix
+        value: /
+status:
+  parents:
+  - conditions:
+    - lastTransitionTime: "2026-01-02T03:04:06Z"
+      message: Route is accepted
+      observedGeneration: 3
+      reason: Accepted
+      status: "True"
+      type: Accepted
+    controllerName: example.org/controller
+    parentRef:
+      group: ""
+      kind: Service
+      name: orders
+"#;
+
+#[test]
+fn what_a_cluster_adds_to_a_document_is_passed_over() {
+    let config = parse(OF_A_CLUSTER).unwrap();
     let service = "orders.data".parse().unwrap();
-    let (policy, table) = config.routes(&service, 80);
+    let (policy, _) = config.routes(&service, 80);
     assert_eq!(policy.unwrap().route, "data/orders");
-    assert_eq!(table, None);
-    let error = parse(&format!("{route}  rules: []\n")).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("must have a rule, or be left out"),
-        "{error}"
-    );
+    let wrong = OF_A_CLUSTER.replace("  selfLink:", "  selfLnk:");
+    let error = parse(&wrong).unwrap_err().to_string();
+    assert!(error.contains("metadata.selfLnk: unknown field"), "{error}");
 }

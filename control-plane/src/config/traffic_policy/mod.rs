@@ -11,7 +11,7 @@ mod limits;
 #[cfg(test)]
 mod tests;
 
-use super::document::{Metadata, Reader, present};
+use super::document::{Reader, Resource, present};
 use super::error::Place;
 use super::gateway::Gateway;
 use super::{ConfigError, Draft};
@@ -143,17 +143,6 @@ impl fmt::Display for Target {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Resource {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    spec: Spanned<Spec>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Spec {
     #[serde(default, deserialize_with = "present")]
     target_refs: Option<Spanned<Vec<Spanned<Reference>>>>,
@@ -194,7 +183,7 @@ struct Targets {
 
 /// Reads a policy into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, draft: &mut Draft) {
-    let Some(resource) = reader.typed::<Resource>() else {
+    let Some(resource) = reader.typed::<Resource<Spanned<Spec>>>() else {
         return;
     };
     let (namespace, name) = resource.metadata.check("TrafficPolicy", reader, draft);
