@@ -33,7 +33,7 @@ const LINGER: Duration = Duration::from_millis(250);
 /// Bounds of an HTTP/2 client connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct H2ServerSettings {
-    /// How long the client's preface and settings may take.
+    /// How long the client's preface and settings may take, and each head after them.
     pub(crate) handshake_timeout: Duration,
     /// Streams that a client may have open at once.
     pub(crate) max_concurrent_streams: u32,
@@ -102,7 +102,7 @@ where
     refusals.on_refusal(far_too_large);
     let io = Gathering::new(io);
     let mut connection = {
-        let watched = WatchedIo::new(io.clone(), refusals.clone());
+        let watched = WatchedIo::new(io.clone(), refusals.clone(), settings.handshake_timeout);
         let mut handshake = pin!(builder.handshake::<_, Bytes>(watched));
         let starting = poll_fn(|cx| {
             let started = handshake.as_mut().poll(cx);

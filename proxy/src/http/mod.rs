@@ -6,6 +6,7 @@ use std::time::Duration;
 pub(crate) mod body;
 mod break_off;
 mod expect;
+mod frames;
 mod gathering;
 pub(crate) mod h1_client;
 pub(crate) mod h1_pool;
@@ -22,6 +23,7 @@ mod opening;
 mod refusals;
 mod relay;
 pub(crate) mod send_body;
+mod slow_head;
 mod stall;
 pub(crate) mod watched_body;
 
@@ -37,6 +39,7 @@ pub(crate) use idle::Idle;
 pub(crate) use opening::broken_by_client;
 pub(crate) use refusals::{FarTooLarge, Refusals, WatchedIo, hard_header_bound};
 pub(crate) use send_body::SendBodyError;
+pub(crate) use slow_head::slow_over_a_head;
 pub(crate) use stall::{Bound, LEAST_BYTES};
 pub(crate) use watched_body::{BodyEnd, BodyWatcher};
 

@@ -5,7 +5,7 @@ use std::io;
 
 /// What [`Opening`] is over after: the preface, and of the first frame's header its length, type and flags.
 const OPENING_BYTES: usize = PREFACE_BYTES + 5;
-const PREFACE_BYTES: usize = 24;
+pub(super) const PREFACE_BYTES: usize = 24;
 const TYPE_SETTINGS: u8 = 4;
 const FLAG_ACK: u8 = 1;
 

@@ -2,7 +2,7 @@
 //!
 //! A request whose header is larger than h2's bound is answered with 431 by h2, and nobody else hears of it: its
 //! stream is never handed out. What h2 writes shows it, though: it ends a stream with HEADERS (RFC 9113, section
-//! 6.2) that nobody was given. Only the 9 bytes before each frame are looked at.
+//! 6.2) that nobody was given.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -11,12 +11,15 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use h2::StreamId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::frames::{FLAG_END_STREAM, Frames, TYPE_HEADERS};
 use super::opening::Opening;
+use super::slow_head::Heads;
 
 /// How many times larger than the limit a header may be for us to answer it; beyond, h2 does.
 const HARD_BOUND_FACTOR: usize = 2;
@@ -24,10 +27,6 @@ const HARD_BOUND_FACTOR: usize = 2;
 /// Ranges of streams that were passed over; beyond, the oldest are forgotten. A client that leaves out numbers makes
 /// one, as does each stream that h2 ends by itself.
 const MAX_GAPS: usize = 32;
-
-const FRAME_HEADER_BYTES: usize = 9;
-const TYPE_HEADERS: u8 = 1;
-const FLAG_END_STREAM: u8 = 1;
 
 /// The bound that h2 is given where requests' headers have `max_header_bytes` at most, so that what is larger still
 /// reaches us and gets our answer.
@@ -112,61 +111,43 @@ impl Accepted {
     }
 }
 
-/// A connection whose frames are looked at as they are written, and whose beginning as it is read.
+/// A connection whose frames are looked at as they are written and read.
 #[derive(Debug)]
 pub(crate) struct WatchedIo<T> {
     inner: T,
     refusals: Refusals,
     opening: Opening,
-    /// What of the present frame's header was written already.
-    header: [u8; FRAME_HEADER_BYTES],
-    header_bytes: usize,
-    /// What of the present frame is still to be written after its header.
-    payload_left: usize,
+    heads: Heads,
+    written: Frames,
 }
 
 impl<T> WatchedIo<T> {
-    /// A connection that has not begun.
-    pub(crate) fn new(inner: T, refusals: Refusals) -> Self {
+    /// A connection that has not begun, whose client may take `head_timeout` over each head.
+    pub(crate) fn new(inner: T, refusals: Refusals, head_timeout: Duration) -> Self {
         Self {
             inner,
             refusals,
             opening: Opening::default(),
-            header: [0; FRAME_HEADER_BYTES],
-            header_bytes: 0,
-            payload_left: 0,
+            heads: Heads::new(head_timeout),
+            written: Frames::default(),
         }
     }
 
-    fn written(&mut self, mut bytes: &[u8]) {
-        loop {
-            let skipped = self.payload_left.min(bytes.len());
-            self.payload_left -= skipped;
-            bytes = bytes.get(skipped..).unwrap_or_default();
-            if bytes.is_empty() {
-                return;
+    fn written(&mut self, bytes: &[u8]) {
+        let refusals = &self.refusals;
+        self.written.follow(bytes, |frame| {
+            if frame.kind == TYPE_HEADERS && frame.flags & FLAG_END_STREAM != 0 {
+                refusals.ended(frame.stream);
             }
-            let room = self.header.get_mut(self.header_bytes..).unwrap_or_default();
-            let taken = room.len().min(bytes.len());
-            for (to, from) in room.iter_mut().zip(bytes) {
-                *to = *from;
-            }
-            self.header_bytes += taken;
-            bytes = bytes.get(taken..).unwrap_or_default();
-            if self.header_bytes == FRAME_HEADER_BYTES {
-                self.header_bytes = 0;
-                self.begin_frame();
-            }
-        }
+        });
     }
 
-    fn begin_frame(&mut self) {
-        let [a, b, c, kind, flags, id @ ..] = self.header;
-        self.payload_left = u32::from_be_bytes([0, a, b, c]) as usize;
-        if kind == TYPE_HEADERS && flags & FLAG_END_STREAM != 0 {
-            self.refusals
-                .ended(u32::from_be_bytes(id) & (u32::MAX >> 1));
+    fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.opening.is_over() {
+            self.opening.read(bytes)?;
         }
+        self.heads.read(bytes);
+        Ok(())
     }
 }
 
@@ -177,12 +158,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedIo<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
-        if !self.opening.is_over() {
-            let new = buffer.filled().get(before..).unwrap_or_default();
-            self.opening.read(new)?;
+        let result = Pin::new(&mut self.inner).poll_read(cx, buffer)?;
+        if result.is_ready() {
+            self.read(buffer.filled().get(before..).unwrap_or_default())?;
         }
-        Poll::Ready(Ok(()))
+        self.heads.check(cx)?;
+        result.map(Ok)
     }
 }
 
@@ -259,7 +240,7 @@ mod tests {
             [1, 3, 9, 11]
                 .into_iter()
                 .for_each(|stream| refusals.add(stream));
-            let mut io = WatchedIo::new((), refusals.clone());
+            let mut io = WatchedIo::new((), refusals.clone(), Duration::ZERO);
             wire.chunks(size).for_each(|piece| io.written(piece));
             assert_eq!(refusals.0.count.get(), 2, "in pieces of {size}");
         }

@@ -10,7 +10,7 @@ use tokio::{net::TcpStream, time::Instant};
 use super::{Caller, http::InboundHttp, tcp};
 use crate::{
     errors::{Chain, ErrorCode},
-    http::{FarTooLarge, broken_by_client, serve_stream},
+    http::{FarTooLarge, broken_by_client, serve_stream, slow_over_a_head},
     mesh::{self, AcceptError, DriverError, HandshakeGate, MeshServerConnection, ServerSettings},
     telemetry::{
         Direction,
@@ -32,6 +32,7 @@ impl MeshPort {
             gate: HandshakeGate::default(),
             settings: ServerSettings {
                 handshake_timeout: worker.config.traffic.handshake_timeout,
+                header_timeout: worker.config.limits.header_timeout,
                 max_concurrent_streams: worker.config.limits.max_mesh_streams,
                 max_header_bytes: worker.config.limits.max_header_bytes,
                 ..ServerSettings::default()
@@ -79,6 +80,7 @@ pub(crate) async fn serve(
     if let Err(error) = streams(&worker, caller, connection).await {
         let code = match &error {
             DriverError::Http2(error) if broken_by_client(error) => ErrorCode::BadRequest,
+            DriverError::Http2(error) if slow_over_a_head(error) => ErrorCode::ClientTimeout,
             _ => ErrorCode::ClientClosed,
         };
         worker.not_http(Direction::Inbound, code, &error);

@@ -48,6 +48,8 @@ const GOODBYE: Duration = Duration::from_millis(500);
 pub(crate) struct ServerSettings {
     /// Limit for TLS and the HTTP/2 preface.
     pub(crate) handshake_timeout: Duration,
+    /// Limit for the head of each request.
+    pub(crate) header_timeout: Duration,
     /// Streams that one client may have open on one connection.
     pub(crate) max_concurrent_streams: u32,
     /// Most bytes of a request's head, after decompression. What is larger still comes to the handler, which refuses
@@ -61,6 +63,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
             max_concurrent_streams: 1000,
             max_header_bytes: super::MAX_HEADER_LIST_BYTES as usize,
             // Longer than a client's own, so that the client closes first.
@@ -128,7 +131,7 @@ async fn handshake(
 
     let io = Gather::new(tls);
     let refusals = Refusals::default();
-    let watched = WatchedIo::new(io.clone(), refusals.clone());
+    let watched = WatchedIo::new(io.clone(), refusals.clone(), settings.header_timeout);
     let mut starting = pin!(builder(settings).handshake(watched));
     let mut h2 = poll_fn(|cx| {
         let started = starting.as_mut().poll(cx);

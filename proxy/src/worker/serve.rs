@@ -12,7 +12,7 @@ use crate::{
     errors::ErrorCode,
     http::{
         Body, FarTooLarge, H1ServerError, H1ServerSettings, H2ServerError, H2ServerSettings,
-        broken_by_client, serve_h1, serve_h2,
+        broken_by_client, serve_h1, serve_h2, slow_over_a_head,
     },
     telemetry::{Direction, Protocol, metrics::OpenConnection},
 };
@@ -59,6 +59,9 @@ impl Worker {
                 let code = match &error {
                     H2ServerError::HandshakeTimeout(_) => ErrorCode::ClientTimeout,
                     H2ServerError::Http2(error) if broken_by_client(error) => ErrorCode::BadRequest,
+                    H2ServerError::Http2(error) if slow_over_a_head(error) => {
+                        ErrorCode::ClientTimeout
+                    }
                     H2ServerError::Http2(_) | H2ServerError::Io(_) => ErrorCode::ClientClosed,
                 };
                 self.not_http(direction, code, &error);

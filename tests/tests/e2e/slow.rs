@@ -205,6 +205,42 @@ fn half_a_head_and_a_body_that_stands_still_or_drips_are_answered_with_408() {
 }
 
 #[test]
+fn half_a_head_in_http2_ends_its_connection() {
+    let slow = Slow::begin();
+    let (headers, settings) = (1, 4);
+    let (end_stream, end_headers) = (1, 4);
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    // `:method: GET`, `:scheme: http`, `:authority: orders-api.data`, and `:path: /poll` (RFC 7541, appendix A).
+    let head = b"\x82\x86\x41\x0forders-api.data\x04\x05/poll";
+    let beginning = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(settings, 0, 0, &[]),
+        frame(headers, end_stream | end_headers, 1, head),
+    ]
+    .concat();
+    let half = [
+        frame(headers, end_stream, 3, head),
+        // Without the last byte.
+        frame(headers, end_stream | end_headers, 3, head)[..20].to_vec(),
+    ];
+    for (direction, place, address, sidecar) in slow.listeners() {
+        for half in &half {
+            let stream = send(place, address, &[&beginning[..], half].concat());
+            let ended = read_to_close(stream);
+            assert!(ended.is_some(), "{direction}: it stays open");
+        }
+        let labels = [("direction", direction), ("code", "client-timeout")];
+        eventually("both are counted", PATIENCE, || {
+            let counted = sidecar.metrics().sum("sidewind_errors_total", &labels);
+            (counted == 2.0).then_some(())
+        });
+    }
+}
+
+#[test]
 fn a_client_that_connects_in_advance_is_served_when_it_asks() {
     let slow = Slow::begin();
     for (direction, place, address, sidecar) in slow.listeners() {

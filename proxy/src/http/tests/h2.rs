@@ -13,7 +13,10 @@ use tokio::task::spawn_local;
 
 use super::{collect, read_head, run, run_for, run_with_sockets};
 use crate::http::h2_client::client_builder;
-use crate::http::{Body, H1Connection, H2ServerSettings, send_body, send_h2, serve_h2};
+use crate::http::{
+    Body, H1Connection, H2ServerError, H2ServerSettings, send_body, send_h2, serve_h2,
+    slow_over_a_head,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -474,11 +477,38 @@ fn a_connection_without_streams_is_told_to_go_and_closed_in_the_end() {
             std::future::pending(),
             || {},
         );
-        // One that is half in a header and stays silent.
-        let opening =
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x82";
+        // One that stays silent.
+        let opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
         let mut client = client;
         client.write_all(opening).await.unwrap();
         serving.await.unwrap();
+    });
+}
+
+#[test]
+fn half_a_head_ends_its_connection_however_much_else_is_open_on_it() {
+    run_for(Duration::from_secs(2 * 60 * 60), async {
+        let begun = tokio::time::Instant::now();
+        let (mut client, server) = tokio::io::duplex(1024);
+        let settings = H2ServerSettings::default();
+        let asked = Rc::new(Cell::new(0));
+        let counting = Rc::clone(&asked);
+        let silent = move |_: Request<Body>| {
+            counting.set(counting.get() + 1);
+            std::future::pending()
+        };
+        let never = std::future::pending();
+        let serving = serve_h2(server, Rc::new(silent), &settings, never, || {});
+        // GET / on stream 1, and of the same on stream 3 all but the flag that ends the head.
+        let opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\
+            \0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a\0\0\x06\x01\x01\0\0\0\x03\x82\x86\x84\x41\x01a";
+        client.write_all(opening).await.unwrap();
+        let Err(H2ServerError::Http2(error)) = serving.await else {
+            panic!("the connection ended in order");
+        };
+        assert!(slow_over_a_head(&error), "{error}");
+        assert_eq!(asked.get(), 1);
+        let limit = settings.handshake_timeout;
+        assert!(begun.elapsed() >= limit && begun.elapsed() < 2 * limit);
     });
 }
