@@ -6,15 +6,20 @@ use std::{net::SocketAddr, rc::Rc};
 use http::{Method, Request, Response, uri::Scheme};
 use tokio::net::TcpStream;
 
-use super::{connection, destination::Target, http::OutboundHttp};
+use super::{
+    connection,
+    destination::{Declared, Destination, Resolved, Target},
+    http::OutboundHttp,
+    tcp::{self, Ahead},
+};
 use crate::{
     airflow::ConnectionTask,
     copy::Connection,
     errors::{ErrorCode, ProxyError},
     http::{Body, take_back},
     listen::Placed,
-    telemetry::Direction,
-    worker::Worker,
+    telemetry::{Direction, Protocol},
+    worker::{READY_WAIT, Worker},
 };
 
 /// Serves one client of the proxy to the end of its connection.
@@ -45,7 +50,7 @@ async fn respond(
     match target(&request) {
         Err(error) => http.refuse(request, error),
         Ok(target) if request.method() == Method::CONNECT => {
-            tunnel(worker, client, target, request)
+            Box::pin(tunnel(worker, client, target, request)).await
         }
         Ok(target) => {
             let destination = worker.destinations.get(&target);
@@ -76,15 +81,20 @@ fn target(request: &Request<Body>) -> Result<Target, ProxyError> {
     Ok(Target::from_authority(authority, 80))
 }
 
-/// Accepts a CONNECT; what follows is a connection like any other of the workload's.
-fn tunnel(
+/// Answers a CONNECT; what follows is a connection like any other of the workload's.
+async fn tunnel(
     worker: Rc<Worker>,
-    (client, task): (SocketAddr, ConnectionTask),
+    client: (SocketAddr, ConnectionTask),
     target: Target,
     mut request: Request<Body>,
 ) -> Response<Body> {
-    let upgrade = hyper::upgrade::on(&mut request);
     let active = worker.drain.active();
+    let destination = worker.destinations.get(&target);
+    let ahead = match reach(&worker, &destination, &client).await {
+        Ok(ahead) => ahead,
+        Err(error) => return error.into_response(false),
+    };
+    let upgrade = hyper::upgrade::on(&mut request);
     tokio::task::spawn_local(async move {
         match upgrade.await {
             // Its own connection again, so that what breaks is reset, and bytes go through as few hands as elsewhere.
@@ -92,14 +102,42 @@ fn tunnel(
                 Some(stream) => {
                     // Nobody knows what it carries now.
                     stream.wait_for_reader(None);
-                    connection(worker, target, stream, client, task, active).await;
+                    connection(worker, target, stream, client, active, ahead).await;
                 }
-                None => tracing::error!(%client, "a CONNECT was made on another connection"),
+                None => {
+                    tracing::error!(client = %client.0, "a CONNECT was made on another connection")
+                }
             },
             Err(error) => {
-                tracing::debug!(%client, %error, "a CONNECT was not followed by a connection")
+                tracing::debug!(client = %client.0, %error, "a CONNECT was not followed by a connection")
             }
         }
     });
     Response::new(Body::Empty)
+}
+
+/// Makes the connection that a CONNECT asks for before it is answered (RFC 9110, section 9.3.6), where that can be one
+/// connection. Requests of HTTP go as themselves, each to an endpoint of its own, and are answered one by one; whether it
+/// will be requests only the client's first bytes tell, where nobody has declared it.
+///
+/// # Errors
+/// Why the destination cannot be reached; that is recorded.
+async fn reach(
+    worker: &Rc<Worker>,
+    destination: &Destination,
+    (client, task): &(SocketAddr, ConnectionTask),
+) -> Result<Option<Box<Ahead>>, ProxyError> {
+    let protocol = match destination.resolve(worker, READY_WAIT).await {
+        Ok(Resolved::Service(service)) => match service.declared() {
+            Declared::Tcp => Protocol::Tcp,
+            Declared::Tls => Protocol::Tls,
+            Declared::Detect if service.leads_nowhere() => Protocol::Tcp,
+            Declared::Detect | Declared::Http => return Ok(None),
+        },
+        Ok(Resolved::Outside) => Protocol::Tcp,
+        // TLS may go on without the control plane's word, and only the first bytes tell whether it is that.
+        Err(_) => return Ok(None),
+    };
+    let connected = tcp::connect_ahead(worker, destination, protocol, (*client, task));
+    connected.await.map(Some)
 }

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use self::{
     destination::{Declared, Destination, Resolved},
     http::OutboundHttp,
-    tcp::OpaqueConnection,
+    tcp::{Ahead, OpaqueConnection},
 };
 pub(crate) use self::{
     destination::{Destinations, Target},
@@ -98,17 +98,17 @@ pub(crate) async fn serve(
             Err(error) => return worker.not_captured(Direction::Outbound, client, &error),
         },
     };
-    connection(worker, target, stream, client, task, active).await;
+    connection(worker, target, stream, (client, task), active, None).await;
 }
 
-/// Serves a connection whose destination is known.
+/// Serves a connection whose destination is known, and perhaps reached already.
 async fn connection<T: Connection + Send + 'static>(
     worker: Rc<Worker>,
     target: Target,
     mut stream: T,
-    client: SocketAddr,
-    task: ConnectionTask,
+    (client, task): (SocketAddr, ConnectionTask),
     active: Active,
+    mut ahead: Option<Box<Ahead>>,
 ) {
     // What a connection passes on its way is in boxes, so that its task has room for none of it when it is idle.
     let mut destination = worker.destinations.get(&target);
@@ -133,6 +133,9 @@ async fn connection<T: Connection + Send + 'static>(
     let protocol = match found.protocol {
         Detected::Http1 | Detected::Http2 => {
             let http2 = found.protocol == Detected::Http2;
+            if let Some(ahead) = ahead.filter(|_| !http2) {
+                Box::pin(ahead.keep_for_requests()).await;
+            }
             let name = service.as_ref().map_or("", |service| service.name());
             let open = worker.open_http(Direction::Outbound, http2, name, None);
             let http = Rc::new(OutboundHttp::new(&worker, client, http2, task));
@@ -156,6 +159,7 @@ async fn connection<T: Connection + Send + 'static>(
             if let Some(named) = Box::pin(by_server_name(&worker, &destination, server_name)).await
             {
                 destination = named;
+                ahead = None;
             }
             Protocol::Tls
         }
@@ -168,7 +172,7 @@ async fn connection<T: Connection + Send + 'static>(
         direction: Direction::Outbound,
         task,
     };
-    Box::pin(tcp::forward(&worker, &destination, opaque)).await;
+    Box::pin(tcp::forward(&worker, &destination, opaque, ahead)).await;
 }
 
 /// Carries TLS that a gateway passes through.
@@ -186,7 +190,7 @@ pub(crate) async fn pass_through<T: Connection>(
         direction: Direction::Gateway,
         task: ConnectionTask::default(),
     };
-    tcp::forward(worker, destination, opaque).await;
+    tcp::forward(worker, destination, opaque, None).await;
 }
 
 /// The service of the mesh that TLS names, where the address that was dialled belongs to none: a name server outside

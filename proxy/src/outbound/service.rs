@@ -123,6 +123,16 @@ impl Service {
         self.routes.borrow().clone()
     }
 
+    /// Whether whatever comes for it now must fail: there is no endpoint, no route that leads elsewhere, and no request is
+    /// held until there is one.
+    pub(crate) fn leads_nowhere(&self) -> bool {
+        let holds_nothing = match &*self.routes.borrow() {
+            Routes::None(policy) => policy.hold.is_none(),
+            Routes::Table(_) | Routes::Unreadable(_) => false,
+        };
+        holds_nothing && !self.has_untried(&Tried::default())
+    }
+
     /// The layer that tries requests that are sent to this service again, as `policy` says.
     pub(crate) fn retry(&self, policy: Rc<RetryPolicy>) -> RetryLayer {
         RetryLayer::new(policy, Arc::clone(&self.budget), Rc::clone(&self.queue))

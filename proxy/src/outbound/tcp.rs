@@ -44,6 +44,12 @@ enum Upstream {
     Plain(TcpStream),
 }
 
+/// A connection to a destination that was made before its client says anything. It is recorded once it is used.
+pub(super) struct Ahead {
+    journey: Journey,
+    upstream: Upstream,
+}
+
 /// What is known of a connection, which is recorded when it ends or is dropped before.
 struct Journey {
     worker: Rc<Worker>,
@@ -67,17 +73,22 @@ struct Journey {
 }
 
 impl Journey {
-    fn begin<T>(worker: &Rc<Worker>, connection: &OpaqueConnection<T>) -> Self {
+    fn begin(
+        worker: &Rc<Worker>,
+        direction: Direction,
+        protocol: Protocol,
+        (client, task): (SocketAddr, &ConnectionTask),
+    ) -> Self {
         // Whoever comes to a gateway from outside is nobody.
         let own_id = || worker.identity().ok().map(|identity| identity.id.clone());
-        let is_own = connection.direction != Direction::Gateway;
+        let is_own = direction != Direction::Gateway;
         Self {
             worker: Rc::clone(worker),
             started: (SystemTime::now(), Instant::now()),
-            direction: connection.direction,
-            protocol: connection.protocol,
+            direction,
+            protocol,
             source: Party {
-                address: Some(connection.client),
+                address: Some(client),
                 id: is_own.then(own_id).flatten(),
             },
             service: None,
@@ -85,7 +96,7 @@ impl Journey {
             tls: false,
             attempts: 0,
             progress: Progress::default(),
-            task: connection.task.clone(),
+            task: task.clone(),
             open: None,
             recorded: false,
             place: None,
@@ -139,22 +150,81 @@ impl Drop for Journey {
     }
 }
 
-/// Carries a connection to its destination until both sides have closed it, and records it.
-pub(crate) async fn forward<T: Connection>(
+/// Connects to a destination whose client waits to hear whether it can be reached. A failure is recorded as that of the
+/// connection.
+///
+/// # Errors
+/// Why it cannot.
+pub(super) async fn connect_ahead(
+    worker: &Rc<Worker>,
+    destination: &Destination,
+    protocol: Protocol,
+    client: (SocketAddr, &ConnectionTask),
+) -> Result<Box<Ahead>, ProxyError> {
+    let mut journey = Journey::begin(worker, Direction::Outbound, protocol, client);
+    match Box::pin(connect(worker, destination, protocol, &mut journey)).await {
+        Ok(upstream) => {
+            // Not before there is anything to record.
+            journey.recorded = true;
+            Ok(Box::new(Ahead { journey, upstream }))
+        }
+        Err(error) => {
+            journey.open();
+            journey.end(Some(&error));
+            Err(error)
+        }
+    }
+}
+
+impl Ahead {
+    /// Leaves the connection to the requests that its client turned out to send.
+    pub(super) async fn keep_for_requests(self) {
+        let Self { journey, upstream } = self;
+        if let (Upstream::Plain(stream), Some(address)) = (upstream, journey.destination.address) {
+            journey.worker.endpoints.keep(address, stream).await;
+        }
+    }
+}
+
+/// Carries a connection to its destination until both sides have closed it, and records it. Where there is one already,
+/// that was made `ahead`, it goes by that.
+pub(super) async fn forward<T: Connection>(
     worker: &Rc<Worker>,
     destination: &Destination,
     connection: OpaqueConnection<T>,
+    ahead: Option<Box<Ahead>>,
 ) {
-    let mut journey = Journey::begin(worker, &connection);
-    // In a box, since it is over when bytes flow.
-    let connecting = connect(worker, destination, connection.protocol, &mut journey);
-    let connected = Box::pin(connecting).await;
+    let OpaqueConnection {
+        stream,
+        client,
+        protocol,
+        direction,
+        task,
+    } = connection;
+    let (mut journey, connected) = match ahead {
+        Some(ahead) => {
+            let Ahead {
+                mut journey,
+                upstream,
+            } = *ahead;
+            journey.recorded = false;
+            journey.protocol = protocol;
+            (journey, Ok(upstream))
+        }
+        None => {
+            let mut journey = Journey::begin(worker, direction, protocol, (client, &task));
+            // In a box, since it is over when bytes flow.
+            let connecting = connect(worker, destination, protocol, &mut journey);
+            let connected = Box::pin(connecting).await;
+            (journey, connected)
+        }
+    };
     journey.open();
     let result = match connected {
-        Ok(upstream) => relay(connection.stream, upstream, &journey.progress).await,
+        Ok(upstream) => relay(stream, upstream, &journey.progress).await,
         Err(error) => {
             // A reset, not an orderly end: the client must not take silence for success.
-            connection.stream.close_by_reset();
+            stream.close_by_reset();
             Err(error)
         }
     };

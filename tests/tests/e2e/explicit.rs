@@ -281,6 +281,71 @@ fn ask_for(task: &Workload, head: &str, expected: &str) -> TcpStream {
     stream
 }
 
+#[test]
+fn a_connect_is_answered_once_its_destination_is_reached_or_refused() {
+    let policy = allow(
+        "spiffe://sidewind.local/ns/data/sa/closed",
+        &["spiffe://sidewind.local/ns/airflow/sa/somebody-else"],
+        "",
+    );
+    let mut mesh = Mesh::plan()
+        .config("policy.yaml", &policy)
+        .start_on_loopback();
+    let serving = |mesh: &mut Mesh, name: &str, protocol: &str| {
+        let served = format!("{name}.data:7000=7000/{protocol}");
+        mesh.workload("data", name).serves(&served).start()
+    };
+    let open = serving(&mut mesh, "open", "tcp");
+    serve(&open, 7000, echo);
+    let _closed = serving(&mut mesh, "closed", "tls");
+    let _silent = serving(&mut mesh, "silent", "tcp");
+    let gone = serving(&mut mesh, "gone", "auto");
+    let outside = mesh.outsider("outside");
+    let listener = outside.place.listen((outside.address, 7000).into());
+    let listener = listener.expect("a free port");
+    outside.place.spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || echo(stream));
+        }
+    });
+    let there = format!("{}:7000", outside.address);
+    let nobody = format!("{}:7001", outside.address);
+    let task = mesh.workload("airflow", "task").start();
+    for to in ["open.data:7000", &there] {
+        assert!(is_echoed(&tunnel(&task, to)), "{to}");
+    }
+    // Known, and then without an endpoint.
+    drop(tunnel(&task, "gone.data:7000"));
+    drop(gone);
+    let refused = |task: &Workload, to: &str, status: u16, code: &str| {
+        let asked = eventually("a CONNECT is refused", PATIENCE, || {
+            let mut stream = task.place.connect(task.at(15001), PATIENCE).ok()?;
+            let head = format!("CONNECT {to} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).ok()?;
+            let mut head = [0; 13];
+            stream.read_exact(&mut head).ok()?;
+            let mut answer = String::from_utf8_lossy(&head).into_owned();
+            // Its endpoint may be known for a moment longer.
+            (answer != "HTTP/1.1 200 ").then(|| {
+                let _ = stream.read_to_string(&mut answer);
+                answer
+            })
+        });
+        let right = asked.starts_with(&format!("HTTP/1.1 {status} "))
+            && asked.contains(&format!("\r\nsidewind-error: {code}\r\n"));
+        assert!(right, "{to}: {asked}");
+        task.sidecar
+            .wait_for_access(to, |record| record.error() == code);
+    };
+    refused(&task, "closed.data:7000", 403, "policy-denied");
+    refused(&task, "silent.data:7000", 503, "workload-unavailable");
+    refused(&task, "gone.data:7000", 503, "no-endpoints");
+    refused(&task, &nobody, 503, "connect-failed");
+    let plan = mesh.workload("airflow", "careful");
+    let careful = plan.flag("--outside", "refuse").start();
+    refused(&careful, &there, 403, "outside-refused");
+}
+
 fn tunnel(task: &Workload, to: &str) -> TcpStream {
     let head = format!("CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n\r\n");
     ask_for(task, &head, "HTTP/1.1 200 ")
