@@ -34,6 +34,7 @@ fn a_dag_runs_to_success_through_the_mesh_and_nothing_of_it_can_be_read_on_the_w
     );
     the_service_was_told_each_task(&airflow);
     the_run_is_told_from_the_access_log(&airflow);
+    whatever_is_called_for_a_task_names_the_person_behind_its_run(&airflow);
     sixteen_tasks_are_told_apart_while_the_control_plane_is_away(&mut airflow, &rest);
     postgres_sees_no_client_from_loopback(&airflow);
     every_call_was_made_over_mutual_tls(&airflow);
@@ -116,6 +117,22 @@ fn the_run_is_told_from_the_access_log(airflow: &Deployment) {
         ] {
             assert!(line.contains(wanted), "{wanted:?}: {line}");
         }
+    }
+}
+
+/// Also what Airflow itself calls for it, from the first request on: that it begins, that it is there, connections, XComs.
+fn whatever_is_called_for_a_task_names_the_person_behind_its_run(airflow: &Deployment) {
+    let log = airflow.machine("worker").sidecar().access_log();
+    let of_the_run = log.iter().filter(|it| it.text("run_id") == "lab_1");
+    let calls: Vec<&AccessRecord> = of_the_run
+        .filter(|it| it.path().starts_with("/execution/"))
+        .collect();
+    for call in ["/run", "/state"] {
+        let count = calls.iter().filter(|it| it.path().ends_with(call)).count();
+        assert!(count >= CALLS.len(), "{call}: {count}");
+    }
+    for call in calls {
+        assert_eq!(call.text("triggered_by"), "ada", "{call}");
     }
 }
 
