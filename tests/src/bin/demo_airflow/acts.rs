@@ -136,13 +136,16 @@ fn calls(stage: &mut Stage, airflow: &Deployment, page: &Path) {
         "each call of a task has its DAG, task, run, try and the person who triggered it",
         PATHS.iter().all(named),
     );
+    // Who is behind a run is in the answer to the first call for a task; one that its client gave up has none.
+    let is_answered = |call: &&Call| call.outcome.parse::<u16>().is_ok();
     let by_ada = |call: &Call| call.task.is_empty() || call.by == "ada";
-    let others: Vec<&Call> = calls.iter().filter(|call| !by_ada(call)).collect();
+    let answered = calls.iter().filter(is_answered);
+    let others: Vec<&Call> = answered.filter(|call| !by_ada(call)).collect();
     for call in &others {
         stage.lines(Paint::Red, &call.as_line());
     }
     stage.claim(
-        "whatever names a task names that person, Airflow's own calls for it too",
+        "whatever was answered to a task names that person, Airflow's own calls for it too",
         others.is_empty(),
     );
     let deferred = calls.iter().find(|call| call.call.ends_with("/deferred"));

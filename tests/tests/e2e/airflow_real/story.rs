@@ -120,12 +120,13 @@ fn the_run_is_told_from_the_access_log(airflow: &Deployment) {
     }
 }
 
-/// Also what Airflow itself calls for it, from the first request on: that it begins, that it is there, connections, XComs.
+/// Also what Airflow itself calls for it, from the first request that is answered: that it begins, that it is there,
+/// connections, XComs.
 fn whatever_is_called_for_a_task_names_the_person_behind_its_run(airflow: &Deployment) {
     let log = airflow.machine("worker").sidecar().access_log();
     let of_the_run = log.iter().filter(|it| it.text("run_id") == "lab_1");
     let calls: Vec<&AccessRecord> = of_the_run
-        .filter(|it| it.path().starts_with("/execution/"))
+        .filter(|it| it.path().starts_with("/execution/") && it.error().is_empty())
         .collect();
     for call in ["/run", "/state"] {
         let count = calls.iter().filter(|it| it.path().ends_with(call)).count();
