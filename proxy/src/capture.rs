@@ -2,7 +2,7 @@
 //! that every connection gets.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -29,6 +29,9 @@ const UNREAD_BYTES: usize = 128 * 1024;
 pub(crate) enum Peer {
     /// Anybody.
     Any,
+    /// Processes of this machine, whose connections were redirected to whichever of its IPv4 loopback addresses: see
+    /// [`crate::redirect`].
+    Redirected,
     /// The workload on this machine, when it is asked in HTTP. (Opaque bytes are most often few streams, which cost a tenth
     /// more where less is read of them at a time.)
     HttpServer,
@@ -122,14 +125,25 @@ fn check_loop(
     Ok(OriginalDestination(original))
 }
 
+/// Where to listen for connections that were redirected to any loopback address.
+fn widened(socket: &Socket, address: SocketAddr, peer: Peer) -> SocketAddr {
+    if peer != Peer::Redirected || !address.is_ipv4() || !address.ip().is_loopback() {
+        return address;
+    }
+    // Keeps those of other machines from connecting at all, where the kernel is new enough (5.7) or the proxy privileged.
+    // What they connect to was not redirected, and is refused.
+    let _ = socket.bind_device(Some(b"lo"));
+    SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port())
+}
+
 /// Fails when somebody listens on this address already. Ask once, before the workers [`listen`]: since they share
 /// the port, a second proxy of the same user would otherwise get half of the connections without any error.
 ///
 /// # Errors
 /// [`io::ErrorKind::AddrInUse`], or whatever else keeps the address from being listened on.
-pub(crate) fn check_free(address: SocketAddr) -> io::Result<()> {
+pub(crate) fn check_free(address: SocketAddr, peer: Peer) -> io::Result<()> {
     let socket = unbound(address)?;
-    socket.bind(&address.into())?;
+    socket.bind(&widened(&socket, address, peer).into())?;
     socket.listen(1)
 }
 
@@ -150,7 +164,7 @@ pub(crate) fn bind(address: SocketAddr, peer: Peer) -> io::Result<std::net::TcpL
     let socket = unbound(address)?;
     socket.set_reuse_port(true)?;
     set_options(SockRef::from(&socket), peer)?;
-    socket.bind(&address.into())?;
+    socket.bind(&widened(&socket, address, peer).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -291,11 +305,28 @@ mod tests {
     async fn a_port_that_another_proxy_listens_on_is_not_free() {
         let other = listen(address("127.0.0.1:0"), Peer::Any).unwrap();
         let taken = other.local_addr().unwrap();
-        let error = check_free(taken).unwrap_err();
+        let error = check_free(taken, Peer::Any).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(other);
-        check_free(taken).unwrap();
+        check_free(taken, Peer::Any).unwrap();
         listen(taken, Peer::Any).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_redirected_arrives_at_every_loopback_address() {
+        let listener = listen(address("127.0.0.1:0"), Peer::Redirected).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in ["127.0.0.1", "127.0.0.9", "127.0.255.254"] {
+            let at = SocketAddr::new(host.parse().unwrap(), port);
+            let client = TcpStream::connect(at).await.unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            assert_eq!(stream.local_addr().unwrap(), at);
+            assert_eq!(peer, client.local_addr().unwrap());
+        }
+        for peer in [Peer::Any, Peer::Redirected] {
+            let taken = check_free(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), peer);
+            assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
     }
 
     #[tokio::test]

@@ -376,7 +376,7 @@ fn start_admin(
     });
     let mut serving = JoinSet::new();
     for address in &config.listeners.admin {
-        listen::check_free(*address)?;
+        listen::check_free(*address, Peer::Any)?;
         if let Some(listener) = listen::open(*address, Peer::Any)? {
             serving.spawn(admin::serve(listener, Arc::clone(&admin)));
         }
@@ -401,7 +401,7 @@ impl Workers {
     ) -> Result<Self, Failure> {
         let plans = listen::plan(config);
         for plan in &plans {
-            listen::check_free(plan.address)?;
+            listen::check_free(plan.address, plan.peer())?;
         }
         let (stop, stopped) = watch::channel(false);
         let proofs = Proofs::default();

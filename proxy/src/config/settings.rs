@@ -177,7 +177,7 @@ pub(super) struct ListenerSettings {
     pub(super) capture: CaptureMode,
 
     /// Where the workload's outbound connections arrive: redirected, or as a client of an HTTP proxy. Loopback
-    /// only, since whoever connects here acts as the workload. By default [::1] is left out where there is no IPv6.
+    /// only, since whoever connects here acts as the workload; redirected ones arrive at any IPv4 loopback address. By default [::1] is left out where there is no IPv6.
     #[arg(long, value_name = "IP:PORT", value_parser = listen_address, value_delimiter = ',',
         default_values = ["127.0.0.1:15001", "[::1]:15001"])]
     pub(super) outbound_listen: Vec<SocketAddr>,

@@ -336,7 +336,7 @@ impl Keeper {
         for ListenAddress { address, required } in &self.config.addresses {
             let address = SocketAddr::new(address.ip(), number);
             let missing = |error: &io::Error| !required && capture::is_unavailable(error);
-            match capture::check_free(address) {
+            match capture::check_free(address, Peer::Any) {
                 Err(error) if missing(&error) => continue,
                 result => result?,
             }

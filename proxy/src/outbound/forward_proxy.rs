@@ -102,7 +102,8 @@ async fn tunnel(
                 Some(stream) => {
                     // Nobody knows what it carries now.
                     stream.wait_for_reader(None);
-                    connection(worker, target, stream, client, active, ahead).await;
+                    let (client, task) = client;
+                    connection(worker, target, stream, client, task, active, ahead).await;
                 }
                 None => {
                     tracing::error!(client = %client.0, "a CONNECT was made on another connection")

@@ -98,7 +98,7 @@ pub(crate) async fn serve(
             Err(error) => return worker.not_captured(Direction::Outbound, client, &error),
         },
     };
-    connection(worker, target, stream, (client, task), active, None).await;
+    connection(worker, target, stream, client, task, active, None).await;
 }
 
 /// Serves a connection whose destination is known, and perhaps reached already.
@@ -106,7 +106,8 @@ async fn connection<T: Connection + Send + 'static>(
     worker: Rc<Worker>,
     target: Target,
     mut stream: T,
-    (client, task): (SocketAddr, ConnectionTask),
+    client: SocketAddr,
+    task: ConnectionTask,
     active: Active,
     mut ahead: Option<Box<Ahead>>,
 ) {
@@ -133,8 +134,8 @@ async fn connection<T: Connection + Send + 'static>(
     let protocol = match found.protocol {
         Detected::Http1 | Detected::Http2 => {
             let http2 = found.protocol == Detected::Http2;
-            if let Some(ahead) = ahead.filter(|_| !http2) {
-                Box::pin(ahead.keep_for_requests()).await;
+            if !http2 && ahead.is_some() {
+                Box::pin(tcp::keep_for_requests(ahead.take())).await;
             }
             let name = service.as_ref().map_or("", |service| service.name());
             let open = worker.open_http(Direction::Outbound, http2, name, None);

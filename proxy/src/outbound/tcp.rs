@@ -176,13 +176,12 @@ pub(super) async fn connect_ahead(
     }
 }
 
-impl Ahead {
-    /// Leaves the connection to the requests that its client turned out to send.
-    pub(super) async fn keep_for_requests(self) {
-        let Self { journey, upstream } = self;
-        if let (Upstream::Plain(stream), Some(address)) = (upstream, journey.destination.address) {
-            journey.worker.endpoints.keep(address, stream).await;
-        }
+/// Leaves a connection that was made ahead to the requests that its client turned out to send.
+pub(super) async fn keep_for_requests(ahead: Option<Box<Ahead>>) {
+    let Some(ahead) = ahead else { return };
+    let Ahead { journey, upstream } = *ahead;
+    if let (Upstream::Plain(stream), Some(address)) = (upstream, journey.destination.address) {
+        journey.worker.endpoints.keep(address, stream).await;
     }
 }
 

@@ -144,10 +144,13 @@ fn outbound(text: &mut String, config: &RedirectConfig, family: Family) {
             rule(&format!("-d {cidr}"), "RETURN");
         }
     }
-    rule(
-        "-p tcp",
-        &format!("REDIRECT --to-ports {}", config.outbound_port),
-    );
+    let port = config.outbound_port;
+    let (first, last) = super::LOOPBACK;
+    let target = match family {
+        Family::V4 => format!("DNAT --to-destination {first}-{last}:{port}"),
+        Family::V6 => format!("REDIRECT --to-ports {port}"),
+    };
+    rule("-p tcp", &target);
 }
 
 fn inbound(text: &mut String, config: &RedirectConfig) {

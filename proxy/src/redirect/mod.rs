@@ -4,6 +4,11 @@
 //! the outbound port unless they are the proxy's own (by user or group id), stay on this machine, or are excluded;
 //! inbound connections to the workload go to the inbound port unless they are for a port of the proxy or excluded.
 //!
+//! Outbound connections in IPv4 go to a loopback address that the kernel chooses by their destination's. At one address for
+//! all, two connections from one port to different servers would look the same, and the kernel would give the second another
+//! source port: nobody could say then which process it is of, and on a busy worker that is every fifth. (IPv6 has a
+//! single loopback address.)
+//!
 //! Connections within the namespace are never redirected, neither out nor in: a workload that calls its own address
 //! reaches itself, and what the proxy forwards to the workload does not come back.
 
@@ -12,10 +17,14 @@ mod nftables;
 mod tool;
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
 use crate::config::{RedirectBackend, RedirectConfig};
 
 pub(crate) use tool::RedirectError;
+
+/// The loopback addresses over which outbound connections are spread.
+const LOOPBACK: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 255, 254));
 
 /// Sets up redirection in this network namespace, removes it, or (as the configuration says) only writes down what
 /// would be done. Gives back what to print.

@@ -45,10 +45,12 @@ fn outbound(config: &RedirectConfig) -> String {
         let family = if cidr.is_ipv4() { "ip" } else { "ip6" };
         let _ = writeln!(chain, "    {family} daddr {cidr} return");
     }
+    let (first, last) = super::LOOPBACK;
     let _ = writeln!(
         chain,
-        "    meta l4proto tcp redirect to :{}\n  }}",
-        config.outbound_port
+        "    meta nfproto ipv4 meta l4proto tcp dnat ip to {first}-{last}:{port}\n    \
+         meta l4proto tcp redirect to :{port}\n  }}",
+        port = config.outbound_port
     );
     chain
 }

@@ -31,6 +31,7 @@ table inet sidewind {
     oifname "lo" return
     ip daddr 127.0.0.0/8 return
     ip6 daddr ::1 return
+    meta nfproto ipv4 meta l4proto tcp dnat ip to 127.0.0.1-127.0.255.254:15001
     meta l4proto tcp redirect to :15001
   }
   chain inbound {
@@ -51,7 +52,7 @@ fn rules_for_nft_with_exclusions() {
     for expected in [
         "    meta skuid 1337 return\n    meta skgid 1338 return\n",
         "    tcp dport { 25, 5432 } return\n    ip daddr 169.254.169.254/32 return\n    \
-         ip daddr 10.9.0.0/16 return\n    ip6 daddr fd00:9::/32 return\n    meta l4proto",
+         ip daddr 10.9.0.0/16 return\n    ip6 daddr fd00:9::/32 return\n    meta nfproto ipv4",
         "    tcp dport { 22, 15008, 15020 } return\n",
     ] {
         assert!(rules.contains(expected), "{expected}\nnot in\n{rules}");
@@ -68,7 +69,7 @@ fn the_default_rules_for_iptables() {
 -A SIDEWIND_OUTBOUND -m owner --uid-owner 1337 -j RETURN
 -A SIDEWIND_OUTBOUND -o lo -j RETURN
 -A SIDEWIND_OUTBOUND -d 127.0.0.0/8 -j RETURN
--A SIDEWIND_OUTBOUND -p tcp -j REDIRECT --to-ports 15001
+-A SIDEWIND_OUTBOUND -p tcp -j DNAT --to-destination 127.0.0.1-127.0.255.254:15001
 -A SIDEWIND_INBOUND -i lo -j RETURN
 -A SIDEWIND_INBOUND -m addrtype ! --dst-type LOCAL -j RETURN
 -A SIDEWIND_INBOUND -p tcp --dport 15008 -j RETURN

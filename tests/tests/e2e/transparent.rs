@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sidewind_tests::mesh::{MESH_PORT, Mesh, Workload};
+use sidewind_tests::wait::{PATIENCE, within};
 use sidewind_tests::wire::{Recording, TlsSeen};
 use sidewind_tests::workloads;
 
@@ -346,6 +347,48 @@ fn redirection_is_taken_away_again_and_leaves_other_rules_alone() {
         "{after}"
     );
     redirect(&["--remove"]);
+}
+
+/// A GET to each of these from one local port, over connections that all stay open until the last is answered.
+const FROM_ONE_PORT: &str = r#"
+import socket, sys
+connections = []
+for address in sys.argv[1:]:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    connection.bind(("", 41000))
+    connection.settimeout(20)
+    connection.connect((address, 8080))
+    connection.sendall(b"GET /echo HTTP/1.1\r\nhost: some.data\r\n\r\n")
+    print(connection.recv(15).decode())
+    connections.append(connection)
+"#;
+
+#[test]
+fn connections_from_one_port_to_several_servers_keep_their_port_by_which_they_are_known() {
+    let mut mesh = Mesh::plan().start();
+    let servers = ["one", "two", "three"].map(|name| {
+        let server = mesh.workload("data", name);
+        let server = server.serves(&format!("{name}.data=8080/http")).start();
+        let api = workloads::api(&server, 8080, &mesh.scratch);
+        (server, api)
+    });
+    let task = mesh.workload("airflow", "task").start();
+    let addresses = servers
+        .each_ref()
+        .map(|(server, _)| server.address.to_string());
+    let asked = task.program("/usr/bin/python3").args(["-c", FROM_ONE_PORT]);
+    let answers = asked.args(addresses).finish().success();
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 3, "{answers}");
+    let called = within(PATIENCE, || {
+        let mut called = task.sidecar.access_log();
+        called.retain(|record| record.path() == "/echo");
+        (called.len() == 3).then_some(called)
+    });
+    for record in called.expect("three records") {
+        let source = record.text("source.address");
+        assert!(source.ends_with(":41000"), "{record}");
+    }
 }
 
 #[test]

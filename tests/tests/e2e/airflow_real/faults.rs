@@ -136,7 +136,15 @@ impl Stage {
             again.retain(was_sent_again);
             again.iter().any(is_saved).then_some(again)
         });
-        let again = again.unwrap_or_else(|| panic!("{}: no request was saved", endured.what));
+        let again = again.unwrap_or_else(|| {
+            let calls = self.calls(endured);
+            let calls: Vec<String> = calls.iter().map(ToString::to_string).collect();
+            panic!(
+                "{}: no request was saved:\n{}",
+                endured.what,
+                calls.join("\n")
+            )
+        });
         self.budget_was_kept(endured);
         again.iter().map(|record| record.text("run_id")).collect()
     }
@@ -176,7 +184,7 @@ fn for_an_outage(airflow: &mut Deployment, fault: Fault) {
 #[test]
 fn api_servers_that_refuse_for_twelve_seconds_fail_no_task() {
     let mut stage = Stage::start(Plan::celery(&["patient.py"]));
-    let endured = stage.endure("refused", 4, |airflow| {
+    let endured = stage.endure("refused", 6, |airflow| {
         for_an_outage(airflow, Fault::Refused);
     });
     endured.nothing_failed();
