@@ -110,6 +110,18 @@ fn kernel_original_destination(
     }
 }
 
+/// Refuses a connection of the workload's that did not arrive at a loopback address. Redirection sends them nowhere else, the
+/// listener may have to be open to all, and whoever gets through acts as the workload.
+///
+/// # Errors
+/// [`CaptureError::NotRedirected`].
+pub(crate) fn check_arrival(local: SocketAddr) -> Result<(), CaptureError> {
+    match local.ip().is_loopback() {
+        true => Ok(()),
+        false => Err(CaptureError::NotRedirected(local)),
+    }
+}
+
 /// Refuses a destination that is the listener itself. A listener on loopback is reached at loopback addresses
 /// alone, so the same port elsewhere is somebody else's; any other listener (inbound) is reached at all of the
 /// workload's addresses, and a connection to its port is always for the proxy.
@@ -131,7 +143,7 @@ fn widened(socket: &Socket, address: SocketAddr, peer: Peer) -> SocketAddr {
         return address;
     }
     // Keeps those of other machines from connecting at all, where the kernel is new enough (5.7) or the proxy privileged.
-    // What they connect to was not redirected, and is refused.
+    // Elsewhere [`check_arrival`] refuses them.
     let _ = socket.bind_device(Some(b"lo"));
     SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port())
 }
@@ -291,6 +303,22 @@ mod tests {
         ] {
             let result = check_loop(address(original), address(local));
             assert_eq!(result.is_ok(), redirected, "{original} at {local}");
+        }
+    }
+
+    #[test]
+    fn what_arrives_at_another_address_than_loopback_is_not_of_the_workload() {
+        for (local, is_of_workload) in [
+            ("127.0.0.1:15001", true),
+            ("127.0.200.9:15001", true),
+            ("[::1]:15001", true),
+            ("10.0.0.5:15001", false),
+            ("0.0.0.0:15001", false),
+            ("[fd00::5]:15001", false),
+            ("[::ffff:10.0.0.5]:15001", false),
+        ] {
+            let result = check_arrival(address(local));
+            assert_eq!(result.is_ok(), is_of_workload, "{local}");
         }
     }
 

@@ -367,7 +367,7 @@ mod task_sizes {
     fn the_tasks_of_connections_stay_small() {
         let outbound = size_of_future(|| outbound::serve(any(), any(), any(), any()));
         let plaintext = size_of_future(|| inbound::serve_plaintext(any(), any(), any(), any()));
-        assert!(outbound <= 832, "outbound: {outbound} bytes");
+        assert!(outbound <= 800, "outbound: {outbound} bytes");
         assert!(plaintext <= 1024, "plaintext inbound: {plaintext} bytes");
     }
 }

@@ -31,7 +31,7 @@ pub(crate) use self::{
 };
 use crate::{
     airflow::{ConnectionTask, SocketPair},
-    capture::{DestinationSource, OriginalDestination},
+    capture::{CaptureError, DestinationSource, OriginalDestination, check_arrival},
     config::CaptureMode,
     copy::Connection,
     detect::{self, Detected, Detection, Prefixed},
@@ -93,7 +93,7 @@ pub(crate) async fn serve(
             return drop(active);
         }
         Listening::Mapped(target) => (target, task(local)),
-        Listening::Redirected(source) => match source.original_destination(stream.get_ref()) {
+        Listening::Redirected(source) => match redirected(source, stream.get_ref(), local) {
             Ok(OriginalDestination(address)) => (Target::Address(address), task(Some(address))),
             Err(error) => return worker.not_captured(Direction::Outbound, client, &error),
         },
@@ -101,8 +101,24 @@ pub(crate) async fn serve(
     connection(worker, target, stream, client, task, active, None).await;
 }
 
+fn redirected(
+    source: DestinationSource,
+    stream: &TcpStream,
+    local: Option<SocketAddr>,
+) -> Result<OriginalDestination, CaptureError> {
+    // Where it is not known, its destination is not either.
+    if let Some(local) = local {
+        check_arrival(local)?;
+    }
+    source.original_destination(stream)
+}
+
 /// Serves a connection whose destination is known, and perhaps reached already.
-async fn connection<T: Connection + Send + 'static>(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn has room for each of its arguments twice, in each opaque connection's task"
+)]
+fn connection<T: Connection + Send + 'static>(
     worker: Rc<Worker>,
     target: Target,
     mut stream: T,
@@ -110,70 +126,74 @@ async fn connection<T: Connection + Send + 'static>(
     task: ConnectionTask,
     active: Active,
     mut ahead: Option<Box<Ahead>>,
-) {
-    // What a connection passes on its way is in boxes, so that its task has room for none of it when it is idle.
-    let mut destination = worker.destinations.get(&target);
-    let resolved = match destination.current() {
-        Some(resolved) => Ok(resolved),
-        None => Box::pin(destination.resolve(&worker, READY_WAIT)).await,
-    };
-    let (declared, service) = match resolved {
-        Ok(Resolved::Service(service)) => (service.declared(), Some(service)),
-        // What it is decides whether it may go on without the control plane's word.
-        Ok(Resolved::Outside) | Err(_) => (Declared::Detect, None),
-    };
-    let found = match Box::pin(protocol(&worker, &target, declared, &mut stream)).await {
-        Ok(Some(found)) => found,
-        Ok(None) => return,
-        Err(error) => {
-            tracing::debug!(%client, %target, %error, "a client closed its connection unused");
-            return;
-        }
-    };
-    let stream = Prefixed::new(found.prefix, stream);
-    let protocol = match found.protocol {
-        Detected::Http1 | Detected::Http2 => {
-            let http2 = found.protocol == Detected::Http2;
-            if !http2 && ahead.is_some() {
-                Box::pin(tcp::keep_for_requests(ahead.take())).await;
+) -> impl Future<Output = ()> {
+    async move {
+        // What a connection passes on its way is in boxes, so that its task has room for none of it when it is idle.
+        let mut destination = worker.destinations.get(&target);
+        let resolved = match destination.current() {
+            Some(resolved) => Ok(resolved),
+            None => Box::pin(destination.resolve(&worker, READY_WAIT)).await,
+        };
+        let (declared, service) = match resolved {
+            Ok(Resolved::Service(service)) => (service.declared(), Some(service)),
+            // What it is decides whether it may go on without the control plane's word.
+            Ok(Resolved::Outside) | Err(_) => (Declared::Detect, None),
+        };
+        let found = match Box::pin(protocol(&worker, &target, declared, &mut stream)).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(%client, %target, %error, "a client closed its connection unused");
+                return;
             }
-            let name = service.as_ref().map_or("", |service| service.name());
-            let open = worker.open_http(Direction::Outbound, http2, name, None);
-            let http = Rc::new(OutboundHttp::new(&worker, client, http2, task));
-            let service = move |request| {
-                let (http, destination) = (Rc::clone(&http), Rc::clone(&destination));
-                async move { Ok(http.respond(destination, request).await) }
-            };
-            // Outbound goes on for the workload while the proxy drains.
-            let never = std::future::pending();
-            // In a task of its own, so that this one ends: the room that was needed to get here would be two kilobytes for
-            // each idle connection.
-            tokio::task::spawn_local(async move {
-                let _kept = (active, open);
-                let direction = Direction::Outbound;
-                let serving = worker.serve_http(stream, http2, direction, false, never, service);
-                serving.await;
-            });
-            return;
-        }
-        Detected::Tls { server_name } => {
-            if let Some(named) = Box::pin(by_server_name(&worker, &destination, server_name)).await
-            {
-                destination = named;
-                ahead = None;
+        };
+        let stream = Prefixed::new(found.prefix, stream);
+        let protocol = match found.protocol {
+            Detected::Http1 | Detected::Http2 => {
+                let http2 = found.protocol == Detected::Http2;
+                if !http2 && ahead.is_some() {
+                    Box::pin(tcp::keep_for_requests(ahead.take())).await;
+                }
+                let name = service.as_ref().map_or("", |service| service.name());
+                let open = worker.open_http(Direction::Outbound, http2, name, None);
+                let http = Rc::new(OutboundHttp::new(&worker, client, http2, task));
+                let service = move |request| {
+                    let (http, destination) = (Rc::clone(&http), Rc::clone(&destination));
+                    async move { Ok(http.respond(destination, request).await) }
+                };
+                // Outbound goes on for the workload while the proxy drains.
+                let never = std::future::pending();
+                // In a task of its own, so that this one ends: the room that was needed to get here would be two kilobytes for
+                // each idle connection.
+                tokio::task::spawn_local(async move {
+                    let _kept = (active, open);
+                    let direction = Direction::Outbound;
+                    let serving =
+                        worker.serve_http(stream, http2, direction, false, never, service);
+                    serving.await;
+                });
+                return;
             }
-            Protocol::Tls
-        }
-        Detected::Opaque => Protocol::Tcp,
-    };
-    let opaque = OpaqueConnection {
-        stream,
-        client,
-        protocol,
-        direction: Direction::Outbound,
-        task,
-    };
-    Box::pin(tcp::forward(&worker, &destination, opaque, ahead)).await;
+            Detected::Tls { server_name } => {
+                if let Some(named) =
+                    Box::pin(by_server_name(&worker, &destination, server_name)).await
+                {
+                    destination = named;
+                    ahead = None;
+                }
+                Protocol::Tls
+            }
+            Detected::Opaque => Protocol::Tcp,
+        };
+        let opaque = OpaqueConnection {
+            stream,
+            client,
+            protocol,
+            direction: Direction::Outbound,
+            task,
+        };
+        Box::pin(tcp::forward(&worker, &destination, opaque, ahead)).await;
+    }
 }
 
 /// Carries TLS that a gateway passes through.
